@@ -1,0 +1,53 @@
+"""klguard: are the rollouts drawn from the distribution whose log-probabilities the trainer computes?
+
+Importing this package imports nothing else: each public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from klguard.check import Report, check_paths, check_source
+    from klguard.config import Config
+    from klguard.findings import Confidence, Finding, Severity
+    from klguard.settings import Context, Site
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "config",
+    "Confidence": "findings",
+    "Context": "settings",
+    "Finding": "findings",
+    "Report": "check",
+    "Severity": "findings",
+    "Site": "settings",
+    "check_paths": "check",
+    "check_source": "check",
+}
+
+__all__ = [
+    "Confidence",
+    "Config",
+    "Context",
+    "Finding",
+    "Report",
+    "Severity",
+    "Site",
+    "__version__",
+    "check_paths",
+    "check_source",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

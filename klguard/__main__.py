@@ -1,0 +1,6 @@
+"""`python -m klguard`."""
+
+from klguard.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What was read out of files in earlier runs, kept for as long as it could not have changed.
+
+An answer about one file depends on that file, on the files the reader opened on the way (imports, callers),
+and, because callers are found by the words in a file, on no other file having begun to use one of the words
+it looked for. All three are checked by content before an answer is used again. A file that appears or goes
+away can change what an import means, so it ends all answers.
+
+The cache lies inside the project, where a stranger may have put it: it is unpickled with nothing but
+klguard's own data classes in reach, and anything unexpected in it counts as no cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import klguard
+from klguard import findings, settings
+
+FOLDER = ".klguard_cache"
+_MAGIC = b"klguard cache 1\n"
+_DIGEST = 16
+
+Read = Callable[[str], bytes]
+"""The content of a file by its reported path; raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """What an answer depends on besides its own file: the paths that were opened, the words looked for."""
+
+    paths: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    answer: Any
+    trail: Trail
+    others: tuple[tuple[str, bytes], ...]
+
+
+def digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST).digest()
+
+
+def identity(*parts: object) -> bytes:
+    """A key that changes with klguard itself and with anything in `parts` that has another repr."""
+    code = [(entry, os.stat(entry).st_mtime_ns, os.stat(entry).st_size) for entry in _own_files()]
+    return digest(repr((klguard.__version__, code, parts)).encode("utf-8", "surrogatepass"))
+
+
+def _own_files() -> list[str]:
+    return sorted(str(path) for path in Path(__file__).parent.rglob("*.py"))
+
+
+class Cache:
+    """The answers for one project. `files` has the digest of every file a reader could open, by reported
+    path."""
+
+    def __init__(self, file: Path, key: bytes, files: Mapping[str, bytes], read: Read) -> None:
+        self.file = file
+        self.key = key
+        self.files = dict(files)
+        self._read = read
+        self._changed = False
+        before, entries = _load(file, key)
+        self._entries = {path: entry for path, entry in entries.items() if path in self.files}
+        if before.keys() != self.files.keys():
+            self._entries = {}
+        elif self._entries:
+            self._drop(path for path, found in self.files.items() if before[path] != found)
+
+    def _drop(self, changed: Iterable[str]) -> None:
+        """Forget every answer that the files in `changed` could have altered."""
+        changed = set(changed)
+        now = {path: self._content(path) for path in changed}
+        for path, entry in list(self._entries.items()):
+            stale = path in changed or not changed.isdisjoint(entry.trail.paths)
+            if stale or any(_mentions(text, entry.trail.words) for text in now.values()):
+                del self._entries[path]
+
+    def _content(self, path: str) -> bytes:
+        try:
+            return self._read(path)
+        except OSError:
+            return b""
+
+    def get(self, path: str) -> Any:
+        """The answer about `path`, None where there is none that still holds."""
+        entry = self._entries.get(path)
+        if entry is None or any(digest(self._content(other)) != known for other, known in entry.others):
+            return None
+        return entry.answer
+
+    def put(self, path: str, answer: Any, trail: Trail) -> None:
+        others = sorted(trail.paths - self.files.keys())
+        known = tuple((other, digest(self._content(other))) for other in others)
+        self._entries[path] = _Entry(answer, trail, known)
+        self._changed = True
+
+    def save(self) -> None:
+        """Write what changed, whole or not at all. A folder that cannot be written to is no reason to
+        fail."""
+        if not self._changed:
+            return
+        entries = {
+            path: (e.answer, e.trail.paths, e.trail.words, e.others) for path, e in self._entries.items()
+        }
+        body = pickle.dumps((self.files, entries), protocol=pickle.HIGHEST_PROTOCOL)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            if not (ignore := self.file.parent / ".gitignore").exists():
+                ignore.write_text("*\n", encoding="ascii")
+            handle, name = tempfile.mkstemp(dir=self.file.parent)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(_MAGIC + self.key + digest(body) + body)
+            os.replace(name, self.file)
+        except OSError:
+            return
+
+
+def _mentions(text: bytes, words: Iterable[str]) -> bool:
+    """Whether one of `words` stands in `text` as a whole word."""
+    return any(
+        re.search(rb"(?<!\w)" + re.escape(word.encode()) + rb"(?!\w)", text)
+        for word in words
+        if word.encode() in text
+    )
+
+
+def _load(file: Path, key: bytes) -> tuple[dict[str, bytes], dict[str, _Entry]]:
+    try:
+        content = file.read_bytes()
+        head, body = content[: len(_MAGIC) + 2 * _DIGEST], content[len(_MAGIC) + 2 * _DIGEST :]
+        if head != _MAGIC + key + digest(body):
+            return {}, {}
+        files, entries = _DataOnly(io.BytesIO(body)).load()
+        return files, {
+            path: _Entry(answer, Trail(paths, words), others)
+            for path, (answer, paths, words, others) in entries.items()
+        }
+    except Exception:  # noqa: BLE001  whatever is wrong with a cache, the answer is to do without
+        return {}, {}
+
+
+_DATA: dict[tuple[str, str], type] = {
+    (module.__name__, name): kind
+    for module in (settings, findings)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and kind.__module__ == module.__name__
+}
+_DATA.update({("builtins", kind.__name__): kind for kind in (complex, range, slice, bytearray)})
+
+
+class _DataOnly(pickle.Unpickler):
+    """Builds klguard's data classes and plain containers, and refuses to name anything else."""
+
+    def find_class(self, module: str, name: str) -> type:
+        try:
+            return _DATA[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a cache") from None

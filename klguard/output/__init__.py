@@ -1,0 +1,1 @@
+"""How findings, sites and rules are shown. An output knows findings and nothing of how they came about."""

@@ -1,0 +1,494 @@
+"""Which visible function a call enters, and which calls enter a function.
+
+Python has no types to ask, so a receiver's class is inferred from the assignments that can be seen, and
+where that fails a method is found by its name, unless the name is one that many classes share.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal
+
+from klguard.read.python.project import Project
+from klguard.read.python.scopes import FUNCTIONS, parameters, scopes_of
+from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
+
+MAX_MODULES = 25
+"""Files looked into for one name."""
+
+MAX_CALLERS = 12
+"""Callers followed for one function."""
+
+COMMON_METHODS = frozenset(
+    "generate sample step forward __call__ run call train eval update add append push put get pop "
+    "extend insert from_pretrained process predict evaluate encode decode reset save load fit act learn "
+    "store write close start stop send build".split()
+)
+"""Method names that say nothing about the class."""
+
+ITERATORS = frozenset({"iter", "next", "enumerate", "tqdm", "list", "zip", "DataLoader"})
+
+Receiver = ClassInfo | Literal["external"] | None
+"""A class of the project, some class that is certainly not, or not known."""
+
+
+def words(name: str) -> set[str]:
+    """Lower-case words of a snake_case, camelCase or dotted name."""
+    spaced = "".join(
+        f" {c.lower()}" if c.isupper() and i and not name[i - 1].isupper() else c.lower()
+        for i, c in enumerate(name)
+    )
+    return {word for word in "".join(c if c.isalnum() else " " for c in spaced).split() if not word.isdigit()}
+
+
+def callee(call: ast.Call) -> ast.expr:
+    """The function meant by a call, looking through Ray's `f.remote(...)`, `f.options(...).remote(...)`."""
+    func = call.func
+    if isinstance(func, ast.Attribute) and func.attr in ("remote", "aio", "spawn"):
+        inner = func.value
+        if (
+            isinstance(inner, ast.Call)
+            and isinstance(inner.func, ast.Attribute)
+            and inner.func.attr == "options"
+        ):
+            return inner.func.value
+        return inner
+    return func
+
+
+def callee_name(call: ast.Call) -> str:
+    """Last component of what is called, Ray's `.remote` looked through."""
+    func = callee(call)
+    return (
+        func.attr
+        if isinstance(func, ast.Attribute)
+        else func.id
+        if isinstance(func, ast.Name)
+        else called_name(call)
+    )
+
+
+class CallGraph:
+    """Calls and functions of a project, connected when somebody asks."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self._callers: dict[int, list[tuple[Module, ast.expr]]] = {}
+        self._classes: dict[int, Receiver] = {}
+        self._mentions: dict[str, tuple[Module, ...]] = {}
+        self._targets: dict[int, FunctionInfo | ClassInfo | None] = {}
+        self._keep: list[object] = []  # ids above stay valid only while their nodes live
+
+    def near(self, module: Module, word: str, hint: str = "") -> Iterator[Module]:
+        """`module` itself and other files that mention `word`, at most MAX_MODULES; first those with `hint`
+        too.
+        """
+        likely = [found for found in self._mentioning(hint) if word in found.text] if hint else []
+        yield from islice(dict.fromkeys((module, *likely, *self._mentioning(word))), MAX_MODULES)
+
+    def _mentioning(self, word: str) -> tuple[Module, ...]:
+        if word not in self._mentions:
+            self._mentions[word] = tuple(islice(self.project.mentioning(word), MAX_MODULES))
+        return self._mentions[word]
+
+    # -- classes ---------------------------------------------------------------------------------------------
+
+    def own_class(self, module: Module, node: ast.AST) -> ClassInfo | None:
+        """The class in whose method `node` stands."""
+        info = module.enclosing(node)
+        while info is not None:
+            if info.cls is not None:
+                return info.cls
+            info = info.parent
+        return None
+
+    def bases(self, cls: ClassInfo) -> Iterator[ClassInfo]:
+        """Visible base classes, nearest first, without `cls` itself."""
+        todo, seen = [cls], {id(cls)}
+        while todo:
+            current = todo.pop(0)
+            for base in current.bases:
+                found = self.project.resolve(base, current.module) if base else None
+                if isinstance(found, ClassInfo) and id(found) not in seen:
+                    seen.add(id(found))
+                    todo.append(found)
+                    yield found
+
+    def external_bases(self, cls: ClassInfo) -> list[str]:
+        """Dotted names of base classes outside the project, of the class and its visible bases."""
+        found = []
+        for each in (cls, *self.bases(cls)):
+            for base in each.bases:
+                if base and isinstance(target := self.project.resolve(base, each.module), str):
+                    found.append(target)
+        return found
+
+    def related(self, one: ClassInfo, other: ClassInfo) -> bool:
+        """Is one of the two a base of the other, or are they the same?"""
+        return (
+            one is other
+            or any(b is other for b in self.bases(one))
+            or any(b is one for b in self.bases(other))
+        )
+
+    def family(self, cls: ClassInfo) -> list[ClassInfo]:
+        """The class, its visible bases and its subclasses in the files that mention it."""
+        found = [cls, *self.bases(cls)]
+        for module in self.near(cls.module, cls.name):
+            found += [
+                c for c in module.classes.values() if c is not cls and any(b is cls for b in self.bases(c))
+            ]
+        return found
+
+    def method(self, cls: ClassInfo, name: str) -> FunctionInfo | None:
+        for each in (cls, *self.bases(cls)):
+            if name in each.methods:
+                return each.methods[name]
+        return None
+
+    def class_of(self, module: Module, expr: ast.expr, depth: int = 4) -> Receiver:
+        """The class of the object `expr` evaluates to."""
+        if id(expr) not in self._classes:
+            self._classes[id(expr)] = None
+            self._keep.append(expr)
+            self._classes[id(expr)] = self._class_of(module, expr, depth)
+        return self._classes[id(expr)]
+
+    def _class_of(self, module: Module, expr: ast.expr, depth: int) -> Receiver:
+        if depth == 0:
+            return None
+        if isinstance(expr, ast.Name):
+            if expr.id in ("self", "cls"):
+                return self.own_class(module, expr)
+            return self._class_of_name(module, expr, depth)
+        if isinstance(expr, ast.Attribute) and isinstance(expr.value, ast.Name) and expr.value.id == "self":
+            cls = self.own_class(module, expr)
+            return None if cls is None else self._class_of_attribute(cls, expr.attr, depth)
+        if isinstance(expr, ast.Call):
+            return self._class_of_call(module, expr)
+        if isinstance(expr, (ast.BoolOp, ast.IfExp)):
+            parts = expr.values if isinstance(expr, ast.BoolOp) else [expr.body, expr.orelse]
+            return next((c for p in parts if (c := self.class_of(module, p, depth - 1)) is not None), None)
+        return None
+
+    def _class_of_call(self, module: Module, call: ast.Call) -> Receiver:
+        target = callee(call)
+        if name := dotted(target):
+            found = self.lookup(module, call, name)
+            if isinstance(found, ClassInfo):
+                return found
+            if isinstance(found, str) and name.split(".")[0] in module.imports:
+                return "external"
+        if callee_name(call) == "from_pretrained" and isinstance(target, ast.Attribute):
+            found = self.lookup(module, call, dotted(target.value)) if dotted(target.value) else None
+            return found if isinstance(found, ClassInfo) else "external"
+        return None
+
+    def _class_of_name(self, module: Module, name: ast.Name, depth: int) -> Receiver:
+        table = scopes_of(module)
+        scope = table.owner_of_name(table.scope(name), name.id)
+        for store in reversed(table.stores(scope, name.id)):
+            statement = table.statement(store)
+            value = statement.value if isinstance(statement, (ast.Assign, ast.AnnAssign)) else None
+            if value is not None and store in (
+                *getattr(statement, "targets", ()),
+                getattr(statement, "target", None),
+            ):
+                if (found := self.class_of(module, value, depth - 1)) is not None:
+                    return found
+        if isinstance(scope, FUNCTIONS) and name.id in parameters(scope):
+            return (
+                self._class_of_parameter(module.by_node[scope], name.id, depth)
+                if scope in module.by_node
+                else None
+            )
+        return None
+
+    def _class_of_parameter(self, info: FunctionInfo, name: str, depth: int) -> Receiver:
+        args = info.node.args
+        for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs):
+            if arg.arg == name and arg.annotation is not None and (text := _annotation(arg.annotation)):
+                found = self.project.resolve(text, info.module)
+                if isinstance(found, ClassInfo):
+                    return found
+                if isinstance(found, str) and "." in found:
+                    return "external" if not found.startswith("typing") else None
+        if depth > 2:
+            for module, call in self.callers(info, by_name=True)[:3]:
+                value = argument(info, call, name) if isinstance(call, ast.Call) else None
+                if value is not None and (found := self.class_of(module, value, depth - 2)) is not None:
+                    return found
+        return None
+
+    def _class_of_attribute(self, cls: ClassInfo, attribute: str, depth: int) -> Receiver:
+        for each in (cls, *self.bases(cls)):
+            for node in ast.walk(each.node):
+                if isinstance(node, ast.Assign):
+                    for target in node.targets:
+                        if isinstance(target, ast.Attribute) and dotted(target) == f"self.{attribute}":
+                            if (found := self.class_of(each.module, node.value, depth - 1)) is not None:
+                                return found
+                elif isinstance(node, ast.AnnAssign) and dotted(node.target) in (
+                    attribute,
+                    f"self.{attribute}",
+                ):
+                    found = (
+                        self.project.resolve(text, each.module)
+                        if (text := _annotation(node.annotation))
+                        else None
+                    )
+                    if isinstance(found, ClassInfo):
+                        return found
+        return None
+
+    # -- what a call enters ----------------------------------------------------------------------------------
+
+    def lookup(self, module: Module, node: ast.AST, name: str) -> FunctionInfo | ClassInfo | Module | str:
+        """What dotted `name` means where `node` stands: local functions first, then the module's names."""
+        info = module.enclosing(node)
+        while info is not None:
+            local = f"{info.qualname}.{name}"
+            if (
+                local in module.functions
+                and info.cls is None
+                or local in module.functions
+                and "." not in name
+            ):
+                return module.functions[local]
+            if local in module.classes:
+                return module.classes[local]
+            info = info.parent
+        return self.project.resolve(name, module)
+
+    def target(self, module: Module, call: ast.Call) -> FunctionInfo | ClassInfo | None:
+        """The visible function, method or class that `call` enters."""
+        if id(call) not in self._targets:
+            self._targets[id(call)] = None
+            self._keep.append(call)
+            self._targets[id(call)] = self._target(module, call)
+        return self._targets[id(call)]
+
+    def _target(self, module: Module, call: ast.Call) -> FunctionInfo | ClassInfo | None:
+        func = callee(call)
+        if (name := dotted(func)) and not name.startswith(("self.", "cls.")):
+            found = self.lookup(module, call, name)
+            if isinstance(found, (FunctionInfo, ClassInfo)):
+                return found
+            if name.split(".")[0] in module.imports and isinstance(found, str):
+                return None
+        if isinstance(func, ast.Name):
+            cls = self.class_of(module, func)
+            return self._callable(cls) if isinstance(cls, ClassInfo) else None
+        if not isinstance(func, ast.Attribute):
+            return None
+        if isinstance(func.value, ast.Call) and dotted(func.value.func) == "super":
+            cls = self.own_class(module, call)
+            bases = self.bases(cls) if cls is not None else ()
+            return next((b.methods[func.attr] for b in bases if func.attr in b.methods), None)
+        cls = self.class_of(module, func.value)
+        if isinstance(cls, ClassInfo):
+            found = self.method(cls, func.attr)
+            if found is None and isinstance(inner := self.class_of(module, func), ClassInfo):
+                return self._callable(inner)
+            return found
+        return None if cls == "external" else self._method_by_name(module, func)
+
+    def _callable(self, cls: ClassInfo) -> FunctionInfo | None:
+        return self.method(cls, "__call__") or self.method(cls, "forward")
+
+    def _method_by_name(self, module: Module, func: ast.Attribute) -> FunctionInfo | None:
+        """The one class that can be meant, when the receiver's class is not known."""
+        if func.attr.startswith("__"):
+            return None
+        found: list[FunctionInfo] = []
+        for other in self.near(module, func.attr):
+            found += [c.methods[func.attr] for c in other.classes.values() if func.attr in c.methods]
+            if len(found) > 6:
+                break
+        alike = [info for info in found if info.cls and self._alike(func.value, info.cls)]
+        if func.attr in COMMON_METHODS:
+            return alike[0] if len(alike) == 1 else None
+        candidates = alike or found
+        return candidates[0] if len(candidates) == 1 else None
+
+    def _alike(self, receiver: ast.expr, cls: ClassInfo) -> bool:
+        """Does the receiver's name look like an instance of the class (`actor_critic` and `ActorCritic`)?"""
+        name = (
+            receiver.attr
+            if isinstance(receiver, ast.Attribute)
+            else receiver.id
+            if isinstance(receiver, ast.Name)
+            else ""
+        )
+        mine, theirs = words(name) - {"self", "model"}, words(cls.name)
+        return bool(mine) and mine <= theirs
+
+    # -- who calls -------------------------------------------------------------------------------------------
+
+    def callers(self, info: FunctionInfo, by_name: bool = False) -> list[tuple[Module, ast.expr]]:
+        """Calls that enter `info`, or hand it to somebody who will call it; at most MAX_CALLERS.
+
+        With `by_name` receivers are not looked at (they may be the very thing that is being inferred).
+        """
+        key = id(info) * 2 + by_name
+        if key not in self._callers:
+            self._callers[key] = []
+            self._keep.append(info)
+            self._callers[key] = list(islice(self._find_callers(info, by_name), MAX_CALLERS))
+        return self._callers[key]
+
+    def _find_callers(self, info: FunctionInfo, by_name: bool) -> Iterator[tuple[Module, ast.expr]]:
+        name, cls = info.name, info.cls
+        if cls is not None and name == "__init__":
+            name = cls.name
+        elif name in ("__call__", "forward") and cls is not None:
+            yield from self._instance_calls(info, cls)
+            return
+        elif name in ("__iter__", "__next__") and cls is not None:
+            yield from self._iterations(cls)
+            return
+        hint = cls.name if cls is not None else info.module.path.rsplit("/", 1)[-1].removesuffix(".py")
+        for module in self.near(info.module, name, hint):
+            for call in module.calls.get(name, ()):
+                if self._enters(module, call, info, by_name):
+                    yield module, call
+            for call in module.calls.get("remote", ()):
+                if callee_name(call) == name and self._enters(module, call, info, by_name):
+                    yield module, call
+            yield from ((module, call) for call in self._handovers(module, info, name))
+
+    def _enters(self, module: Module, call: ast.Call, info: FunctionInfo, by_name: bool) -> bool:
+        func = callee(call)
+        if info.cls is None or info.name == "__init__":
+            wanted: object = info.cls if info.cls is not None else info
+            if isinstance(func, ast.Name) and info.parent is not None and info.cls is None:
+                # a function made inside another may be handed out under its own name
+                return self.lookup(module, call, func.id) in (wanted, func.id) and module is info.module
+            name = dotted(func)
+            return bool(name) and self.lookup(module, call, name) is wanted
+        if not isinstance(func, ast.Attribute):
+            return False
+        if dotted(func.value) in ("self", "cls") or (
+            isinstance(func.value, ast.Call) and dotted(func.value.func) == "super"
+        ):
+            own = self.own_class(module, call)
+            return own is not None and self.related(own, info.cls)
+        if by_name:
+            return info.name not in COMMON_METHODS or self._alike(func.value, info.cls)
+        if name := dotted(func):
+            meant = self.lookup(module, call, name)
+            if meant is info:
+                return True
+            if isinstance(meant, str) and meant != name and name.split(".")[0] in module.imports:
+                return False  # a method of something imported from outside
+        cls = self.class_of(module, func.value)
+        if isinstance(cls, ClassInfo):
+            return self.related(cls, info.cls) and self.method(cls, info.name) in (info, None)
+        if cls == "external":
+            return False
+        return info.name not in COMMON_METHODS or self._alike(func.value, info.cls)
+
+    def _instance_calls(self, info: FunctionInfo, cls: ClassInfo) -> Iterator[tuple[Module, ast.Call]]:
+        for module in self.near(cls.module, cls.name):
+            for node in module.nodes:
+                if (
+                    isinstance(node, ast.Call)
+                    and dotted(node.func) != "cls"
+                    and self.class_of(module, node.func) is cls
+                ):
+                    yield module, node
+
+    def _iterations(self, cls: ClassInfo) -> Iterator[tuple[Module, ast.expr]]:
+        """Expressions that go over the elements of an instance: `for x in engine`, `iter(engine)`,
+        `DataLoader(engine)`.
+        """
+        for module in self.near(cls.module, cls.name):
+            for node in module.nodes:
+                if (
+                    isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension))
+                    and self.class_of(module, node.iter) is cls
+                ):
+                    yield module, node.iter
+                elif isinstance(node, ast.Call) and called_name(node) in ITERATORS and node.args:
+                    if self.class_of(module, node.args[0]) is cls:
+                        yield module, node
+
+    def _handovers(self, module: Module, info: FunctionInfo, name: str) -> Iterator[ast.Call]:
+        """Calls that get the function itself as an argument: `dataset.map(f)`, `Thread(target=f)`,
+        `partial(f, ...)`.
+        """
+        for node in module.nodes:
+            if not isinstance(node, ast.Call):
+                continue
+            for value in (*node.args, *(keyword.value for keyword in node.keywords)):
+                values = value.elts if isinstance(value, (ast.List, ast.Tuple)) else [value]
+                if any(self._means(module, v, info, name) for v in values):
+                    yield node
+                    break
+
+    def _means(self, module: Module, value: ast.expr, info: FunctionInfo, name: str) -> bool:
+        text = dotted(value)
+        if not text or text.rsplit(".", 1)[-1] != name:
+            return False
+        if info.cls is not None:
+            own = self.own_class(module, value)
+            return text == f"self.{name}" and own is not None and self.related(own, info.cls)
+        return self.lookup(module, value, text) is info
+
+
+def argument(info: FunctionInfo, call: ast.Call, name: str) -> ast.expr | None:
+    """The expression that `call` passes for parameter `name` of `info`, None when it is left to its default.
+    """
+    for keyword in call.keywords:
+        if keyword.arg == name:
+            return keyword.value
+    names = positional(info, call)
+    if name in names and (index := names.index(name)) < len(call.args):
+        if not any(isinstance(a, ast.Starred) for a in call.args[: index + 1]):
+            return call.args[index]
+    return None
+
+
+def positional(info: FunctionInfo, call: ast.Call) -> list[str]:
+    """Names of the parameters that the positional arguments of `call` fill, `self` left out for bound calls.
+    """
+    args = info.node.args
+    names = [a.arg for a in (*args.posonlyargs, *args.args)]
+    static = any(dotted(d) == "staticmethod" for d in info.node.decorator_list)
+    if info.cls is not None and not static and names:
+        func = callee(call)
+        unbound = (
+            isinstance(func, ast.Attribute)
+            and dotted(func.value) == info.cls.name
+            and info.name != "__init__"
+        )
+        class_method = any(dotted(d) == "classmethod" for d in info.node.decorator_list)
+        if not unbound or class_method:
+            names = names[1:]
+    return names
+
+
+def default(info: FunctionInfo, name: str) -> ast.expr | None:
+    """The default of parameter `name`."""
+    args = info.node.args
+    plain = [*args.posonlyargs, *args.args]
+    for arg, value in zip(reversed(plain), reversed(args.defaults), strict=False):
+        if arg.arg == name:
+            return value
+    return next((v for a, v in zip(args.kwonlyargs, args.kw_defaults, strict=True) if a.arg == name), None)
+
+
+def _annotation(node: ast.expr) -> str:
+    """The class named by an annotation, `Optional[X]`, `X | None` and strings looked through."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        try:
+            return _annotation(ast.parse(node.value, mode="eval").body)
+        except SyntaxError:
+            return ""
+    if isinstance(node, ast.Subscript) and dotted(node.value).rsplit(".", 1)[-1] == "Optional":
+        return _annotation(node.slice)
+    if isinstance(node, ast.BinOp):
+        return _annotation(node.left)
+    return dotted(node)

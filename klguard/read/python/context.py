@@ -1,0 +1,278 @@
+"""Is the output of a sampling call trained on?
+
+By data flow first: the tokens reach a trainer's step, a loss that is differentiated, a rollout buffer. By
+scope second, where the flow does not decide: names of functions, classes and files, and what became of the
+text.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+
+from klguard.read.python.callers import CallGraph, callee, callee_name
+from klguard.read.python.dataflow import Flow
+from klguard.read.python.naming import REFERENCE_WORDS, Scopes, file_names, scopes_around
+from klguard.read.python.project import Project
+from klguard.read.python.scopes import scopes_of
+from klguard.read.python.source import Module, dotted
+from klguard.read.python.spots import CallSite, Spot
+from klguard.read.python.training import receiver_words
+from klguard.read.python.watchers import (
+    Hit,
+    PairlessWatcher,
+    RewardWatcher,
+    SettingsWatcher,
+    TokenWatcher,
+    TrainerWatcher,
+)
+from klguard.settings import Context, SiteKind
+
+Chain = tuple[CallSite, ...]
+"""Calls by which a function is reached, innermost first."""
+
+MAX_SAMPLERS = 12
+"""Calls that sample with one settings object of which the contexts are joined."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What happens to the output of a call, and the reason in words."""
+
+    context: Context
+    why: str
+
+
+def never_runs(module: Module, node: ast.AST) -> bool:
+    """Does the statement of `node`, or a block around it, follow a `raise` or `return` in its own block?"""
+    for child, parent in scopes_of(module).ancestry(node):
+        for block in (getattr(parent, name, None) for name in ("body", "orelse", "finalbody")):
+            if isinstance(block, list) and child in block:
+                before = block[: block.index(child)]
+                if any(isinstance(s, (ast.Raise, ast.Return, ast.Continue, ast.Break)) for s in before):
+                    return True
+    return False
+
+
+def trains(module: Module) -> bool:
+    """Does the file hold code that trains: a backward pass, a loss for a base class, a trainer's step or
+    train()?
+    """
+    if "backward" in module.calls or "value_and_grad" in module.calls:
+        return True
+    if any(cls.methods.keys() & {"compute_loss", "training_step"} for cls in module.classes.values()):
+        return True
+    if any(len(c.args) >= 2 for c in module.calls.get("step", ()) if "env" not in receiver_words(c)):
+        return True
+    return any(
+        "trainer" in receiver_words(c) or "trlx" in receiver_words(c) for c in module.calls.get("train", ())
+    )
+
+
+class ContextAnalysis:
+    """Contexts of the calls of one project; remembers what it has found."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.graph = CallGraph(project)
+        self._verdicts: dict[tuple, Verdict] = {}
+
+    def classify(self, module: Module, call: ast.Call, kind: SiteKind) -> Verdict:
+        """The context of `call`, joined over everything that calls the function around it."""
+        return self.classify_through(module, call, kind, ())
+
+    def classify_through(self, module: Module, call: ast.Call, kind: SiteKind, chain: Chain) -> Verdict:
+        """The context of `call` when its function is entered by `chain[0]`, the function of that by
+        `chain[1]`...
+        """
+        key = (id(call), kind, tuple(id(c) for _, c in chain))
+        if key not in self._verdicts:
+            self._verdicts[key] = Verdict(Context.UNKNOWN, "it depends on itself")
+            self._verdicts[key] = self._classify(module, call, kind, chain)
+        return self._verdicts[key]
+
+    def _classify(self, module: Module, call: ast.Call, kind: SiteKind, chain: Chain) -> Verdict:
+        if kind is SiteKind.GENERATE:
+            return self._tokens(module, call, chain)
+        if kind in (SiteKind.GENERATION_CONFIG, SiteKind.SAMPLING_PARAMS):
+            return self._settings(module, call, chain)
+        return self._trainer(module, call, kind, chain)
+
+    # -- tokens ----------------------------------------------------------------------------------------------
+
+    def _tokens(self, module: Module, call: ast.Call, chain: Chain) -> Verdict:
+        if never_runs(module, call):
+            return Verdict(Context.UNKNOWN, "the call stands behind a raise or return and never runs")
+        watcher = TokenWatcher(self.graph)
+        Flow(self.graph, watcher, chain).run(Spot(module, call))
+        strong = next((hit for hit in watcher.hits if not hit.weak), None)
+        if strong is not None:
+            return self._trained_on(module, call, chain, strong)
+        reference = bool(receiver_words(call) & REFERENCE_WORDS)
+        weak = next((h for h in watcher.hits if not reference and self._counts(module, call, chain, h)), None)
+        if weak is not None:
+            where = _where(weak.module, weak.node, module)
+            return Verdict(Context.ROLLOUT, f"{weak.text} {where}, in code that trains")
+        by_name = self._by_name(module, call, chain)
+        if by_name is not None and not (reference and by_name.context is Context.ROLLOUT):
+            return by_name
+        return self._by_fate(module, call, chain, watcher)
+
+    def _trained_on(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> Verdict:
+        where = _where(hit.module, hit.node, module)
+        if self._offline(module, call, chain, hit):
+            return Verdict(
+                Context.INFERENCE, f"its text becomes preference data before the training {where} begins"
+            )
+        through = f", through the call {_where(*hit.frame.climbed[-1], module)}" if hit.frame.climbed else ""
+        return Verdict(Context.ROLLOUT, f"{hit.text} {where}{through}")
+
+    def _counts(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> bool:
+        """Does scoring or storing tokens mean training here?
+
+        Yes where a file on the way trains and no name on the way says otherwise.
+        """
+        places = [(module, call), *(chain or hit.frame.climbed), (hit.module, hit.node)]
+        if not any(trains(m) for m, _ in places):
+            return False
+        names = [name for m, node in places for name in scopes_around(m, node)]
+        names += [next(file_names(m)) for m, _ in places]
+        told = Scopes(tuple(names)).tells()
+        return told is None or told[0] is Context.ROLLOUT
+
+    def _offline(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> bool:
+        """Are preference pairs sampled first, all of them, and trained on afterwards?"""
+        starts = [*hit.frame.climbed, (module, call)]
+        ends = [*hit.frame.entered, (hit.module, hit.node)]
+        sampling = {loop for m, node in starts for loop in scopes_of(m).loops(node)}
+        training = {loop for m, node in ends for loop in scopes_of(m).loops(node)}
+        if not sampling or sampling & training:
+            return False
+        pairless = PairlessWatcher(self.graph)
+        Flow(self.graph, pairless, chain).run(Spot(module, call))
+        return all(other.weak for other in pairless.hits)
+
+    def _by_name(self, module: Module, call: ast.Call, chain: Chain) -> Verdict | None:
+        """What the names say: those around the call, then around the calls it is reached by, then of the
+        files.
+        """
+        names = list(scopes_around(module, call))
+        info = module.enclosing(call)
+        climbed = chain if chain or info is None else tuple(self.graph.callers(info)[:1])
+        for caller in climbed:
+            names += scopes_around(*caller)
+        for each in (module, *(m for m, _ in climbed)):
+            names += file_names(each)
+        told = Scopes(tuple(names)).tells()
+        return None if told is None else Verdict(*told)
+
+    def _by_fate(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict:
+        """What became of the text, where neither training nor a name was met."""
+        if watcher.judged:
+            return self._judged(module, call, chain, watcher)
+        if watcher.shown:
+            context = Context.EVALUATION if trains(module) else Context.INFERENCE
+            return Verdict(context, f"its text is only shown or saved, {_where(*watcher.shown[0], module)}")
+        if watcher.uncalled_functions:
+            return Verdict(
+                Context.UNKNOWN, f"{watcher.uncalled_functions[0].qualname}() has no visible caller"
+            )
+        return Verdict(Context.INFERENCE, "its output reaches nothing that trains")
+
+    def _judged(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict:
+        """The text is made into a number: a reward within training, else a measurement."""
+        where = _where(*watcher.judged[0], module)
+        reward = RewardWatcher(self.graph)
+        Flow(self.graph, reward, chain).run(Spot(module, call))
+        hit = next((h for h in reward.hits if not h.weak), None)
+        if hit is None:
+            return Verdict(Context.EVALUATION, f"its text is only judged, {where}")
+        used = _where(hit.module, hit.node, module)
+        return Verdict(Context.INFERENCE, f"its text is judged {where} and only the verdict is used, {used}")
+
+    # -- settings objects ------------------------------------------------------------------------------------
+
+    def _settings(self, module: Module, call: ast.Call, chain: Chain) -> Verdict:
+        """The context of the calls that sample with the object; of several, a rollout decides."""
+        watcher = SettingsWatcher(self.graph)
+        Flow(self.graph, watcher, chain).run(Spot(module, call))
+        verdicts = []
+        for m, sampler, frame in (watcher.samplers or watcher.wrappers)[:MAX_SAMPLERS]:
+            verdict = self.classify_through(m, sampler, SiteKind.GENERATE, tuple(reversed(frame.entered)))
+            where = _where(m, sampler, module)
+            verdicts.append(Verdict(verdict.context, f"used by the call {where}: {verdict.why}"))
+        for context in (Context.ROLLOUT, Context.EVALUATION, Context.INFERENCE):
+            if (found := next((v for v in verdicts if v.context is context), None)) is not None:
+                return found
+        if watcher.trainers:
+            return Verdict(Context.ROLLOUT, f"passed to a trainer {_where(*watcher.trainers[0], module)}")
+        if verdicts:
+            return verdicts[0]
+        unknown = Verdict(Context.UNKNOWN, "no call that samples with it is visible")
+        return self._by_name(module, call, chain) or unknown
+
+    # -- trainers --------------------------------------------------------------------------------------------
+
+    def _trainer(self, module: Module, call: ast.Call, kind: SiteKind, chain: Chain) -> Verdict:
+        """A trainer trains on what it samples, unless nothing here trains it; likewise its configuration."""
+        name = callee_name(call)
+        origin = self.project.resolve(dotted(callee(call)), module) if dotted(callee(call)) else ""
+        if isinstance(origin, str) and origin.startswith("trlx"):
+            return Verdict(Context.ROLLOUT, f"trlx trains with its {name}")
+        watcher = TrainerWatcher(self.graph)
+        Flow(self.graph, watcher, chain).run(Spot(module, call))
+        if watcher.trained:
+            m, training = watcher.trained[0]
+            return Verdict(
+                Context.ROLLOUT, f"trained by {m.segment(callee(training))}() {_where(m, training, module)}"
+            )
+        if trains(module) and (not watcher.sampled or self._trained_beside(module, call)):
+            return Verdict(Context.ROLLOUT, f"{name} in a file that trains")
+        if watcher.sampled:
+            sampled = f"only used to sample, {_where(*watcher.sampled[0], module)}; nothing here trains it"
+            return self._by_name(module, call, chain) or Verdict(Context.UNKNOWN, sampled)
+        if kind is SiteKind.TRAINER or watcher.trainers:
+            return Verdict(Context.ROLLOUT, f"{name} is made to train on what it samples")
+        if watcher.uncalled_functions:
+            return Verdict(Context.ROLLOUT, f"{name} is handed out for training")
+        return Verdict(Context.UNKNOWN, f"no trainer that uses this {name} is visible")
+
+    def _trained_beside(self, module: Module, call: ast.Call) -> bool:
+        """Is another trainer of this kind, in the same file, trained?"""
+        kind = callee_name(call).replace("Config", "Trainer")
+        for other in module.calls.get(kind, ()):
+            watcher = TrainerWatcher(self.graph)
+            Flow(self.graph, watcher).run(Spot(module, other))
+            if watcher.trained:
+                return True
+        return False
+
+
+def _where(module: Module, node: ast.AST, here: Module) -> str:
+    """`at line 12`, with the file where it is another one, and the cell in a notebook."""
+    place = module.ast_place(node)  # type: ignore[arg-type]
+    cell = f"cell {place.cell}, " if place.cell is not None else ""
+    other = "" if module is here else f" of {module.path}"
+    return f"at {cell}line {place.line}{other}"
+
+
+def analysis_of(project: Project) -> ContextAnalysis:
+    """The analysis of `project`, made once and kept with it."""
+    kept = project.__dict__.get("_contexts")
+    if kept is None:
+        kept = project.__dict__["_contexts"] = ContextAnalysis(project)
+    return kept
+
+
+def classify(project: Project, module: Module, call: ast.Call, kind: SiteKind) -> Verdict:
+    """The context of `call` and why."""
+    return analysis_of(project).classify(module, call, kind)
+
+
+def classify_through(
+    project: Project, module: Module, call: ast.Call, kind: SiteKind, caller: Chain
+) -> Verdict:
+    """The context of `call` when the function around it is reached through this chain of calls, innermost
+    first.
+    """
+    return analysis_of(project).classify_through(module, call, kind, caller)

@@ -1,0 +1,181 @@
+"""The files of a project, loaded when somebody asks, and how names lead from one to another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from klguard.read.files import DEFAULT_LIMIT, Failure, SourceText, discover, read, read_bytes, reported
+from klguard.read.python.source import ClassInfo, FunctionInfo, Module, parse
+
+LIBRARIES = frozenset({"transformers", "trl", "trlx", "vllm", "sglang", "torch", "peft", "accelerate", "datasets"})
+"""Packages whose names mean the library even where a copy of it lies in the project."""
+
+
+class Project:
+    """A directory tree of Python files. Nothing is read until it is needed.
+
+    Besides finding modules by dotted name it answers "who mentions this word", the cheap question
+    (bytes, no parsing) from which callers are found.
+    """
+
+    def __init__(
+        self, root: Path, files: Mapping[str, Path] | None = None, text: Mapping[str, bytes] | None = None,
+        limit: int = DEFAULT_LIMIT,
+    ) -> None:
+        """`files` are the project's files by reported path (default: all below `root`); `text` holds the content of
+        those that are not read from disk; `limit` is the size in bytes above which a file is not read.
+        """
+        self.root = Path(root)
+        self.limit = limit
+        self._given = files
+        self._bytes: dict[str, bytes] = dict(text or {})
+        self._modules: dict[str, Module | None] = {}
+        self.failures: dict[str, tuple[Failure, ...]] = {}
+        self.read_paths: set[str] = set()
+        self.words: set[str] = set()
+
+    @classmethod
+    def of_text(cls, text: str, path: str) -> Project:
+        """A project of one piece of source (stdin, a rule's example)."""
+        return cls(Path("."), {path: Path(path)}, {path: text.encode()})
+
+    @cached_property
+    def paths(self) -> Mapping[str, Path]:
+        """Reported path -> where it lies, for every Python file and notebook of the project."""
+        if self._given is not None:
+            return self._given
+        return {reported(file): file for file in discover([self.root]).files}
+
+    def module(self, path: str) -> Module | None:
+        """The module at a reported path, or None when it cannot be read or parsed (see `failures`)."""
+        if path not in self._modules:
+            self._modules[path] = None
+            self.read_paths.add(path)
+            content = self._bytes.get(path)
+            place = self.paths.get(path, Path(path))
+            source = read(place, limit=self.limit) if content is None else read_bytes(content, path)
+            self._modules[path] = self._parsed(path, source)
+        return self._modules[path]
+
+    def _parsed(self, path: str, source: SourceText | Failure) -> Module | None:
+        if isinstance(source, Failure):
+            self.failures[path] = (source,)
+            return None
+        self.failures[path] = source.failures
+        try:
+            tree = parse(source.text)
+        except SyntaxError as error:
+            cell, line = source.locate(error.lineno or 1)
+            failure = Failure("KLG001", error.msg or "invalid syntax", path, cell, line, error.offset or 1)
+            self.failures[path] = (*source.failures, failure)
+            return None
+        return Module(source, _module_name(path), tree)
+
+    def _content(self, path: str) -> bytes:
+        if path not in self._bytes:
+            try:
+                self._bytes[path] = self.paths[path].read_bytes()
+            except OSError:
+                self._bytes[path] = b""
+        return self._bytes[path]
+
+    def mentioning(self, word: str) -> Iterator[Module]:
+        """Modules whose text holds `word` as a whole word, nearest names first in path order."""
+        self.words.add(word)
+        pattern = re.compile(rb"(?<!\w)" + re.escape(word.encode()) + rb"(?!\w)")
+        for path in sorted(self.paths.keys() | self._modules.keys()):
+            if path in self._modules and (module := self._modules[path]) is not None:
+                if word in module.text and pattern.search(module.text.encode()):
+                    yield module
+            elif path in self.paths and word.encode() in (content := self._content(path)) and pattern.search(content):
+                if (module := self.module(path)) is not None:
+                    yield module
+
+    # -- names -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _by_last_name(self) -> dict[str, list[tuple[tuple[str, ...], str]]]:
+        """Last component -> (all components of the file's dotted path, reported path)."""
+        index: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+        for path in self.paths.keys() | self._modules.keys():
+            if not path.endswith(".py"):
+                continue
+            parts = tuple(part for part in path[:-3].split("/") if part not in ("", "."))
+            if parts and parts[-1] == "__init__":
+                parts = parts[:-1]
+            if parts:
+                index.setdefault(parts[-1], []).append((parts, path))
+        return index
+
+    def find_module(self, name: str, importer: Module) -> Module | None:
+        """The module that `import name` means in `importer`; None when it is not a file of this project."""
+        here = tuple(part for part in importer.path.split("/")[:-1] if part not in ("", "."))
+        if name.startswith("."):
+            level = len(name) - len(name.lstrip("."))
+            base = here[: len(here) - (level - 1)] if level > 1 else here
+            rest = tuple(part for part in name.lstrip(".").split(".") if part)
+            return self._exact(base + rest)
+        parts = tuple(name.split("."))
+        if parts[0] in LIBRARIES:
+            return None
+        candidates = [
+            (full, path) for full, path in self._by_last_name.get(parts[-1], ()) if full[-len(parts):] == parts
+        ]
+        on_the_way = [c for c in candidates if here[: len(c[0]) - len(parts)] == c[0][: len(c[0]) - len(parts)]]
+        if on_the_way:
+            return self.module(max(on_the_way, key=lambda c: (len(c[0]), c[1]))[1])
+        rooted = [c for c in candidates if len(c[0]) - len(parts) <= 2]
+        return self.module(rooted[0][1]) if len(rooted) == 1 else None
+
+    def _exact(self, parts: tuple[str, ...]) -> Module | None:
+        for full, path in self._by_last_name.get(parts[-1], ()) if parts else ():
+            if full == parts:
+                return self.module(path)
+        return None
+
+    def resolve(self, name: str, module: Module, seen: frozenset = frozenset()) -> FunctionInfo | ClassInfo | Module | str:
+        """What dotted `name` means at the top level of `module`: a function, class or module of the project,
+        else the dotted name outside it (`transformers.GenerationConfig`); the name itself where it is not an import."""
+        head, _, rest = name.partition(".")
+        if head in module.functions and not rest:
+            return module.functions[head]
+        if name in module.classes:
+            return module.classes[name]
+        if name in module.functions:
+            return module.functions[name]
+        if head in module.imports:
+            target = module.imports[head] + (f".{rest}" if rest else "")
+            return self._follow(target, module, seen | {(module.path, name)})
+        for star in module.star_imports:
+            if (found := self.find_module(star, module)) is not None and (found.path, name) not in seen:
+                result = self.resolve(name, found, seen | {(module.path, name)})
+                if not isinstance(result, str) or result != name:
+                    return result
+        return name
+
+    def _follow(self, target: str, module: Module, seen: frozenset) -> FunctionInfo | ClassInfo | Module | str:
+        lead = len(target) - len(target.lstrip("."))
+        parts = target[lead:].split(".")
+        for cut in range(len(parts), 0, -1):
+            found = self.find_module("." * lead + ".".join(parts[:cut]), module)
+            if found is None:
+                continue
+            if cut == len(parts):
+                return found
+            inner = ".".join(parts[cut:])
+            if (found.path, inner) in seen:
+                return target
+            result = self.resolve(inner, found, seen)
+            return target if result == inner else result
+        if lead and (package := self.find_module("." * lead, module)) is not None and (package.path, parts[0]) not in seen:
+            result = self.resolve(".".join(parts), package, seen)
+            return target if result == ".".join(parts) else result
+        return target
+
+
+def _module_name(path: str) -> str:
+    parts = [part for part in path.rsplit(".", 1)[0].split("/") if part not in ("", ".", "..")]
+    return ".".join(parts[:-1] if parts and parts[-1] == "__init__" else parts)

@@ -1,0 +1,399 @@
+"""From files to sites: which calls may be sites, from where the program reaches them, and what is in force there."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from klguard.engines import ENGINES
+from klguard.engines.checkpoints import layer_for
+from klguard.findings import Confidence, Finding, Severity
+from klguard.read.python.flow import BudgetSpent
+from klguard.read.python.observe import METHODS, Observation, Observer, join_layers
+from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
+from klguard.settings import (
+    Context, Known, Layer, LayerKind, Reason, Settings, Site, SiteKind, Unknown, members,
+)
+
+if TYPE_CHECKING:
+    from klguard.read.python.project import Project
+    from klguard.read.python.values import Code
+
+ROOT_BUDGET = 15_000
+"""Statements executed for one root."""
+
+MAX_CALLERS = 12
+MAX_FUNCTIONS = 60
+MAX_MODULES = 25
+MAX_LEVELS = 6
+
+SMALL = 150
+"""Lines of a function that is run in place although no site lies behind it."""
+
+COMMON = frozenset({"__init__", "forward", "__call__", "run", "main", "get", "update", "__getitem__", "setup", "reset"})
+"""Method names too common to find callers by."""
+
+CLASS_NAMES = frozenset(name for engine in ENGINES.values() for name in engine.sites if name[:1].isupper())
+
+MARKERS: tuple[bytes, ...] = (b"generate", b"respond_to_batch", b"trlx", *sorted(name.encode() for name in CLASS_NAMES))
+"""Bytes without one of which a file holds no site."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A call that looks like a site, before anything is known about it."""
+
+    node: ast.Call
+    kind: SiteKind
+
+
+class SiteReader(Observer):
+    """Finds the sites of the files of one project."""
+
+    def __init__(
+        self, project: Project, functions: Sequence[str] = (), trainers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(project, frozenset(functions), trainers)
+        self.versions: Mapping[str, str] = {}
+        self.closure: set[FunctionInfo] = set()
+        self.holding: set[str] = set()
+        self._candidates: dict[str, list[Candidate]] = {}
+        self._ran: set[Any] = set()
+        self.failures: dict[str, dict[int, Finding]] = {}
+        self.errors: dict[str, Exception] = {}
+
+    def read(self, path: str, versions: Mapping[str, str]) -> list[Site]:
+        """The sites of one file, in source order, with what is in force in the given versions of the libraries;
+        `failures` holds what kept klguard from seeing more."""
+        self.versions = versions
+        self.prepare([path])
+        module = self.project.module(path)
+        if module is None:
+            return []
+        return sorted(self._sites(module, self._candidates[path]), key=lambda site: site.place)
+
+    def prepare(self, paths: Sequence[str]) -> None:
+        """Run what leads to the candidates of several files: together, so that what they share runs once."""
+        new: list[tuple[Module, list[ast.Call]]] = []
+        for path in paths:
+            module = None if path in self._candidates else self.project.module(path)
+            if module is None:
+                continue
+            self._candidates[path] = list(self.candidates(module))
+            if self._candidates[path] or "generation_config" in module.text:
+                self.holding.add(path)
+                new.append((module, [candidate.node for candidate in self._candidates[path]]))
+        if new:
+            self._reach(new)
+
+    # -- candidates --------------------------------------------------------------------------------------------
+
+    def candidates(self, module: Module) -> Iterator[Candidate]:
+        """Calls that may be sites, by their names."""
+        wanted = {alias: target.rpartition(".")[2] for alias, target in module.imports.items()}
+        functions = {name.rpartition(".")[2] for name in self.functions}
+        for name, calls in module.calls.items():
+            real = wanted.get(name, name)
+            if real in CLASS_NAMES or real in self.trainers:
+                kind = self.class_names.get(real, SiteKind.TRAINER)
+            elif name in METHODS or real in METHODS or name in functions:
+                kind = SiteKind.GENERATE
+            elif name[:1].isupper() and (inherited := self._inherited_kind(name, module)) is not None:
+                kind = inherited
+            elif name == "train" and "trlx" in module.imports:
+                kind = SiteKind.TRAINER
+            elif name == "remote":
+                calls, kind = [c for c in calls if _remote_generate(c)], SiteKind.GENERATE
+            else:
+                continue
+            yield from (Candidate(call, kind) for call in calls if kind is not SiteKind.TRAINER or name != "train"
+                        or _on_trlx(call))
+
+    def _inherited_kind(self, name: str, module: Module) -> SiteKind | None:
+        """The kind of a project's subclass of a trainer or config."""
+        if not any(part in name for part in ("Trainer", "Config", "Params")):
+            return None
+        todo, seen = [(name, module)], set()
+        while todo and len(seen) < 20:
+            current, home = todo.pop()
+            if (current, home.path) in seen:
+                continue
+            seen.add((current, home.path))
+            target = self.project.resolve(current, home)
+            if isinstance(target, ClassInfo):
+                for base in target.bases:
+                    last = base.rpartition(".")[2]
+                    if last in CLASS_NAMES:
+                        return self.class_names[last]
+                    todo.append((base, target.module))
+        return None
+
+    # -- reaching them -----------------------------------------------------------------------------------------
+
+    def worth(self, code: Code, frame: Any) -> bool:  # type: ignore[override]
+        """Whether a call is followed: always where a site lies behind it, else while it is cheap."""
+        if self.leads_to_site(code):
+            return True
+        if (code.info or code) in self.too_long or len(frame.chain) >= 6:
+            return False
+        node = code.info.node if code.info is not None else None
+        return node is None or (node.end_lineno or 0) - node.lineno <= SMALL
+
+    def leads_to_site(self, code: Code) -> bool:  # type: ignore[override]
+        """Whether a site may lie behind a function: it is on the way to one, or nested where nobody looked."""
+        return code.info in self.closure or (code.info is not None and code.info.parent is not None) or (
+            code.info is None and self._nested_near_site(code))
+
+    def _nested_near_site(self, code: Code) -> bool:
+        """A nested function or lambda of a module that holds candidates."""
+        return code.module.path in self.holding
+
+    def _reach(self, held: Sequence[tuple[Module, list[ast.Call]]]) -> None:
+        """Run everything that leads to the candidates: from the outermost visible callers inwards."""
+        homes = [(module, node, self._outermost(module, node)) for module, nodes in held for node in nodes]
+        functions = list(dict.fromkeys(home for _, _, home in homes if home is not None))
+        called_from, callers = self._callers_of(functions)
+        self.closure |= set(called_from)
+        at_top = [module for module, _, home in homes if home is None]
+        at_top += [module for module, _ in held if "generation_config" in module.text]
+        for script in dict.fromkeys([*at_top, *callers]):
+            self._once(script, self._run_script)
+        for function, has_callers in called_from.items():
+            if not has_callers:
+                self._once(function, self._run_function)
+        for module, node, home in homes:
+            if home is not None and not self._seen(module, node):
+                self._once(home, self._run_function)
+
+    def _once(self, root: Any, run: Callable[[Any], None]) -> None:
+        if root not in self._ran:
+            self._ran.add(root)
+            module = root if isinstance(root, Module) else root.module
+            try:
+                run(root)
+            except Exception as error:  # one root that breaks the interpreter must not cost the others
+                self.errors.setdefault(module.path, error)
+            finally:
+                self.catchers = []
+
+    def _outermost(self, module: Module, node: ast.AST) -> FunctionInfo | None:
+        """The top-level function or method around a call: nested ones run when it does."""
+        function = module.enclosing(node)
+        while function is not None and function.parent is not None:
+            function = function.parent
+        return function
+
+    def _callers_of(
+        self, functions: Sequence[FunctionInfo]
+    ) -> tuple[dict[FunctionInfo, bool], list[Module]]:
+        """Functions from which `functions` are reached, each with whether anything visible calls it, and the modules
+        that call them at the top level."""
+        found: dict[FunctionInfo, bool] = {}
+        scripts: list[Module] = []
+        level = list(functions)
+        for _ in range(MAX_LEVELS):
+            following: list[FunctionInfo] = []
+            for function in level:
+                if function in found or len(found) >= MAX_FUNCTIONS:
+                    continue
+                callers = list(self._callers(function))
+                found[function] = bool(callers)
+                scripts += [caller for caller, home in callers if home is None and caller not in scripts]
+                following += [home for _, home in callers if home is not None]
+            level = following
+        for function in level:
+            found.setdefault(function, False)
+        return found, scripts
+
+    def _callers(self, function: FunctionInfo) -> Iterator[tuple[Module, FunctionInfo | None]]:
+        """(module, outermost function or None at the top level) of calls that may enter `function`."""
+        names = [] if function.name in COMMON and function.cls is not None else [function.name]
+        if function.cls is not None:
+            names.append(function.cls.name)
+        seen: set[tuple[str, FunctionInfo | None]] = set()
+        alone = function.module.path.endswith(".ipynb")
+        for name in names:
+            mentioning = [function.module] if alone else self.project.mentioning(name)
+            for module in _nearest(mentioning, function.module):
+                for call in module.calls.get(name, ()):
+                    if name == function.name and not self._may_enter(call, module, function):
+                        continue
+                    home = self._outermost(module, call)
+                    if (module.path, home) in seen or home is function:
+                        continue
+                    seen.add((module.path, home))
+                    yield module, home
+                    if len(seen) >= MAX_CALLERS:
+                        return
+
+    def _may_enter(self, call: ast.Call, module: Module, function: FunctionInfo) -> bool:
+        """Whether a call by this name can mean this function: by import for functions, by attribute for methods."""
+        func = call.func
+        if function.cls is not None:
+            return isinstance(func, ast.Attribute)
+        if isinstance(func, ast.Attribute):
+            return bool(dotted(func.value)) and self.project.resolve(dotted(func), module) is function
+        if module is function.module:
+            return True
+        target = self.project.resolve(called_name(call), module)
+        return target is function or (isinstance(target, str) and bool(module.star_imports))
+
+    def _run_script(self, module: Module) -> None:
+        """Run a module as a program."""
+        self.steps_left = ROOT_BUDGET
+        try:
+            self.run_program(module)
+        except (BudgetSpent, RecursionError):
+            self.steps_left = 0
+
+    def _run_function(self, function: FunctionInfo) -> None:
+        self.steps_left = ROOT_BUDGET
+        try:
+            self.run_root(function)
+        except (BudgetSpent, RecursionError):
+            self.steps_left = 0
+
+    def _seen(self, module: Module, node: ast.Call) -> bool:
+        visits = self.observations.get((module.path, *module.ast_span(node)), ())
+        return any(not visit.dead for visit in visits)
+
+    def too_complex(self, module: Module, statement: ast.stmt) -> None:  # type: ignore[override]
+        place = module.place(statement.lineno, 0, statement.lineno, 1)
+        self.failures.setdefault(module.path, {})[statement.lineno] = Finding(
+            code="KLG002", name="unreadable-file", severity=Severity.WARNING, confidence=Confidence.HIGH,
+            message="this statement is nested too deeply, or is too long, to be analysed; settings that depend on it "
+                    "are unknown", place=place,
+        )
+
+    # -- building sites ----------------------------------------------------------------------------------------
+
+    def _sites(self, module: Module, candidates: Sequence[Candidate]) -> Iterator[Site]:
+        by_span = {module.ast_span(candidate.node): candidate for candidate in candidates}
+        visited = {
+            key[1:]: visits for key, visits in self.observations.items() if key[0] == module.path
+        }
+        calls: dict[tuple, ast.expr] = {}
+        if visited.keys() - by_span.keys():
+            calls = {module.ast_span(n): n for n in module.nodes if isinstance(n, (ast.Call, ast.Attribute))}
+        for span in sorted(by_span.keys() | visited.keys()):
+            candidate, visits = by_span.get(span), visited.get(span, [])
+            node = candidate.node if candidate else calls.get(span)
+            if node is None:
+                continue
+            if visits:
+                yield self._site(module, node, visits)
+            elif candidate is not None:
+                yield self._unvisited(module, candidate)
+
+    def _site(self, module: Module, node: ast.expr, visits: list[Observation]) -> Site:
+        live = [visit for visit in visits if not visit.dead] or visits
+        context, why, live = self._context(module, node, live)
+        first = live[0]
+        layers = join_layers(_distinct_layers(live))
+        return self._finish(module, node, first.call, first.kind, first.engine, first.class_name, layers, context, why)
+
+    def _unvisited(self, module: Module, candidate: Candidate) -> Site:
+        """A site the interpreter did not get to: everything that is not written on the call is unknown."""
+        call = candidate.node
+        unknown = Unknown(Reason.BUDGET, "this call was not reached by the analysis")
+        layer = Layer(LayerKind.KWARGS, {k.arg: unknown for k in call.keywords if k.arg}, unknown)
+        context, why, _ = self._context(module, call, [])
+        name = called_name(call)
+        engine = "transformers" if candidate.kind is SiteKind.GENERATE else "local"
+        return self._finish(module, call, module.segment(call.func), candidate.kind, engine, name, (layer,), context, why)
+
+    def _context(
+        self, module: Module, node: ast.expr, visits: list[Observation]
+    ) -> tuple[Context, str, list[Observation]]:
+        """Whether the output is trained on, and the visits that decide: those of rollouts where there are any."""
+        from klguard.read.python.context import analysis_of
+
+        kind = visits[0].kind if visits else SiteKind.GENERATE
+        if not isinstance(node, ast.Call):
+            return Context.UNKNOWN, "an assignment to a generation_config", visits
+        analysis = analysis_of(self.project)
+        overall = analysis.classify(module, node, kind)
+        chains = {tuple(id(link[1]) for link in visit.chain): visit for visit in visits}
+        if len(chains) < 2 or len(_distinct_layers(visits)) < 2:
+            return overall.context, overall.why, visits
+        rollouts: list[Observation] = []
+        for visit in visits:
+            chain = tuple(self._caller(link) for link in reversed(visit.chain))
+            known = tuple(link for link in chain if link is not None)
+            if len(known) < len(chain):
+                known = known[: chain.index(None)]
+            if analysis.classify_through(module, node, kind, known).context is Context.ROLLOUT:
+                rollouts.append(visit)
+        return overall.context, overall.why, rollouts if rollouts and overall.context is Context.ROLLOUT else visits
+
+    def _caller(self, link: Any) -> tuple[Module, ast.expr] | None:
+        """The ast call behind one link of an interpreter's chain."""
+        _, node, module, unit = link
+        if node is None or unit is None:
+            return None
+        span = self._span(unit, node)
+        return next(((module, call) for call in module.calls.get(_name_of(node), ()) if module.ast_span(call) == span), None)
+
+    def _finish(
+        self, module: Module, node: ast.expr, call: str, kind: SiteKind, engine: str, class_name: str,
+        layers: tuple[Layer, ...], context: Context, why: str,
+    ) -> Site:
+        from klguard.read.python.wiring import facts as wiring_facts
+
+        facts = dict(wiring_facts(self.project, module, node, kind, engine)) if isinstance(node, ast.Call) else {}
+        if kind in (SiteKind.GENERATE, SiteKind.TRAINER) and not any(x.kind is LayerKind.CHECKPOINT for x in layers):
+            names = [m.value for m in members(facts["checkpoint"]) if isinstance(m, Known)] if "checkpoint" in facts else []
+            if len(names) == 1 and isinstance(names[0], str) and (layer := layer_for(names[0])) is not None:
+                layers = (*layers, layer)
+        resolved = ENGINES[engine].resolve(layers, self.versions, kind=kind, class_name=class_name, facts=facts)
+        facts.update({name: Known(value) for name, value in resolved.facts.items()})
+        mitigations = {**self._mitigations(module, node, kind), **resolved.mitigations}
+        settings = Settings(
+            engine, kind, resolved.values, layers, facts, mitigations, dict(self.versions), context, class_name,
+        )
+        return Site(module.ast_place(node), call, settings, why, module.enclosing_name(node))
+
+    def _mitigations(self, module: Module, node: ast.expr, kind: SiteKind) -> Mapping[str, str]:
+        from klguard.read.python.wiring import mitigations
+
+        return mitigations(self.project, module, node, kind) if isinstance(node, ast.Call) else {}
+
+
+def _distinct_layers(visits: Sequence[Observation]) -> list[tuple[Layer, ...]]:
+    """The layers of visits, without the repetitions that loops produce."""
+    found: dict[str, tuple[Layer, ...]] = {}
+    for visit in visits:
+        key = repr([(x.kind, sorted((k, _plain(v)) for k, v in x.values.items()), str(x.rest)) for x in visit.layers])
+        found.setdefault(key, visit.layers)
+    return list(found.values())
+
+
+def _plain(value: Any) -> str:
+    return repr([(type(m).__name__, getattr(m, "value", None), getattr(m, "detail", "")) for m in members(value)])
+
+
+def _nearest(modules: Iterable[Module], home: Module) -> list[Module]:
+    """The first modules, the function's own in front."""
+    found = []
+    for module in modules:
+        found.append(module)
+        if len(found) >= MAX_MODULES:
+            break
+    return sorted(found, key=lambda module: module is not home)
+
+
+def _remote_generate(call: ast.Call) -> bool:
+    """Ray's `actor.generate.remote(...)`."""
+    func = call.func
+    return isinstance(func, ast.Attribute) and isinstance(func.value, ast.Attribute) and func.value.attr in METHODS
+
+
+def _on_trlx(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "trlx"
+
+
+def _name_of(node: Any) -> str:
+    func = node.func
+    return getattr(getattr(func, "attr", func), "value", "") if not isinstance(getattr(func, "value", ""), str) else func.value

@@ -1,0 +1,321 @@
+"""A Python file as the analyser sees it: a cheap `ast` index of the whole file, and libcst trees of the parts
+an answer depends on.
+
+libcst parses at about a tenth of the speed of `ast` and computes positions slower still, so a file is cut at its
+statements (ast gives the lines) and libcst sees only the cuts that somebody asks for.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from klguard.settings import Place
+
+if TYPE_CHECKING:
+    import libcst as cst
+
+    from klguard.read.files import SourceText
+
+MAX_DEPTH = 150
+"""Deepest expression libcst is given: its parser recurses and is superlinear in long operator chains."""
+
+MAX_UNIT = 400_000
+"""Longest cut in characters that libcst is given, about a second of parsing."""
+
+
+class TooComplex(Exception):
+    """A cut that libcst must not be asked to parse."""
+
+
+@dataclass(eq=False)
+class FunctionInfo:
+    """A function or method, by its `ast` node. `cls` is the class it is a method of, `parent` the function around it."""
+
+    name: str
+    qualname: str
+    node: ast.FunctionDef | ast.AsyncFunctionDef
+    module: Module
+    cls: ClassInfo | None = None
+    parent: FunctionInfo | None = None
+
+
+@dataclass(eq=False)
+class ClassInfo:
+    """A class statement, its base expressions as dotted text, and its own methods."""
+
+    name: str
+    qualname: str
+    node: ast.ClassDef
+    module: Module
+    bases: tuple[str, ...] = ()
+    methods: dict[str, FunctionInfo] = field(default_factory=dict)
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` for names and attributes, "" for anything else."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return ""
+    parts.append(node.id)
+    return ".".join(reversed(parts))
+
+
+def called_name(call: ast.Call) -> str:
+    """The last component of the callee: `generate` for `trainer.model.generate(...)`, "" if it has none."""
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+@dataclass(eq=False)
+class Unit:
+    """A cut of a module that libcst has parsed: `tree` with the line its first own line has in the module."""
+
+    module: Module
+    tree: cst.Module
+    body: tuple[cst.BaseStatement, ...]
+    first_line: int
+    padding: int
+    _positions: dict | None = None
+
+    def span(self, node: cst.CSTNode) -> tuple[int, int, int, int]:
+        """(line, column, end line, end column) in the module's text; lines from 1, columns from 0, in characters."""
+        if self._positions is None:
+            from libcst.metadata import MetadataWrapper, PositionProvider
+
+            self._positions = dict(MetadataWrapper(self.tree, unsafe_skip_copy=True).resolve(PositionProvider))
+        found = self._positions[node]
+        shift = self.first_line - 1 - self.padding
+        return found.start.line + shift, found.start.column, found.end.line + shift, found.end.column
+
+    def place(self, node: cst.CSTNode) -> Place:
+        return self.module.place(*self.span(node))
+
+
+class Module:
+    """One file (or notebook), parsed by `ast` at once and by libcst piece by piece."""
+
+    def __init__(self, source: SourceText, name: str, tree: ast.Module) -> None:
+        self.source = source
+        self.path = source.path
+        self.name = name
+        self.tree = tree
+        self.text = source.text
+        self._units: dict[int, Unit] = {}
+        self.functions: dict[str, FunctionInfo] = {}
+        self.classes: dict[str, ClassInfo] = {}
+        self.by_node: dict[ast.AST, FunctionInfo] = {}
+        self._index(tree.body, "", None, None)
+
+    def __repr__(self) -> str:
+        return f"Module({self.path!r})"
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.endswith("__init__.py")
+
+    @cached_property
+    def lines(self) -> list[str]:
+        return self.text.split("\n")
+
+    def _index(self, body: list[ast.stmt], prefix: str, cls: ClassInfo | None, parent: FunctionInfo | None) -> None:
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                qualname = prefix + node.name
+                info = FunctionInfo(node.name, qualname, node, self, cls, parent)
+                self.functions[qualname] = info
+                self.by_node[node] = info
+                if cls is not None:
+                    cls.methods[node.name] = info
+                self._index(node.body, qualname + ".", None, info)
+            elif isinstance(node, ast.ClassDef):
+                qualname = prefix + node.name
+                bases = tuple(dotted(base) for base in node.bases)
+                inner = ClassInfo(node.name, qualname, node, self, bases)
+                self.classes[qualname] = inner
+                self._index(node.body, qualname + ".", inner, parent)
+            else:
+                for block in _blocks(node):
+                    self._index(block, prefix, cls, parent)
+
+    @cached_property
+    def imports(self) -> dict[str, str]:
+        """Name -> dotted target for every import statement anywhere in the file; relative ones start with dots."""
+        found: dict[str, str] = {}
+        for node in self.nodes:
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    if alias.asname:
+                        found[alias.asname] = alias.name
+                    else:
+                        found.setdefault(alias.name.split(".")[0], alias.name.split(".")[0])
+            elif isinstance(node, ast.ImportFrom):
+                base = "." * node.level + (node.module or "")
+                for alias in node.names:
+                    if alias.name != "*":
+                        found[alias.asname or alias.name] = f"{base}.{alias.name}" if base.strip(".") else base + alias.name
+        return found
+
+    @cached_property
+    def star_imports(self) -> list[str]:
+        """Dotted targets of `from x import *`, in order."""
+        return [
+            "." * node.level + (node.module or "")
+            for node in self.nodes
+            if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+        ]
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the file, in source order of their statements."""
+        return list(walk(self.tree))
+
+    @cached_property
+    def parents(self) -> dict[ast.AST, ast.AST]:
+        return {child: node for node in self.nodes for child in ast.iter_child_nodes(node)}
+
+    @cached_property
+    def calls(self) -> dict[str, list[ast.Call]]:
+        """Last component of the callee -> calls, in source order."""
+        found: dict[str, list[ast.Call]] = {}
+        for node in self.nodes:
+            if isinstance(node, ast.Call) and (name := called_name(node)):
+                found.setdefault(name, []).append(node)
+        return found
+
+    def enclosing(self, node: ast.AST) -> FunctionInfo | None:
+        """The innermost function around `node`."""
+        current: ast.AST | None = self.parents.get(node)
+        while current is not None:
+            if current in self.by_node:
+                return self.by_node[current]
+            current = self.parents.get(current)
+        return None
+
+    def enclosing_name(self, node: ast.AST) -> str:
+        """Qualified name of the innermost function or class around `node`, "" at the top level."""
+        current: ast.AST | None = self.parents.get(node)
+        while current is not None:
+            if current in self.by_node:
+                return self.by_node[current].qualname
+            if isinstance(current, ast.ClassDef):
+                return next(c.qualname for c in self.classes.values() if c.node is current)
+            current = self.parents.get(current)
+        return ""
+
+    def segment(self, node: ast.expr) -> str:
+        """The source text of an ast expression, on one line, shortened."""
+        return shorten(ast.unparse(node))
+
+    def place(self, line: int, column: int, end_line: int, end_column: int) -> Place:
+        """A Place for a span of the module's text (lines from 1, columns from 0)."""
+        cell, own = self.source.locate(line)
+        _, own_end = self.source.locate(end_line)
+        return Place(self.path, cell, own, column + 1, own_end, end_column + 1)
+
+    def ast_span(self, node: ast.expr | ast.stmt) -> tuple[int, int, int, int]:
+        """As `Unit.span`: ast counts columns in UTF-8 bytes, klguard in characters."""
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        return (
+            node.lineno, self._characters(node.lineno, node.col_offset),
+            node.end_lineno, self._characters(node.end_lineno, node.end_col_offset),
+        )
+
+    def ast_place(self, node: ast.expr | ast.stmt) -> Place:
+        return self.place(*self.ast_span(node))
+
+    def _characters(self, line: int, offset: int) -> int:
+        text = self.lines[line - 1]
+        if text.isascii():
+            return offset
+        return len(text.encode()[:offset].decode(errors="replace"))
+
+    def unit(self, first: ast.stmt, last: ast.stmt | None = None) -> Unit:
+        """The libcst cut that holds the statements `first` to `last`, with their original indentation.
+
+        Raises TooComplex when libcst could not parse it in reasonable time and depth.
+        """
+        start, end = first_line(first), (last or first).end_lineno or first.lineno
+        if start not in self._units:
+            self._units[start] = self._parse(start, end, [first] if last is None else [first, last])
+        return self._units[start]
+
+    def _parse(self, start: int, end: int, nodes: list[ast.stmt]) -> Unit:
+        import libcst as cst
+
+        text = "\n".join(self.lines[start - 1 : end]) + "\n"
+        if len(text) > MAX_UNIT or any(depth(node, MAX_DEPTH) > MAX_DEPTH for node in nodes):
+            raise TooComplex
+        indented = text[:1] in " \t\f" and bool(text[:1].strip("\f") or text.lstrip("\f")[:1] in " \t")
+        padding = 1 if indented else 0
+        try:
+            tree = cst.parse_module(("if 1:\n" if indented else "") + text)
+        except (cst.ParserSyntaxError, RecursionError) as error:
+            raise TooComplex from error
+        body = tree.body[0].body.body if indented else tree.body  # type: ignore[union-attr]
+        return Unit(self, tree, tuple(body), start, padding)  # type: ignore[arg-type]
+
+
+def first_line(node: ast.stmt) -> int:
+    """First line of a statement, its decorators included."""
+    decorators = getattr(node, "decorator_list", None)
+    return min([node.lineno, *(d.lineno for d in decorators)]) if decorators else node.lineno
+
+
+def _blocks(node: ast.stmt) -> Iterator[list[ast.stmt]]:
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(node, name, None)
+        if isinstance(block, list):
+            yield block
+    for handler in getattr(node, "handlers", ()):
+        yield handler.body
+    for case in getattr(node, "cases", ()):
+        yield case.body
+
+
+def walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node, parents before children and siblings in source order (ast.walk goes breadth first)."""
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(reversed(list(ast.iter_child_nodes(node))))
+
+
+def depth(tree: ast.AST, limit: int) -> int:
+    """Nesting depth of the tree, counted iteratively; stops counting above `limit`."""
+    level, nodes = 0, [tree]
+    while nodes and level <= limit:
+        level += 1
+        nodes = [child for node in nodes for child in ast.iter_child_nodes(node)]
+    return level
+
+
+def shorten(text: str, width: int = 80) -> str:
+    """One line of at most `width` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def parse(text: str) -> ast.Module:
+    """`ast.parse` whose failures are all SyntaxError: deep nesting otherwise ends in MemoryError or RecursionError."""
+    limit = sys.getrecursionlimit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(text)
+        except (MemoryError, RecursionError) as error:
+            raise SyntaxError(f"nested too deeply to parse ({type(error).__name__})", ("", 1, 1, "")) from None
+        except ValueError as error:
+            raise SyntaxError(str(error), ("", 1, 1, "")) from None
+        finally:
+            sys.setrecursionlimit(limit)

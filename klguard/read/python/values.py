@@ -1,0 +1,420 @@
+"""What an expression can be: the values the interpreter computes with, and the state it keeps them in.
+
+A value is immutable and carries the steps of its history. Things that can be mutated (dicts, lists, instances)
+live in the heap of a `State` and are referred to by `Ref`, so that two names for one dict stay one dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Union
+
+from klguard.settings import MAX_ALTERNATIVES, HopKind, Place, Reason
+
+if TYPE_CHECKING:
+    import libcst as cst
+
+    from klguard.read.python.source import ClassInfo, Module, Unit
+
+MAX_STEPS = 12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A hop whose place is computed only if somebody prints it (`place` is for documents, which have no node)."""
+
+    kind: HopKind
+    unit: Unit | None
+    node: cst.CSTNode | None
+    text: str
+    place: Place | None = None
+
+
+Steps = tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Const:
+    """Plain Python data: None, bool, int, float, complex, str, bytes, Ellipsis."""
+
+    value: Any
+    steps: Steps = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unk:
+    """A value that cannot be known. `oid` is its identity, so that attributes set on it can be found again;
+    `owner` and `name` say of which object it is an attribute, where it is one."""
+
+    reason: Reason
+    detail: str = ""
+    steps: Steps = ()
+    oid: Any = None
+    owner: Abstract | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Missing:
+    """No entry: a dict key or attribute that is not there on some path."""
+
+    steps: Steps = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Alt:
+    """One of several values; never nested, at most MAX_ALTERNATIVES."""
+
+    values: tuple[Abstract, ...]
+
+    @property
+    def steps(self) -> Steps:
+        return self.values[0].steps
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ref:
+    """A reference to the heap object `oid`."""
+
+    oid: Any
+    steps: Steps = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tup:
+    """A tuple. `kind` is "tuple", or "set" and "frozenset", which klguard never sees mutated in place."""
+
+    items: tuple[Abstract, ...]
+    steps: Steps = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Func:
+    """A function or lambda of the project, with the frame it closes over and the object it is bound to."""
+
+    code: Code
+    closure: Any
+    bound: Abstract | None = None
+    steps: Steps = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mod:
+    """A module of the project."""
+
+    module: Module
+    steps: Steps = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ext:
+    """A name from outside the project: `transformers.GenerationConfig`, `builtins.dict`, `copy.deepcopy`."""
+
+    name: str
+    steps: Steps = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Method:
+    """A method of a built-in or library object, waiting to be called: `kw.update`."""
+
+    owner: Abstract
+    name: str
+    steps: Steps = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Partial:
+    """functools.partial: a callee with arguments already given."""
+
+    func: Abstract
+    args: tuple[Abstract, ...]
+    kwargs: Ref
+    steps: Steps = ()
+
+
+Abstract = Union[Const, Unk, Missing, Alt, Ref, Tup, Func, Mod, Ext, Method, Partial]
+
+
+@dataclass(eq=False)
+class Code:
+    """What a Func runs: parameters, body and defaults, evaluated once where it was defined."""
+
+    name: str
+    qualname: str
+    module: Module
+    unit: Unit
+    params: cst.Parameters
+    body: cst.BaseSuite | cst.BaseExpression
+    defaults: dict[str, Abstract] = field(default_factory=dict)
+    owner: Any = None
+    is_generator: bool = False
+    is_async: bool = False
+    decorators: tuple[str, ...] = ()
+    info: Any = None
+
+
+# -- the heap ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DictObj:
+    """A dict, or the attributes of an instance. `rest` is set when keys that are not listed may be there too."""
+
+    entries: dict[Any, Abstract] = field(default_factory=dict)
+    rest: Unk | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ListObj:
+    """A list; `items` is None when its length is not known."""
+
+    items: tuple[Abstract, ...] | None = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassObj:
+    """A class of the project after its body ran: its attributes and its bases, most derived first."""
+
+    info: ClassInfo
+    attrs: Any
+    bases: tuple[Abstract, ...]
+    fields: tuple[str, ...] = ()
+    flavour: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InstObj:
+    """An instance: of a class of the project (`cls`), or made by a call to `made_by` outside it.
+
+    `attrs` is the oid of the DictObj that holds its attributes, so that vars(x) and x.__dict__ alias it.
+    """
+
+    cls: Ref | None
+    made_by: str
+    attrs: Any
+    text: str = ""
+
+
+Object = Union[DictObj, ListObj, ClassObj, InstObj]
+
+
+# -- small operations -------------------------------------------------------------------------------------------
+
+
+def members(value: Abstract) -> tuple[Abstract, ...]:
+    return value.values if isinstance(value, Alt) else (value,)
+
+
+def identity(value: Abstract) -> tuple:
+    """Equal for values that cannot be told apart; the history does not count."""
+    match value:
+        case Const():
+            return ("const", type(value.value).__name__, repr(value.value))
+        case Unk():
+            return ("unk", value.reason, value.detail, value.oid)
+        case Ref():
+            return ("ref", value.oid)
+        case Tup():
+            return ("tup", *(identity(item) for item in value.items))
+        case Alt():
+            return ("alt", *(identity(item) for item in value.values))
+        case Func():
+            return ("func", id(value.code), value.closure, None if value.bound is None else identity(value.bound))
+        case Mod():
+            return ("mod", value.module.path)
+        case Ext():
+            return ("ext", value.name)
+        case Method():
+            return ("method", value.name, identity(value.owner))
+        case Partial():
+            return ("partial", identity(value.func), value.kwargs.oid)
+        case _:
+            return ("missing",)
+
+
+def join(values: Iterable[Abstract]) -> Abstract:
+    """The value where paths meet."""
+    seen: dict[tuple, Abstract] = {}
+    for value in values:
+        for member in members(value):
+            seen.setdefault(identity(member), member)
+    distinct = tuple(seen.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    if not distinct or len(distinct) > MAX_ALTERNATIVES:
+        return Unk(Reason.BUDGET, "", distinct[0].steps if distinct else ())
+    return Alt(distinct)
+
+
+def with_step(value: Abstract, step: Step) -> Abstract:
+    """The value one step further on its way."""
+    if isinstance(value, Alt):
+        return Alt(tuple(with_step(member, step) for member in value.values))
+    steps = value.steps
+    if len(steps) >= MAX_STEPS:
+        steps = steps[: MAX_STEPS // 2] + steps[-(MAX_STEPS // 2 - 1):]
+    return replace(value, steps=(*steps, step))
+
+
+def truth(value: Abstract, state: State) -> bool | None:
+    """Whether `if value:` is taken, None when it may go either way."""
+    answers = {_truth(member, state) for member in members(value)}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def _truth(value: Abstract, state: State) -> bool | None:
+    match value:
+        case Const():
+            return bool(value.value)
+        case Tup():
+            return bool(value.items)
+        case Func() | Mod() | Method() | Partial():
+            return True
+        case Ref():
+            match state.heap.get(value.oid):
+                case DictObj(entries, rest):
+                    if any(not _may_miss(v) for v in entries.values()):
+                        return True
+                    return None if rest is not None or entries else False
+                case ListObj(items):
+                    return None if items is None else bool(items)
+                case ClassObj():
+                    return True
+    return None
+
+
+def _may_miss(value: Abstract) -> bool:
+    return any(isinstance(member, Missing) for member in members(value))
+
+
+# -- the state --------------------------------------------------------------------------------------------------
+
+
+class State:
+    """Variables by frame, and the heap. Copies share what neither side has written since."""
+
+    __slots__ = ("frames", "heap", "_owned")
+
+    def __init__(self, frames: dict[Any, dict[str, Abstract]] | None = None, heap: dict[Any, Object] | None = None):
+        self.frames = frames if frames is not None else {}
+        self.heap = heap if heap is not None else {}
+        self._owned: set[Any] = set()
+
+    def copy(self) -> State:
+        self._owned = set()
+        return State(dict(self.frames), dict(self.heap))
+
+    def become(self, other: State) -> None:
+        """Take over the contents of another state (the result of a branch)."""
+        self.frames, self.heap, self._owned = other.frames, other.heap, other._owned
+
+    def variables(self, frame: Any) -> dict[str, Abstract]:
+        return self.frames.get(frame, {})
+
+    def bind(self, frame: Any, name: str, value: Abstract) -> None:
+        self._own(frame)[name] = value
+
+    def unbind(self, frame: Any, name: str) -> None:
+        self._own(frame).pop(name, None)
+
+    def _own(self, frame: Any) -> dict[str, Abstract]:
+        if frame not in self._owned:
+            self.frames[frame] = dict(self.frames.get(frame, ()))
+            self._owned.add(frame)
+        return self.frames[frame]
+
+    def absorb(self, other: State) -> None:
+        """Add frames and objects this state does not have yet (an imported module's)."""
+        for frame, variables in other.frames.items():
+            if frame not in self.frames:
+                self.frames[frame] = variables
+        for oid, obj in other.heap.items():
+            self.heap.setdefault(oid, obj)
+
+
+def join_states(states: Iterable[State]) -> State | None:
+    """The state where paths meet; None when no path arrives."""
+    result: State | None = None
+    for state in states:
+        result = state.copy() if result is None else _join_two(result, state)
+    return result
+
+
+def _join_two(left: State, right: State) -> State:
+    frames = dict(left.frames)
+    for frame, variables in right.frames.items():
+        mine = frames.get(frame)
+        if mine is None:
+            frames[frame] = variables
+        elif mine is not variables:
+            frames[frame] = {
+                name: _meet(mine.get(name), variables.get(name)) for name in {**mine, **variables}
+            }
+    heap = dict(left.heap)
+    for oid, obj in right.heap.items():
+        mine_obj = heap.get(oid)
+        if mine_obj is None:
+            heap[oid] = obj
+        elif mine_obj is not obj:
+            heap[oid] = _join_objects(mine_obj, obj)
+    return State(frames, heap)
+
+
+def _meet(left: Abstract | None, right: Abstract | None) -> Abstract:
+    """A variable bound on one path only would raise on the other, so where it is read it has its one value."""
+    if left is None or right is None:
+        value = left if right is None else right
+        assert value is not None
+        return value
+    return left if left is right else join((left, right))
+
+
+def _join_objects(left: Object, right: Object) -> Object:
+    if isinstance(left, DictObj) and isinstance(right, DictObj):
+        return DictObj(
+            {key: _join_entry(left, right, key) for key in {**left.entries, **right.entries}},
+            left.rest or right.rest,
+        )
+    if isinstance(left, ListObj) and isinstance(right, ListObj):
+        if left.items is None or right.items is None or len(left.items) != len(right.items):
+            return ListObj(None)
+        return ListObj(tuple(_meet(a, b) for a, b in zip(left.items, right.items)))
+    return left
+
+
+def _join_entry(left: DictObj, right: DictObj, key: Any) -> Abstract:
+    a = left.entries.get(key, left.rest or Missing())
+    b = right.entries.get(key, right.rest or Missing())
+    return a if a is b else join((a, b))
+
+
+def reachable(values: Iterable[Abstract], state: State) -> Iterator[Any]:
+    """Oids of the mutable objects that somebody holding `values` can get at."""
+    seen: set[Any] = set()
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        match value:
+            case Alt():
+                stack.extend(value.values)
+            case Tup():
+                stack.extend(value.items)
+            case Func() if value.bound is not None:
+                stack.append(value.bound)
+            case Method():
+                stack.append(value.owner)
+            case Partial():
+                stack.extend((value.func, value.kwargs, *value.args))
+            case Ref() if value.oid not in seen:
+                seen.add(value.oid)
+                obj = state.heap.get(value.oid)
+                if isinstance(obj, DictObj):
+                    stack.extend(obj.entries.values())
+                elif isinstance(obj, ListObj):
+                    stack.extend(obj.items or ())
+                elif isinstance(obj, InstObj):
+                    stack.append(Ref(obj.attrs))
+                if obj is not None:
+                    yield value.oid

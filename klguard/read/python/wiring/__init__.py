@@ -1,0 +1,85 @@
+"""Facts about a site that are no settings: which models, which prompts, which mode, which loss.
+
+A fact is given only where the code makes it certain; everything else is left out, because a rule that reads
+no fact says nothing, and a rule that reads a wrong one lies. `klguard.settings.FACTS` says what each name
+means; the places that show it are in the hops of its value.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from klguard.read.python.project import Project
+from klguard.read.python.source import Module
+from klguard.read.python.wiring import losses, modes, prompts
+from klguard.read.python.wiring.carried import dropout, peft
+from klguard.read.python.wiring.padding import side_of
+from klguard.read.python.wiring.roles import checkpoint, is_none, is_tokenizer, known, same_weights, slots
+from klguard.read.python.wiring.samplers import sampler_of
+from klguard.read.python.wiring.scoring import mitigations
+from klguard.settings import Hop, HopKind, Known, Opaque, SiteKind, Value
+
+ENGINES_OF_THEIR_OWN = frozenset({"vllm", "sglang"})
+"""They pad, mask and hold the weights themselves, so only the checkpoint is asked for."""
+
+
+def facts(project: Project, module: Module, call: ast.Call, kind: SiteKind, engine: str) -> dict[str, Value]:
+    """What the code around a site shows for certain; names as in `klguard.settings.FACTS`."""
+    readers = {SiteKind.TRAINER: _trainer, SiteKind.GENERATE: _generate}
+    if kind not in readers:
+        return {}
+    try:
+        found = readers[kind](project, module, call, engine)
+    except RecursionError:  # expressions nested too deeply to be written out
+        return {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _trainer(project: Project, module: Module, call: ast.Call, engine: str) -> dict[str, Value | None]:
+    given = slots(project, module, call, engine)
+    policy, reference, tokenizer = given.policy, given.reference, given.tokenizer
+    return {
+        "policy": policy and _wired(project, module, policy),
+        "reference": reference and _reference(project, module, reference),
+        "peft": peft(project, module, given),
+        "checkpoint": policy and checkpoint(project, module, policy),
+        "padding_side": tokenizer and side_of(project, module, tokenizer, call),
+        "dropout": dropout(project, module, given),
+        "reference_trainable": reference and modes.in_optimizer(module, modes.bare_name(reference)),
+    }
+
+
+def _generate(project: Project, module: Module, call: ast.Call, engine: str) -> dict[str, Value | None]:
+    sampler = sampler_of(project, module, call, engine)
+    found: dict[str, Value | None] = {"checkpoint": sampler.checkpoint, "dropout": sampler.dropout}
+    if engine in ENGINES_OF_THEIR_OWN:
+        return found
+    found |= prompts.facts(project, module, call, sampler, engine)
+    found["encoder_decoder"] = sampler.encoder_decoder
+    if sampler.model is not None:
+        found["train_mode"] = modes.train_mode(project, module, sampler.model, call)
+    if not sampler.trained:
+        found |= losses.facts(project, module, call)
+        found["reference_trainable"] = modes.loop_reference(module)
+    return found
+
+
+def _wired(project: Project, module: Module, node: ast.expr) -> Value:
+    """The object in a slot of a trainer, named so that equal names are the same object.
+
+    Its first hop is the argument itself: that is where two slots are given the same object.
+    """
+    text = module.segment(node)
+    made = same_weights(project, module, node)
+    return Known(Opaque(text, made.name), (Hop(HopKind.KWARG, module.ast_place(node), text), *made.hops))
+
+
+def _reference(project: Project, module: Module, node: ast.expr) -> Value:
+    if is_none(project, module, node):
+        return known(None, module, node, HopKind.KWARG)
+    if is_tokenizer(project, module, node):
+        return known(Opaque(module.segment(node), "tokenizer"), module, node, HopKind.KWARG)
+    return _wired(project, module, node)
+
+
+__all__ = ["facts", "mitigations"]

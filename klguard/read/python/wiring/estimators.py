@@ -1,0 +1,180 @@
+"""The form of a hand-written KL term, where it is one that is known to mislead.
+
+k1 = log pi - log ref has the right mean as a reward; differentiated as a loss its expected gradient is zero,
+since E[grad log pi] = 0. |k1| and max(k1, 0) are biased upwards, most where the policies are close.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Container
+
+from klguard.read.python.project import Project
+from klguard.read.python.source import Module, called_name, dotted
+from klguard.read.python.wiring.bindings import Scope, ancestors, definitions, exclusive, own_nodes
+from klguard.read.python.wiring.loops import REFERENCE, flows_into, takes_gradient, training_scopes, uses
+from klguard.settings import Hop, HopKind, Known, Value
+
+LOG_PROB = re.compile(r"log_?p(rob)?s?(_|$|\d)|log_?prob|(^|_)lps?(_|$)", re.IGNORECASE)
+OLD = re.compile(
+    r"(^|_)(old|sampled?|behaviou?r|rollout|prev|previous|stored|detached|gen|vllm)(_|$)", re.IGNORECASE
+)
+TOTAL = re.compile(r"loss|reward|penalt|return|score|objective|advantage", re.IGNORECASE)
+LOSS = re.compile(r"loss|objective", re.IGNORECASE)
+AVERAGES = frozenset({"mean", "sum", "masked_mean", "masked_sum", "nanmean"})
+BENDS = frozenset("exp expm1 square pow abs clamp clip clamp_min relu huber_loss softplus".split())
+SHAPES = frozenset({"detach", "float", "to", "squeeze", "unsqueeze"})
+
+
+def kl_estimator(project: Project, module: Module, call: ast.Call) -> Value | None:
+    """Known('k1-loss' | 'abs' | 'clamp') where the code the rollout feeds computes its KL term so."""
+    scopes = training_scopes(project, module, call)
+    learns = any(takes_gradient(scope) for _, scope in scopes)
+    for where, scope in scopes:
+        ratios: dict[str, ast.Assign] = {}
+        for node in own_nodes(scope):
+            if isinstance(node, ast.Assign) and (name := dotted(node.targets[0])):
+                form = None if _one_of_several(where, node, scope) else _form(node.value, ratios)
+                made = next((ratios[n] for n in ratios if uses(node.value, n)), node)
+                ratios.pop(name, None)
+                if form == "k1-loss":
+                    ratios[name] = made
+                    if not (_linear(scope, name) and _differentiated(where, made, scope)):
+                        continue
+                if form and _enters(scope, name, form, learns):
+                    hop = Hop(HopKind.LITERAL, where.ast_place(node.value), where.segment(node.value))
+                    return Known(form, (hop,))
+    return None
+
+
+def _one_of_several(module: Module, node: ast.Assign, scope: Scope) -> bool:
+    """Whether another branch computes the same variable otherwise: the form is then an option."""
+    others = definitions(module, scope).get(dotted(node.targets[0]), [])
+    return any(exclusive(module, d.node, node, scope) for d in others if d.node is not node)
+
+
+def _form(value: ast.expr, ratios: Container[str]) -> str | None:
+    """abs, clamp, or the plain log-ratio, for an expression over the log-probs of policy and reference."""
+    found = [n for n in ast.walk(value) if _log_ratio(n) or _names(n, ratios)]
+    if len(found) != 1:
+        return None
+    around = [n for n in ast.walk(value) if n is not found[0] and found[0] in set(ast.walk(n))]
+    calls = [n for n in around if isinstance(n, ast.Call)]
+    names = [called_name(n) for n in calls]
+    if names[-1:] == ["abs"]:
+        return "abs"
+    if any(_floors(n) for n in calls):
+        return "clamp"
+    plain = set(names) <= AVERAGES and not any(
+        isinstance(n, ast.BinOp) and isinstance(n.op, ast.Pow) for n in around
+    )
+    return "k1-loss" if plain else None
+
+
+def _names(node: ast.AST, ratios: Container[str]) -> bool:
+    return isinstance(node, (ast.Name, ast.Attribute)) and dotted(node) in ratios
+
+
+def _linear(scope: Scope, name: str) -> bool:
+    """Whether the log-ratio is nowhere exponentiated, squared or cut, as it is in k2 and k3."""
+    for node in own_nodes(scope):
+        bends = isinstance(node, ast.Call) and called_name(node) in BENDS
+        powers = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)
+        if (bends or powers) and uses(node, name):
+            return False
+    return True
+
+
+def _log_ratio(node: ast.AST) -> bool:
+    """`logp - ref_logp`, either way round."""
+    if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)):
+        return False
+    one, other = _word(node.left), _word(node.right)
+    if not (one and other and LOG_PROB.search(one) and LOG_PROB.search(other)):
+        return False
+    return bool(REFERENCE.search(one)) != bool(REFERENCE.search(other))
+
+
+def _word(node: ast.expr) -> str:
+    """The last name of an operand; that it was detached, or stored, becomes a word of it."""
+    mark = ""
+    while True:
+        match node:
+            case ast.Call(func=ast.Attribute(value=inner, attr=method)) if method in SHAPES:
+                mark = "_detached" if method == "detach" else mark
+                node = inner
+            case ast.Subscript(value=inner, slice=ast.Constant(value=str(key))):
+                return f"{key}_stored"
+            case ast.Subscript(value=inner):
+                node = inner
+            case _:
+                name = dotted(node).rpartition(".")[2]
+                return name and name + mark
+
+
+def _floors(call: ast.Call) -> bool:
+    """`clamp(min=0)`, `clamp(x, 0)`, `relu(x)`: negative estimates are cut off."""
+    name = called_name(call)
+    if name == "relu":
+        return True
+    if name not in ("clamp", "clamp_min", "clip", "maximum"):
+        return False
+    given = [k.value for k in call.keywords if k.arg == "min"] + list(call.args)
+    return any(
+        isinstance(a, ast.Constant) and a.value in (0, 0.0) and not isinstance(a.value, bool) for a in given
+    )
+
+
+def _enters(scope: Scope, name: str, form: str, learns: bool) -> bool:
+    """Whether the variable becomes part of a reward or a loss; for k1, of a loss whose gradient is taken."""
+    reached = flows_into(scope, name)
+    if form != "k1-loss":
+        return any(TOTAL.search(each.rpartition(".")[2]) for each in reached - {name})
+    if any(uses(call, each) for call in takes_gradient(scope) for each in reached):
+        return True
+    return learns and any(
+        _returned(node.value, reached, getattr(scope, "name", ""))
+        for node in own_nodes(scope)
+        if isinstance(node, ast.Return) and node.value is not None
+    )
+
+
+def _returned(value: ast.expr, reached: set[str], function: str) -> bool:
+    """Whether a function hands back a loss that the variable is part of, alone or first in a tuple."""
+    if isinstance(value, ast.Tuple) and value.elts:
+        value = value.elts[0]
+    if dotted(value):
+        return dotted(value) in reached and bool(LOSS.search(dotted(value)))
+    return (
+        isinstance(value, ast.BinOp)
+        and bool(LOSS.search(function))
+        and any(uses(value, each) for each in reached)
+    )
+
+
+def _differentiated(module: Module, node: ast.Assign, scope: Scope) -> bool:
+    """Whether a gradient flows through the policy's log-probs of a log-ratio."""
+    ratio = next((n for n in ast.walk(node.value) if _log_ratio(n)), None)
+    if not isinstance(ratio, ast.BinOp) or _without_gradient(module, node, scope):
+        return False
+    policy = next(side for side in (ratio.left, ratio.right) if not REFERENCE.search(_word(side)))
+    if OLD.search(_word(policy)):
+        return False
+    found = definitions(module, scope).get(dotted(policy), [])
+    made = [d for d in found if d.position < (node.lineno, node.col_offset) and d.value is not None]
+    if not made or any(_without_gradient(module, d.node, scope) for d in made):
+        return False
+    parts = list(ast.walk(made[-1].value))  # type: ignore[arg-type]
+    stops = any(
+        isinstance(n, ast.Call) and called_name(n) in ("detach", "numpy", "tolist", "item") for n in parts
+    )
+    return not stops and any(isinstance(n, (ast.Call, ast.BinOp)) for n in parts)
+
+
+def _without_gradient(module: Module, node: ast.AST, scope: Scope) -> bool:
+    """Whether the node stands under `no_grad()` or `inference_mode()`, as a block or a decorator."""
+    blocks = [p for p, _ in ancestors(module, node) if isinstance(p, (ast.With, ast.AsyncWith))]
+    texts = [ast.unparse(item.context_expr) for block in blocks for item in block.items]
+    texts += [ast.unparse(d) for d in getattr(scope, "decorator_list", ())]
+    return any("no_grad" in text or "inference_mode" in text for text in texts)

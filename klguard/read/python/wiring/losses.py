@@ -1,0 +1,183 @@
+"""The loss of a loop written by hand: whether it has a KL term, and the mask of the responses."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
+
+from klguard.read.python.project import Project
+from klguard.read.python.source import Module, dotted, walk
+from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
+from klguard.read.python.wiring.estimators import kl_estimator
+from klguard.read.python.wiring.loops import names_in, takes_gradient, training_scopes
+from klguard.read.python.wiring.neighbours import imported
+from klguard.read.python.wiring.roles import constant
+from klguard.settings import Hop, HopKind, Known, OneOf, Reason, Unknown, Value
+
+KL_NAME = re.compile(
+    r"(^|_)(kl|kls|kld)(_|$|\d)|kl_?div|kullback|divergence|(^|_)(ref|reference|frozen|anchor|sft|base_model|init_model)(_|$)",
+    re.IGNORECASE,
+)
+COEFFICIENT = re.compile(
+    r"(^|_)(beta|kl_?(coef|coeff|weight|beta|penalty|ctl|lambda|alpha|strength)\w*|init_kl_coef)$",
+    re.IGNORECASE,
+)
+TERM = re.compile(r"(^|_)(kl|kls|kld|kl_?div\w*|kl_\w+|\w+_kl)(_|$)", re.IGNORECASE)
+MASK = re.compile(r"mask", re.IGNORECASE)
+ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
+RESPONSE = re.compile(
+    r"resp|completion|generat|continuation|sequences|answer|output_ids|action", re.IGNORECASE
+)
+
+
+def facts(project: Project, module: Module, call: ast.Call) -> dict[str, Value | None]:
+    """`kl_estimator`, `kl_term` and `pad_is_eos_mask` of the training code around a generate call."""
+    return {
+        "kl_estimator": kl_estimator(project, module, call),
+        "kl_term": kl_term(project, module, call),
+        "pad_is_eos_mask": pad_is_eos_mask(project, module, call),
+    }
+
+
+def kl_term(project: Project, module: Module, call: ast.Call) -> Value | None:
+    """Known(False) when the loop trains with no KL term: no name of one anywhere, or a coefficient of 0."""
+    scopes = training_scopes(project, module, call)
+    backwards = [(where, node) for where, scope in scopes for node in takes_gradient(scope)]
+    if not backwards:
+        return None
+    zero = _zero_coefficient(project, scopes)
+    if zero is not None:
+        return zero
+    modules = {where for where, _ in scopes} | set(imported(project, module))
+    if any(_speaks_of_kl(where) for where in modules):
+        return None
+    where, node = backwards[0]
+    return Known(False, (Hop(HopKind.LITERAL, where.ast_place(node), where.segment(node)),))
+
+
+_SPEAKS_OF_KL: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
+
+
+def _speaks_of_kl(module: Module) -> bool:
+    """Whether any name in the module is one of a KL term or of a reference."""
+    if module not in _SPEAKS_OF_KL:
+        _SPEAKS_OF_KL[module] = any(KL_NAME.search(name) for name in _identifiers(module))
+    return _SPEAKS_OF_KL[module]
+
+
+def _identifiers(module: Module) -> Iterator[str]:
+    for node in module.nodes:
+        match node:
+            case (
+                ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.FunctionDef(name=name)
+            ):
+                yield name
+            case ast.keyword(arg=str(name)) | ast.alias(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Subscript(slice=ast.Constant(value=str(name))):
+                yield name
+
+
+def _zero_coefficient(project: Project, scopes: list[tuple[Module, Scope]]) -> Value | None:
+    """`beta * kl` with a beta that is literally 0, and no other such product in the loop."""
+    found: list[Known | None] = []
+    for where, scope in scopes:
+        for node in own_nodes(scope):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+                for one, other in ((node.left, node.right), (node.right, node.left)):
+                    factor, term = dotted(one).rpartition(".")[2], dotted(other).rpartition(".")[2]
+                    if COEFFICIENT.search(factor) and TERM.search(term):
+                        found.append(constant(project, where, one))
+    if not found or any(k is None or k.value not in (0, 0.0) or isinstance(k.value, bool) for k in found):
+        return None
+    assert found[0] is not None
+    return Known(False, found[0].hops)
+
+
+# -- the mask of the responses -------------------------------------------------------------------------------
+
+
+def pad_is_eos_mask(project: Project, module: Module, call: ast.Call) -> Value | None:
+    """Known(True) when the response mask is `ids != pad` and pad is the end-of-sequence token.
+
+    The first end-of-sequence token is then masked out with the padding: the policy is never trained to stop.
+    Where pad is set to it only `if tokenizer.pad_token is None`, the tokenizer decides.
+    """
+    for where, scope in training_scopes(project, module, call):
+        generated = _generated(scope, call) if where is module else set()
+        for node in own_nodes(scope):
+            if not isinstance(node, ast.Assign) or not (name := dotted(node.targets[0])):
+                continue
+            last = name.rpartition(".")[2]
+            if not MASK.search(last) or ATTENTION.search(last):
+                continue
+            compared = _not_pad(node.value)
+            if compared is None or not _is_response(compared[0], generated):
+                continue
+            pad = _pad_is_eos(module, call, compared[1])
+            if pad is not None:
+                statement, certain = pad
+                hops = (Hop(HopKind.LITERAL, where.ast_place(node), where.segment(node.value)), statement)
+                known = Known(True, hops)
+                unclear = Unknown(Reason.RUNTIME, "tokenizer.pad_token is None", hops)
+                return known if certain else OneOf((known, unclear))
+    return None
+
+
+def _generated(scope: Scope, call: ast.Call) -> set[str]:
+    """Names that hold the generated tokens, followed through the assignments of the function."""
+    tainted: set[str] = set()
+    for node in own_nodes(scope):
+        if isinstance(node, ast.Assign):
+            held = call in set(walk(node.value)) or bool(names_in(node.value) & tainted)
+            if held:
+                tainted |= {dotted(t) for t in node.targets} - {""}
+    return tainted
+
+
+def _not_pad(value: ast.expr) -> tuple[ast.expr, ast.expr] | None:
+    """(ids, pad) of `(ids != pad).float()`, `ids.ne(pad)`, `torch.ne(ids, pad)`."""
+    for node in ast.walk(value):
+        match node:
+            case ast.Compare(left=ids, ops=[ast.NotEq()], comparators=[pad]) if _names_pad(pad):
+                return ids, pad
+            case ast.Call(func=ast.Attribute(value=ids, attr="ne" | "not_equal"), args=[pad]) if _names_pad(
+                pad
+            ):
+                return ids, pad
+            case ast.Call(func=ast.Attribute(attr="ne" | "not_equal"), args=[ids, pad]) if _names_pad(pad):
+                return ids, pad
+    return None
+
+
+def _names_pad(node: ast.expr) -> bool:
+    return bool(
+        re.search(
+            r"(^|_)(pad|eos)(ding)?(_token)?(_id|_idx)?$", dotted(node).rpartition(".")[2], re.IGNORECASE
+        )
+    )
+
+
+def _is_response(ids: ast.expr, generated: set[str]) -> bool:
+    names = {dotted(n) for n in ast.walk(ids) if isinstance(n, (ast.Name, ast.Attribute))} - {""}
+    return bool(names & generated) or any(RESPONSE.search(name.rpartition(".")[2]) for name in names)
+
+
+def _pad_is_eos(module: Module, call: ast.Call, pad: ast.expr) -> tuple[Hop, bool] | None:
+    """The statement that makes pad the end-of-sequence token, and whether it always runs."""
+    if "eos" in dotted(pad).rpartition(".")[2].lower():
+        given = next((k.value for k in call.keywords if k.arg == "pad_token_id"), None)
+        if given is not None and "eos" in dotted(given).rpartition(".")[2]:
+            return Hop(HopKind.KWARG, module.ast_place(given), f"pad_token_id={module.segment(given)}"), True
+    for node in module.nodes:
+        if not isinstance(node, ast.Assign):
+            continue
+        target, value = dotted(node.targets[0]), dotted(node.value)
+        owner, _, field = target.rpartition(".")
+        if field in ("pad_token", "pad_token_id") and value == f"{owner}.{field.replace('pad', 'eos')}":
+            guards = [p for p, _ in ancestors(module, node) if isinstance(p, ast.If)]
+            certain = not any("pad_token" in ast.unparse(guard.test) for guard in guards)
+            return Hop(HopKind.ATTRIBUTE, module.ast_place(node), module.segment(node)), certain  # type: ignore[arg-type]
+    return None

@@ -1,0 +1,207 @@
+"""Whether two numbers in the code are the same: the same literal, variable, or field of a configuration.
+
+A number is described by *atoms*; two that share one are the same. `args.temperature` here and
+`self.args.temperature` there share the field `args.temperature`; two literals share their value.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from klguard.read.python.project import Project
+from klguard.read.python.source import Module, dotted
+from klguard.read.python.wiring.bindings import ancestors
+from klguard.read.python.wiring.roles import constant
+from klguard.read.python.wiring.trails import Origin, graph_of, origins
+from klguard.settings import SiteKind
+
+Atom = tuple[str, object]
+
+SHAPES = frozenset(
+    {
+        "float",
+        "int",
+        "max",
+        "min",
+        "abs",
+        "clamp",
+        "clamp_min",
+        "unsqueeze",
+        "view",
+        "reshape",
+        "to",
+        "tensor",
+        "as_tensor",
+        "item",
+        "Decimal",
+    }
+)
+"""Calls that hand on the number they are given, up to its type, shape and a guard against zero."""
+
+ARGUMENTS = re.compile(r"(^|_)args$")
+CONFIGS = frozenset(
+    {"cfg", "conf", "config", "cfgs", "configs", "train_config", "training_config", "train_cfg"}
+)
+OBJECTS = ("generation_config", "sampling_params", "generation_kwargs", "gen_kwargs", "generate_kwargs")
+MAX_DEPTH = 6
+
+
+def atoms(project: Project, module: Module, node: ast.expr, depth: int = MAX_DEPTH) -> frozenset[Atom]:
+    """Everything the number is certainly known as."""
+    if depth == 0:
+        return frozenset()
+    node = _shaped(node)
+    if isinstance(node, (ast.BoolOp, ast.IfExp)):
+        parts = node.values if isinstance(node, ast.BoolOp) else [node.body, node.orelse]
+        return frozenset().union(*(atoms(project, module, part, depth - 1) for part in parts))
+    if field := _field(module, node):
+        owner, _, name = field.rpartition(".")
+        found = {("field", f"{_owner(project, module, node, owner)}.{name}")} if owner else set()
+        return frozenset(found) | _behind(project, module, node, depth)
+    if isinstance(node, ast.Constant):
+        return _literal(node.value)
+    return _behind(project, module, node, depth)
+
+
+def _behind(project: Project, module: Module, node: ast.expr, depth: int) -> frozenset[Atom]:
+    """The atoms of whatever the expression was assigned or passed from."""
+    if not dotted(node):
+        return frozenset()
+    found: set[Atom] = set()
+    for made in origins(project, module, node):
+        if made.node is not node:
+            found |= atoms(project, made.module, made.node, depth - 1)
+        if made.open and "." not in dotted(made.node):
+            found.add(("name", made.identity))
+    if (known := constant(project, module, node)) is not None:
+        found |= _literal(known.value)
+    return frozenset(found)
+
+
+def _literal(value: object) -> frozenset[Atom]:
+    """The atom of a literal number; 1 is no evidence, because dividing by it does nothing."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value != 1:
+        return frozenset({("literal", float(value))})
+    return frozenset()
+
+
+def _shaped(node: ast.expr) -> ast.expr:
+    """The number inside `float(t)`, `max(t, 1e-6)`, `t + 1e-7`, `t.clamp(min=1e-8)`."""
+    while True:
+        match node:
+            case ast.BinOp(left=inner, op=ast.Add(), right=ast.Constant(value=float(small))) if (
+                abs(small) < 1e-3
+            ):
+                node = inner
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="torch" | "np" | "jnp"), attr=name), args=[inner, *_]
+            ) if name in SHAPES:
+                node = inner
+            case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in SHAPES:
+                node = inner
+            case ast.Call(func=ast.Name(id="max" | "min"), args=[ast.Constant(), inner]):
+                node = inner
+            case ast.Call(func=ast.Name(id=name), args=[inner, *_]) if name in SHAPES:
+                node = inner
+            case _:
+                return node
+
+
+def _field(module: Module, node: ast.expr) -> str:
+    """`owner.name` for `owner.name`, `owner["name"]`, `owner.get("name", d)` and `getattr(owner, "name")`."""
+    match node:
+        case ast.Attribute(value=owner, attr=name):
+            return f"{dotted(owner)}.{name}" if dotted(owner) else ""
+        case ast.Subscript(value=owner, slice=ast.Constant(value=str(name))):
+            return f"{dotted(owner)}.{name}" if dotted(owner) else ""
+        case ast.Call(func=ast.Attribute(value=owner, attr="get"), args=[ast.Constant(value=str(name)), *_]):
+            return f"{dotted(owner)}.{name}" if dotted(owner) else ""
+        case ast.Call(func=ast.Name(id="getattr"), args=[owner, ast.Constant(value=str(name)), *_]):
+            return f"{dotted(owner)}.{name}" if dotted(owner) else ""
+    return ""
+
+
+def _owner(project: Project, module: Module, node: ast.AST, owner: str) -> str:
+    """The owner of a field under the name it has everywhere.
+
+    Without self, `training_args` as `args`, `cfg` as `config`; for a field of self, its class.
+    """
+    if owner in ("self", "cls"):
+        cls = graph_of(project).own_class(module, node)
+        return f"{module.path}:{cls.qualname}" if cls is not None else f"{module.path}:self"
+    last = owner.rpartition(".")[2].lstrip("_")
+    if ARGUMENTS.search(last):
+        return "args"
+    return "config" if last in CONFIGS else last
+
+
+# -- what a site was given -----------------------------------------------------------------------------------
+
+
+def given(project: Project, module: Module, call: ast.Call, kind: SiteKind, name: str) -> frozenset[Atom]:
+    """The atoms of setting `name` as the site was given it; empty when it is not visibly given."""
+    found: set[Atom] = set()
+    for where, value in _written(project, module, call, name):
+        found |= atoms(project, where, value)
+    if kind is not SiteKind.GENERATE and any(k.arg == name for k in call.keywords):
+        found |= {("field", f"{holder}.{name}") for holder in _holders(project, module, call)}
+    return frozenset(found)
+
+
+def _written(
+    project: Project, module: Module, call: ast.Call, name: str
+) -> Iterator[tuple[Module, ast.expr]]:
+    for keyword in call.keywords:
+        if keyword.arg == name:
+            yield module, keyword.value
+    holders = [k.value for k in call.keywords if k.arg is None or k.arg in OBJECTS]
+    holders += [a for a in call.args if dotted(a).rpartition(".")[2].lstrip("_") in OBJECTS]
+    for holder in holders:
+        for made in origins(project, module, holder):
+            yield from _entries(made, name)
+        yield from _stores(module, dotted(holder), name)
+
+
+def _entries(made: Origin, name: str) -> Iterator[tuple[Module, ast.expr]]:
+    match made.node:
+        case ast.Dict(keys=keys, values=values):
+            for key, value in zip(keys, values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == name:
+                    yield made.module, value
+        case ast.Call(keywords=keywords):
+            yield from ((made.module, k.value) for k in keywords if k.arg == name)
+
+
+def _stores(module: Module, holder: str, name: str) -> Iterator[tuple[Module, ast.expr]]:
+    """`holder["name"] = value` and `holder.name = value` anywhere in the module."""
+    for node in module.nodes if holder else ():
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            match target:
+                case ast.Subscript(value=owner, slice=ast.Constant(value=key)) if (
+                    key == name and dotted(owner) == holder
+                ):
+                    yield module, node.value
+                case ast.Attribute(value=owner, attr=key) if key == name and dotted(owner) == holder:
+                    yield module, node.value
+
+
+def _holders(project: Project, module: Module, call: ast.Call) -> Iterator[str]:
+    """The names under which the object that a call makes is kept: a variable, an attribute, an argument."""
+    for parent, child in ancestors(module, call):
+        match parent:
+            case ast.keyword(arg=str(name)):
+                yield _owner(project, module, call, name)
+                return
+            case ast.Assign(targets=targets):
+                for target in targets:
+                    if dotted(target):
+                        yield _owner(project, module, call, dotted(target))
+                return
+            case ast.stmt():
+                return
+            case ast.Call() if child not in parent.keywords:
+                return

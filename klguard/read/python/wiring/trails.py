@@ -1,0 +1,251 @@
+"""Where the object behind an expression was made: aliases, attributes of self and arguments of callers.
+
+The interpreter answers what *value* an expression can have; this module answers the smaller question, which
+*expression* made the object (`from_pretrained(...)`, `tokenizer(...)`), which the facts about wiring rest on.
+Where the flow of control leaves more than one answer it gives them all, and says so where it cannot know.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+from klguard.read.python.callers import CallGraph, argument, default
+from klguard.read.python.project import Project
+from klguard.read.python.source import FunctionInfo, Module, dotted, shorten
+from klguard.read.python.wiring.bindings import (
+    Definition,
+    Scope,
+    ancestors,
+    definitions,
+    end,
+    reaching,
+    scope_of,
+    start,
+)
+from klguard.settings import Hop, HopKind
+
+MAX_STEPS = 12
+"""Aliases, attributes and parameters followed before the trail is given up."""
+
+MAX_CALLERS = 4
+"""Callers of a function whose arguments are looked at; with more, a parameter stays a parameter."""
+
+SAME_OBJECT = frozenset(
+    "to cuda cpu half float bfloat16 double train eval requires_grad_ share_memory contiguous".split()
+)
+"""Methods of modules and tensors that hand back the object, or a copy on another device, of another type."""
+
+
+_GRAPHS: WeakKeyDictionary[Project, CallGraph] = WeakKeyDictionary()
+
+
+def graph_of(project: Project) -> CallGraph:
+    """The call graph of a project, one for all facts."""
+    if project not in _GRAPHS:
+        _GRAPHS[project] = CallGraph(project)
+    return _GRAPHS[project]
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a trail ends: `node` is the last expression, `hops` the way back from there to the use.
+
+    open      the trail ended at something that is not visible, so that `node` is only the last name for it.
+    identity  equal for two trails that certainly end at the same object.
+    """
+
+    module: Module
+    node: ast.expr
+    hops: tuple[Hop, ...] = ()
+    open: bool = False
+    identity: tuple = ()
+
+
+def peel(node: ast.expr) -> ast.expr:
+    """`model` for `model.to(device).eval()`, `accelerator.prepare(model)`, `torch.compile(model)`."""
+    while True:
+        match node:
+            case ast.Await(value=inner) | ast.NamedExpr(value=inner):
+                node = inner
+            case ast.Call(
+                func=ast.Attribute(attr="unwrap_model" | "prepare" | "prepare_model"), args=[inner]
+            ):
+                node = inner
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="compile"), args=[inner, *_]):
+                node = inner
+            case ast.Call(func=ast.Attribute(value=inner, attr=method)) if method in SAME_OBJECT:
+                node = inner
+            case _:
+                return node
+
+
+def origins(project: Project, module: Module, node: ast.expr) -> list[Origin]:
+    """Every expression that may have made the object `node` stands for."""
+    return _origins(project, Origin(module, node), MAX_STEPS, frozenset())
+
+
+def origin(project: Project, module: Module, node: ast.expr) -> Origin | None:
+    """The one expression that made the object, or None when there are several or it is not visible."""
+    found = origins(project, module, node)
+    return found[0] if len(found) == 1 and not found[0].open else None
+
+
+def _origins(project: Project, at: Origin, steps: int, seen: frozenset[int]) -> list[Origin]:
+    node = peel(at.node)
+    at = replace(at, node=node)
+    if isinstance(node, ast.IfExp):
+        return _origins(project, replace(at, node=node.body), steps - 1, seen) + _origins(
+            project, replace(at, node=node.orelse), steps - 1, seen
+        )
+    name = dotted(node)
+    if not name:
+        return [replace(at, identity=(at.module.path, *start(node), *end(node)))]
+    if steps <= 0 or id(node) in seen:
+        return [_open(at)]
+    found = _reached(project, at.module, node, name)
+    if not found:
+        return [_open(at)]
+    if any(_callers_argument(d) is None and d.value is None for d in found):
+        return [_open(at, found)]
+    ends: list[Origin] = []
+    for definition in found:
+        onward = _onward(project, at, definition)
+        if onward is None:
+            return [_open(at, found)]
+        ends.extend(end for step in onward for end in _origins(project, step, steps - 1, seen | {id(node)}))
+    return list({reached.identity: reached for reached in ends}.values())
+
+
+def _open(at: Origin, found: list[Definition] | None = None) -> Origin:
+    scope = scope_of(at.module, at.node)
+    where = tuple(d.position for d in found or ())
+    line = scope.lineno if not isinstance(scope, ast.Module) else 0
+    return replace(at, open=True, identity=(at.module.path, line, dotted(at.node), where))
+
+
+def _callers_argument(definition: Definition) -> ast.arg | None:
+    return definition.node if isinstance(definition.node, ast.arg) else None
+
+
+def _onward(project: Project, at: Origin, definition: Definition) -> list[Origin] | None:
+    """The expressions behind one definition: its value, or the arguments of the callers of a parameter."""
+    if definition.value is not None:
+        return [Origin(definition.module, definition.value, (*at.hops, _hop(definition)))]
+    arg = _callers_argument(definition)
+    info = definition.module.by_node.get(definition.scope)
+    if arg is None or info is None:
+        return None
+    given = arguments(project, info, arg.arg)
+    if not given:
+        return None
+    text = f"parameter {arg.arg} of {info.name}"
+    return [
+        Origin(caller, value, (*at.hops, Hop(HopKind.PARAMETER, caller.ast_place(value), text)))
+        for caller, value in given
+    ]
+
+
+def _hop(definition: Definition) -> Hop:
+    kind = HopKind.ATTRIBUTE if "." in definition.target else HopKind.UPDATE
+    assert isinstance(definition.node, ast.stmt)
+    node: ast.stmt | ast.expr = definition.node
+    if definition.value is not None and hasattr(definition.node, "body"):
+        node = definition.value
+    return Hop(kind, definition.module.ast_place(node), _first_line(definition.module, node))
+
+
+def _first_line(module: Module, node: ast.stmt | ast.expr) -> str:
+    """The line a node starts on: the node itself may be a literal of any size."""
+    return shorten(module.lines[node.lineno - 1].strip())
+
+
+def _reached(project: Project, module: Module, use: ast.expr, name: str) -> list[Definition] | None:
+    """The definitions that can hold for dotted `name` at `use`.
+
+    Those of this function, else of the functions around it and the module; for attributes of self, its class.
+    """
+    scope = scope_of(module, use)
+    if _bound_by_expression(module, use, name):
+        return None
+    local = definitions(module, scope).get(name)
+    if local:
+        reached = reaching(module, local, use, scope)
+        if reached is not None or "." not in name:
+            return reached
+    if name.startswith("self.") and name.count(".") == 1:
+        return _of_class(project, module, use, name)
+    if "." in name:
+        return None
+    return _of_outer(project, module, scope, name)
+
+
+def _bound_by_expression(module: Module, use: ast.AST, name: str) -> bool:
+    """Whether a comprehension or lambda around `use` binds the name."""
+    root = name.split(".")[0]
+    for parent, _ in ancestors(module, use):
+        if isinstance(parent, ast.Lambda):
+            if any(arg.arg == root for arg in (*parent.args.args, *parent.args.kwonlyargs)):
+                return True
+        elif isinstance(parent, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            bound = {n.id for g in parent.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+            if root in bound:
+                return True
+        elif isinstance(parent, ast.stmt):
+            return False
+    return False
+
+
+def _of_outer(project: Project, module: Module, scope: Scope, name: str) -> list[Definition] | None:
+    if isinstance(scope, ast.Module):
+        return _imported(project, module, name)
+    outer: Scope = scope
+    while not isinstance(outer, ast.Module):
+        outer = scope_of(module, outer)
+        found = definitions(module, outer).get(name)
+        if found:
+            return found if not _assigned_as_global(module, name) else None
+    return _imported(project, module, name)
+
+
+def _assigned_as_global(module: Module, name: str) -> bool:
+    return any(isinstance(n, (ast.Global, ast.Nonlocal)) and name in n.names for n in module.nodes)
+
+
+def _imported(project: Project, module: Module, name: str) -> list[Definition] | None:
+    """Module-level definitions of a name imported from a file of the project."""
+    target = module.imports.get(name)
+    if target is None or "." not in target.lstrip("."):
+        return None
+    source, _, inner = target.rpartition(".")
+    found = project.find_module(source or ".", module)
+    if found is None:
+        return None
+    return definitions(found, found.tree).get(inner)
+
+
+def _of_class(project: Project, module: Module, use: ast.AST, name: str) -> list[Definition] | None:
+    graph = graph_of(project)
+    cls = graph.own_class(module, use)
+    if cls is None:
+        return None
+    found: list[Definition] = []
+    for member in (cls, *graph.bases(cls)):
+        for method in member.methods.values():
+            found.extend(definitions(member.module, method.node).get(name, ()))
+    return found or None
+
+
+def arguments(project: Project, info: FunctionInfo, name: str) -> list[tuple[Module, ast.expr]]:
+    """What the visible callers pass for a parameter; empty when none, or too many, or unclear."""
+    calls = graph_of(project).callers(info)
+    given: list[tuple[Module, ast.expr]] = []
+    for module, call in calls if len(calls) <= MAX_CALLERS else ():
+        if any(keyword.arg is None for keyword in call.keywords):
+            return []
+        value = argument(info, call, name)
+        if value is None and (value := default(info, name)) is None:
+            return []
+        given.append((module if value in module.parents else info.module, value))
+    return given

@@ -1,0 +1,651 @@
+"""Contexts: is the output of a call trained on? Each program marks the call in question with `# site`."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from klguard.read.python.context import Verdict, classify, classify_through
+from klguard.read.python.project import Project
+from klguard.read.python.source import Module, called_name
+from klguard.settings import Context, SiteKind
+
+ROLLOUT, EVALUATION, INFERENCE, UNKNOWN = Context.ROLLOUT, Context.EVALUATION, Context.INFERENCE, Context.UNKNOWN
+
+KINDS = {
+    "GenerationConfig": SiteKind.GENERATION_CONFIG,
+    "SamplingParams": SiteKind.SAMPLING_PARAMS,
+    "PPOConfig": SiteKind.TRAINER_CONFIG,
+    "GRPOConfig": SiteKind.TRAINER_CONFIG,
+    "PPOTrainer": SiteKind.TRAINER,
+    "GRPOTrainer": SiteKind.TRAINER,
+}
+
+
+def marked(module: Module, mark: str = "# site") -> ast.Call:
+    """The outermost call that begins on the line with the mark, that of a known kind first."""
+    line = next(i for i, text in enumerate(module.lines, 1) if text.rstrip().endswith(mark))
+    calls = [node for node in module.nodes if isinstance(node, ast.Call) and node.lineno == line]
+    named = [call for call in calls if called_name(call) in {"generate", "respond_to_batch", *KINDS}]
+    return (named or calls)[0]
+
+
+def verdict_of(text: str, path: str = "main.py") -> Verdict:
+    project = Project.of_text(dedent(text), path)
+    module = project.module(path)
+    assert module is not None, project.failures
+    call = marked(module)
+    return classify(project, module, call, KINDS.get(called_name(call), SiteKind.GENERATE))
+
+
+def project_of(root: Path, files: dict[str, str]) -> Project:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(dedent(text))
+    return Project(Path("."))
+
+
+def module_at(project: Project, path: str) -> Module:
+    module = project.module(path)
+    assert module is not None, project.failures
+    return module
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# -- trained on ----------------------------------------------------------------------------------------------
+
+ROLLOUTS = {
+    "a trainer's step": """
+        for batch in loader:
+            responses = ppo_trainer.generate(batch["input_ids"], **kwargs)  # site
+            batch["response"] = tokenizer.batch_decode(responses)
+            rewards = [torch.tensor(score(text)) for text in batch["response"]]
+            stats = ppo_trainer.step(batch["input_ids"], responses, rewards)
+        """,
+    "collected one by one": """
+        response_tensors = []
+        for query in queries:
+            output = ppo_trainer.generate(query)  # site
+            response_tensors.append(output.squeeze()[-length:])
+        ppo_trainer.step(queries, response_tensors, rewards)
+        """,
+    "decoded and tokenized again": """
+        out = trainer.model.generate(ids)  # site
+        text = tokenizer.decode(out[0])
+        response = tokenizer(text, return_tensors="pt").input_ids[0]
+        trainer.step([ids[0]], [response], [reward])
+        """,
+    "scored again by hand": """
+        sequences = torch.cat([prompt, actor.generate(prompt)], dim=1)  # site
+        logits = actor(sequences).logits[:, :-1]
+        logp = logits.log_softmax(-1).gather(-1, sequences[:, 1:, None]).squeeze(-1)
+        ratio = torch.exp(logp - old)
+        loss = -(ratio * adv).mean()
+        loss.backward()
+        """,
+    "reinforce without KL": """
+        def train(model, loader):
+            for batch in loader:
+                ids = model.generate(**batch)  # site
+                reward = judge(tokenizer.batch_decode(ids))
+                loss = (reward * F.cross_entropy(model(ids).logits, ids)).mean()
+                accelerator.backward(loss)
+        """,
+    "ratio named advantages": """
+        ids = model.generate(prompt)  # site
+        logp = get_per_token_logps(model, ids)
+        advantages = torch.exp(logp - logp.detach()) * advantages
+        loss = -advantages.mean()
+        loss.backward()
+        """,
+    "a buffer on self": """
+        class Agent:
+            def collect(self, prompt):
+                ids = self.model.generate(prompt)  # site
+                self.memory.append({"ids": ids, "reward": self.reward(ids)})
+
+            def update(self):
+                for record in self.memory:
+                    logp = self.logprobs(record["ids"])
+                    (-(logp * record["reward"])).backward()
+        """,
+    "a record with fields": """
+        @dataclass
+        class Sample:
+            ids: Tensor
+            reward: float
+
+        def rollout_batch(prompts):
+            return [Sample(ids=model.generate(p), reward=0.0) for p in prompts]  # site
+
+        def loss_of(sample):
+            return -model(sample.ids).logits.log_softmax(-1).mean()
+
+        for sample in rollout_batch(prompts):
+            loss_of(sample).backward()
+        """,
+    "a dictionary returned": """
+        def play(prompts):
+            out = model.generate(prompts)  # site
+            return {"ids": out, "mask": out != pad}
+
+        def main():
+            data = play(prompts)
+            loss = ppo_objective(data["ids"])
+            loss.backward()
+        """,
+    "a list filled in place": """
+        def fill(samples, prompt):
+            samples.append(policy.generate(prompt))  # site
+
+        samples = []
+        fill(samples, prompt)
+        for sample in samples:
+            loss = policy(sample).loss
+            loss.backward()
+        """,
+    "an element changed in place": """
+        def play(state, llm):
+            texts = decode(llm.generate(state.prompts))  # site
+            for i, one in enumerate(state.samples):
+                one.messages.append(texts[i])
+            return state
+
+        state = play(start, llm)
+        loss = loss_fn(tokenize(state.samples))
+        loss.backward()
+        """,
+    "a trainer's hook": """
+        from trl import GRPOTrainer
+
+        class Mine(GRPOTrainer):
+            def _generate_and_score_completions(self, inputs):
+                ids = self.model.generate(**inputs)  # site
+                return {"completion_ids": ids}
+        """,
+    "value_and_grad": """
+        loss_and_grad_fn = nn.value_and_grad(model, loss_fn)
+        for prompt in prompts:
+            completion = generate(model, tokenizer, prompt)  # site
+            loss, grads = loss_and_grad_fn(model, tokenize(completion))
+        """,
+    "vLLM outputs": """
+        outputs = llm.generate(prompts, sampling_params)  # site
+        ids = [o.token_ids for output in outputs for o in output.outputs]
+        batch = collate(ids, rewards)
+        loss = compute_policy_loss(policy, batch)
+        loss.backward()
+        """,
+    "ray": """
+        class Actor:
+            def play(self, prompts):
+                return self.llm.generate(prompts)  # site
+
+        class Learner:
+            def train(self, samples):
+                loss = loss_fn(self.model(samples), samples)
+                loss.backward()
+
+        actor = ray.remote(Actor).remote()
+        samples = ray.get(actor.play.remote(prompts))
+        Learner().train(samples)
+        """,
+    "sent to the process that trains": """
+        def worker(queue):
+            while True:
+                queue.put(pickle.dumps(llm.generate(next(prompts))))  # site
+
+        def learn(queue):
+            loss_of(fetch()).backward()
+        """,
+    "an iterator": """
+        class Engine:
+            def __iter__(self):
+                while True:
+                    yield self.model.generate(next(self.prompts))  # site
+
+        engine = Engine()
+        for ids in engine:
+            policy(ids).loss.backward()
+        """,
+    "a memory file": """
+        b = io.BytesIO()
+        torch.save(model.generate(prompt), b)  # site
+        sequences = torch.load(io.BytesIO(b.getvalue()))
+        model(sequences).loss.backward()
+        """,
+    "TRL's sampler": """
+        response = respond_to_batch(model, query)  # site
+        ppo_trainer.step([query[0]], [response[0]], reward)
+        """,
+}
+
+
+@pytest.mark.parametrize("text", ROLLOUTS.values(), ids=ROLLOUTS.keys())
+def test_rollouts(text: str) -> None:
+    assert verdict_of(text).context is ROLLOUT
+
+
+def test_the_reason_names_the_place() -> None:
+    text = """
+        ids = ppo_trainer.generate(query)  # site
+        ppo_trainer.step([query], [ids], [reward])
+        """
+    assert verdict_of(text).why == "the tokens reach ppo_trainer.step() at line 3"
+
+
+# -- not trained on ------------------------------------------------------------------------------------------
+
+TRAINING = """
+        ids = ppo_trainer.generate(query)
+        ppo_trainer.step([query], [ids], [reward])
+"""
+
+OTHERS = {
+    "samples printed within the loop": (
+        EVALUATION,
+        """
+        for step, query in enumerate(queries):
+            response = ppo_trainer.generate(query, **kwargs)
+            ppo_trainer.step([query], [response], [reward])
+            if step % 100 == 0:
+                response = ppo_trainer.generate(query, **kwargs)  # site
+                print(tokenizer.decode(response[0]))
+        """,
+    ),
+    "a judge within the loop": (
+        INFERENCE,
+        """
+        def ask(texts):
+            out = critic_llm.generate(tokenize(texts))  # site
+            return [float(re.search("[0-9]+", t).group()) for t in tokenizer.batch_decode(out)]
+
+        for query in queries:
+            ids = ppo_trainer.generate(query)
+            rewards = ask(tokenizer.batch_decode(ids))
+            ppo_trainer.step([query], [ids], rewards)
+        """,
+    ),
+    "a judge whose number weights the loss": (
+        INFERENCE,
+        """
+        def reward_of(text):
+            answer = tokenizer.decode(judge_model.generate(tokenize(text))[0])  # site
+            return 1.0 if "yes" in answer else 0.0
+
+        ids = policy.generate(prompt)
+        rewards = torch.tensor([reward_of(tokenizer.decode(i)) for i in ids])
+        loss = -(policy(ids).logits.log_softmax(-1).sum() * rewards).mean()
+        loss.backward()
+        """,
+    ),
+    "prompts made by another model": (
+        INFERENCE,
+        """
+        queries = writer.generate(topic)  # site
+        responses = ppo_trainer.generate(queries)
+        ppo_trainer.step(queries, responses, rewards)
+        """,
+    ),
+    "reference answers": (
+        INFERENCE,
+        """
+        for query in queries:
+            reference = ref_model.generate(query)  # site
+            ids = ppo_trainer.generate(query)
+            rewards = [similarity_score(decode(ids), decode(reference))]
+            ppo_trainer.step([query], [ids], rewards)
+        """,
+    ),
+    "a table of before and after": (
+        EVALUATION,
+        TRAINING
+        + """
+        table = {}
+        table["before"] = tokenizer.batch_decode(ref_model.generate(query))  # site
+        table["rewards (before)"] = [o["score"] for o in sentiment_pipe(table["before"])]
+        pd.DataFrame(table)
+        """,
+    ),
+    "log-probs measured in an evaluation": (
+        EVALUATION,
+        TRAINING
+        + """
+        def evaluate(model, prompts):
+            ids = model.generate(prompts)  # site
+            logp = model(ids).logits.log_softmax(-1).gather(-1, ids)
+            return (logp - ref(ids)).mean().item()
+        """,
+    ),
+    "preference pairs mined beforehand": (
+        INFERENCE,
+        """
+        pairs = []
+        for row in rows:
+            text = tokenizer.decode(actor.generate(row["ids"])[0])  # site
+            pairs.append({"prompt": row["prompt"], "chosen": row["answer"], "rejected": text})
+
+        for pair in pairs:
+            loss = dpo_loss(log_prob(model, pair["chosen"]), log_prob(model, pair["rejected"]))
+            loss.backward()
+        """,
+    ),
+    "data for supervised training": (
+        INFERENCE,
+        """
+        rows = []
+        for problem in problems:
+            text = tokenizer.decode(model.generate(problem)[0])  # site
+            if check(text, problem):
+                rows.append(text)
+        json.dump(rows, open("rationales.json", "w"))
+        """,
+    ),
+    "a chat": (
+        INFERENCE,
+        """
+        def chat(history):
+            return tokenizer.decode(model.generate(tokenize(history))[0])  # site
+        """,
+    ),
+    "code that never runs": (
+        UNKNOWN,
+        """
+        def play(self, prompts):
+            raise NotImplementedError
+            ids = self.policy.generate(prompts)  # site
+            self.trainer.step(prompts, ids, rewards)
+        """,
+    ),
+    "a wrapper nobody calls": (
+        UNKNOWN,
+        """
+        class Wrapper:
+            def sequences(self, ids, **kwargs):
+                return self.model.generate(ids, **kwargs)  # site
+        """,
+    ),
+    "scores of a beam search": (
+        INFERENCE,
+        """
+        def expand(state):
+            out = generator.generate(state, output_scores=True, return_dict_in_generate=True)  # site
+            return torch.log_softmax(out.scores[0], dim=1)[:, provable]
+
+        class Prover:
+            def training_step(self, batch):
+                return self.model(batch).loss
+        """,
+    ),
+    "an old name for something new": (
+        EVALUATION,
+        """
+        response = model.generate(prompt)  # site
+        print(tokenizer.decode(response[0]))
+        for query in queries:
+            response = ppo_trainer.generate(query)
+            ppo_trainer.step([query], [response], [reward])
+        """,
+    ),
+    "the other field of a batch": (
+        EVALUATION,
+        """
+        for batch in loader:
+            batch["response"] = ppo_trainer.generate(batch["query"])
+            batch["ref_response"] = sft_model.generate(batch["query"])  # site
+            ppo_trainer.step(batch["query"], batch["response"], rewards)
+            print(batch["ref_response"])
+        """,
+    ),
+}
+
+
+@pytest.mark.parametrize(("context", "text"), OTHERS.values(), ids=OTHERS.keys())
+def test_not_trained_on(context: Context, text: str) -> None:
+    assert verdict_of(text).context is context
+
+
+@pytest.mark.parametrize("path", ["eval_policy.py", "tests/smoke.py", "benchmark/run.py"])
+def test_names_of_files_decide_last(path: str) -> None:
+    text = "out = tokenizer.decode(model.generate(prompt)[0])  # site\n"
+    assert verdict_of(text, path) == Verdict(
+        EVALUATION, f"inside {path if '/' not in path else path.split('/')[0] + '/'}"
+    )
+
+
+# -- helpers and their callers -------------------------------------------------------------------------------
+
+SHARED = {
+    "sampling.py": """
+        def draw(model, prompts, **kwargs):
+            return model.generate(prompts, **kwargs)  # site
+        """,
+    "train.py": """
+        from sampling import draw
+
+        def main():
+            for batch in loader:
+                ids = draw(policy, batch)
+                loss = surrogate(policy(ids).logits.log_softmax(-1))
+                loss.backward()
+
+        def evaluate():
+            ids = draw(policy, held_out)
+            print(tokenizer.batch_decode(ids))
+        """,
+}
+
+
+def test_a_shared_helper_is_a_rollout_when_any_caller_trains(here: Path) -> None:
+    project = project_of(here, SHARED)
+    module = module_at(project, "sampling.py")
+    verdict = classify(project, module, marked(module), SiteKind.GENERATE)
+    assert verdict.context is ROLLOUT
+    assert verdict.why.endswith("at line 8 of train.py, through the call at line 6 of train.py")
+
+
+def test_each_caller_of_a_shared_helper_has_its_verdict(here: Path) -> None:
+    project = project_of(here, SHARED)
+    module, train = module_at(project, "sampling.py"), module_at(project, "train.py")
+    contexts = [
+        classify_through(project, module, marked(module), SiteKind.GENERATE, ((train, caller),)).context
+        for caller in train.calls["draw"]
+    ]
+    assert contexts == [ROLLOUT, EVALUATION]
+
+
+def test_an_arm_that_the_training_caller_cannot_take() -> None:
+    text = """
+        class Policy:
+            def sample(self, prompts, explore=True):
+                if explore:
+                    ids = self.model.generate(prompts, do_sample=True)
+                else:
+                    ids = self.model.generate(prompts, num_beams=4)  # site
+                return ids
+
+        policy = Policy()
+
+        def train():
+            loss_of(policy.sample(prompts)).backward()
+
+        def validate():
+            print(policy.sample(prompts, explore=False))
+        """
+    assert verdict_of(text).context is EVALUATION
+
+
+def test_a_method_of_another_class_is_no_caller() -> None:
+    text = """
+        class Chatbot:
+            def generate(self, text):
+                return self.model.generate(tokenize(text))  # site
+
+        policy = AutoModelForCausalLM.from_pretrained("gpt2")
+        for query in queries:
+            ids = policy.generate(query)
+            ppo_trainer.step([query], [ids], [reward])
+        """
+    assert verdict_of(text).context is INFERENCE
+
+
+# -- settings objects ----------------------------------------------------------------------------------------
+
+
+def test_settings_have_the_context_of_the_call_that_uses_them() -> None:
+    text = """
+        config = GenerationConfig(top_k=50)  # site
+        ids = ppo_trainer.generate(query, generation_config=config)
+        ppo_trainer.step([query], [ids], [reward])
+        """
+    verdict = verdict_of(text)
+    assert verdict.context is ROLLOUT
+    assert verdict.why == "used by the call at line 3: the tokens reach ppo_trainer.step() at line 4"
+
+
+WORKER = """
+        class Worker:
+            def __init__(self):
+                self.params = SamplingParams(temperature=1.2){one}
+                self.greedy = SamplingParams(temperature=0){two}
+
+            def rollout(self, prompts):
+                return self.llm.generate(prompts, self.params)
+
+            def evaluate(self, prompts):
+                return accuracy(self.llm.generate(prompts, sampling_params=self.greedy))
+
+        worker = Worker()
+        loss_of(worker.rollout(prompts)).backward()
+        """
+
+
+def test_settings_on_self() -> None:
+    assert verdict_of(WORKER.format(one="  # site", two="")).context is ROLLOUT
+    assert verdict_of(WORKER.format(one="", two="  # site")).context is EVALUATION
+
+
+def test_settings_through_a_constructor_into_other_settings() -> None:
+    text = """
+        class Actor:
+            def __init__(self, config):
+                self.params = SamplingParams(temperature=config.temperature)
+
+            def play(self, prompts):
+                return self.llm.generate(prompts, self.params)
+
+        actor = Actor(GenerationConfig(temperature=0.7))  # site
+        learner.update_policy(actor.play(prompts))
+        """
+    assert verdict_of(text).context is ROLLOUT
+
+
+def test_settings_nobody_uses() -> None:
+    assert verdict_of("config = GenerationConfig(top_k=50)  # site\n").context is UNKNOWN
+
+
+# -- trainers ------------------------------------------------------------------------------------------------
+
+
+def test_a_trainer_that_is_run() -> None:
+    text = """
+        config = GRPOConfig(temperature=0.9){config}
+        trainer = GRPOTrainer(model, reward_funcs=[length], args=config){trainer}
+        trainer.train()
+        """
+    for marks in ({"config": "  # site", "trainer": ""}, {"config": "", "trainer": "  # site"}):
+        verdict = verdict_of(text.format(**marks))
+        assert (verdict.context, verdict.why) == (ROLLOUT, "trained by trainer.train() at line 4")
+
+
+def test_a_trainer_on_self() -> None:
+    text = """
+        class Tuner:
+            def __init__(self):
+                self.trainer = PPOTrainer(PPOConfig(), model)  # site
+
+            def run(self):
+                ids = self.trainer.generate(query)
+                self.trainer.step([query], [ids], [reward])
+        """
+    assert verdict_of(text).context is ROLLOUT
+
+
+def test_a_trainer_that_only_samples() -> None:
+    text = """
+        config = PPOConfig(batch_size=8)  # site
+        model = load(config.model_name)
+        trainer = PPOTrainer(config, model)
+        answers = [trainer.generate(q) for q in queries]
+        """
+    assert verdict_of(text).context is UNKNOWN
+
+
+def test_a_configuration_borrowed_for_its_fields() -> None:
+    text = """
+        config = PPOConfig(model_name="gpt2")  # site
+        tokenizer = AutoTokenizer.from_pretrained(config.model_name)
+        """
+    assert verdict_of(text).context is UNKNOWN
+
+
+def test_trlx_trains_with_its_configuration() -> None:
+    text = """
+        from trlx.data.method_configs import PPOConfig
+
+        method = PPOConfig(gen_kwargs=dict(top_k=30))  # site
+        """
+    assert verdict_of(text).context is ROLLOUT
+
+
+# -- notebooks and large projects ----------------------------------------------------------------------------
+
+
+def test_cells_of_a_notebook_follow_each_other(here: Path) -> None:
+    sources = [
+        "ids = ppo_trainer.generate(query)  # site",
+        "stats = ppo_trainer.step([query], [ids], [reward])",
+        "print(tokenizer.decode(ppo_trainer.generate(query)[0]))  # demo",
+    ]
+    cells = [
+        {"cell_type": "code", "source": s, "metadata": {}, "outputs": [], "execution_count": None}
+        for s in sources
+    ]
+    book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (here / "train.ipynb").write_text(json.dumps(book))
+    project = Project(Path("."))
+    module = module_at(project, "train.ipynb")
+    verdict = classify(project, module, marked(module), SiteKind.GENERATE)
+    assert verdict == Verdict(ROLLOUT, "the tokens reach ppo_trainer.step() at cell 1, line 1")
+    assert classify(project, module, marked(module, "# demo"), SiteKind.GENERATE).context is EVALUATION
+
+
+def test_a_large_project_is_not_parsed_for_one_site(here: Path) -> None:
+    files = {f"part{i}.py": f"def part{i}(draw):\n    return [draw]\n" for i in range(200)}
+    project = project_of(here, SHARED | files)
+    module = module_at(project, "sampling.py")
+    assert classify(project, module, marked(module), SiteKind.GENERATE).context is ROLLOUT
+    assert len(project.read_paths) <= 40
+
+
+def test_mutual_recursion_ends() -> None:
+    text = """
+        def one(prompt, depth):
+            ids = model.generate(prompt)  # site
+            return two(ids, depth - 1)
+
+        def two(ids, depth):
+            return one(ids, depth) if depth else ids
+
+        one(prompt, 3)
+        """
+    assert verdict_of(text).context is not ROLLOUT
