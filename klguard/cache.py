@@ -1,9 +1,9 @@
 """What was read out of files in earlier runs, kept for as long as it could not have changed.
 
-An answer about one file depends on that file, on the files the reader opened on the way (imports, callers),
-and, because callers are found by the words in a file, on no other file having begun to use one of the words
-it looked for. All three are checked by content before an answer is used again. A file that appears or goes
-away can change what an import means, so it ends all answers.
+An answer about some files depends on those files, on the ones the reader opened on the way (imports,
+callers), and, because callers are found by the words in a file, on no other file having begun to use one of
+the words it looked for. All of that is checked by content before an answer is used again. A file that
+appears or goes away can change what an import means, so it ends all answers.
 
 The cache lies inside the project, where a stranger may have put it: it is unpickled with nothing but
 klguard's own data classes in reach, and anything unexpected in it counts as no cache.
@@ -17,7 +17,7 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,17 @@ FOLDER = ".klguard_cache"
 _MAGIC = b"klguard cache 1\n"
 _DIGEST = 16
 
+MAX_ANSWERS = 64
+"""Answers kept for one project: runs on other files of it are other questions, as in a pre-commit hook."""
+
 Read = Callable[[str], bytes]
 """The content of a file by its reported path; raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """What an answer depends on besides its own file: the paths that were opened, the words looked for."""
+    """What an answer depends on: the paths that were opened, and the words that were looked for in all
+    files."""
 
     paths: frozenset[str] = frozenset()
     words: frozenset[str] = frozenset()
@@ -63,8 +67,7 @@ def _own_files() -> list[str]:
 
 
 class Cache:
-    """The answers for one project. `files` has the digest of every file a reader could open, by reported
-    path."""
+    """The answers for one project. `files` has the digest of every file a reader could open, by path."""
 
     def __init__(self, file: Path, key: bytes, files: Mapping[str, bytes], read: Read) -> None:
         self.file = file
@@ -72,21 +75,19 @@ class Cache:
         self.files = dict(files)
         self._read = read
         self._changed = False
-        before, entries = _load(file, key)
-        self._entries = {path: entry for path, entry in entries.items() if path in self.files}
+        before, self._entries = _load(file, key)
         if before.keys() != self.files.keys():
             self._entries = {}
         elif self._entries:
-            self._drop(path for path, found in self.files.items() if before[path] != found)
+            self._drop({path for path, found in self.files.items() if before[path] != found})
 
-    def _drop(self, changed: Iterable[str]) -> None:
+    def _drop(self, changed: Set[str]) -> None:
         """Forget every answer that the files in `changed` could have altered."""
-        changed = set(changed)
-        now = {path: self._content(path) for path in changed}
-        for path, entry in list(self._entries.items()):
-            stale = path in changed or not changed.isdisjoint(entry.trail.paths)
-            if stale or any(_mentions(text, entry.trail.words) for text in now.values()):
-                del self._entries[path]
+        texts = [self._content(path) for path in changed]
+        for question, entry in list(self._entries.items()):
+            words = entry.trail.words
+            if changed & entry.trail.paths or any(_mentions(text, words) for text in texts):
+                del self._entries[question]
 
     def _content(self, path: str) -> bytes:
         try:
@@ -94,17 +95,17 @@ class Cache:
         except OSError:
             return b""
 
-    def get(self, path: str) -> Any:
-        """The answer about `path`, None where there is none that still holds."""
-        entry = self._entries.get(path)
+    def get(self, question: str) -> Any:
+        """The answer to `question`, None where there is none that still holds."""
+        entry = self._entries.get(question)
         if entry is None or any(digest(self._content(other)) != known for other, known in entry.others):
             return None
         return entry.answer
 
-    def put(self, path: str, answer: Any, trail: Trail) -> None:
+    def put(self, question: str, answer: Any, trail: Trail) -> None:
         others = sorted(trail.paths - self.files.keys())
         known = tuple((other, digest(self._content(other))) for other in others)
-        self._entries[path] = _Entry(answer, trail, known)
+        self._entries[question] = _Entry(answer, trail, known)
         self._changed = True
 
     def save(self) -> None:
@@ -112,9 +113,8 @@ class Cache:
         fail."""
         if not self._changed:
             return
-        entries = {
-            path: (e.answer, e.trail.paths, e.trail.words, e.others) for path, e in self._entries.items()
-        }
+        newest = list(self._entries.items())[-MAX_ANSWERS:]
+        entries = {question: (e.answer, e.trail.paths, e.trail.words, e.others) for question, e in newest}
         body = pickle.dumps((self.files, entries), protocol=pickle.HIGHEST_PROTOCOL)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -145,8 +145,8 @@ def _load(file: Path, key: bytes) -> tuple[dict[str, bytes], dict[str, _Entry]]:
             return {}, {}
         files, entries = _DataOnly(io.BytesIO(body)).load()
         return files, {
-            path: _Entry(answer, Trail(paths, words), others)
-            for path, (answer, paths, words, others) in entries.items()
+            question: _Entry(answer, Trail(paths, words), others)
+            for question, (answer, paths, words, others) in entries.items()
         }
     except Exception:  # noqa: BLE001  whatever is wrong with a cache, the answer is to do without
         return {}, {}

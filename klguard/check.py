@@ -208,13 +208,12 @@ class _Run:
             self.root,
             self.project,
             self._versions(),
-            self.text,
+            dict(self.text),
             self.config.generate_functions,
-            self.config.trainer_classes,
+            dict(self.config.trainer_classes),
             self.config.max_file_size,
         )
-        sizes = {look.path: look.size for look in self.candidates}
-        return read_all(target, sizes, jobs, self._cache(target) if cache else None, progress)
+        return read_all(target, jobs, self._cache(target) if cache else None, progress)
 
     def _versions(self) -> dict[str, dict[str, str]]:
         """Path -> library -> version, for every candidate."""

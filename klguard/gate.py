@@ -12,12 +12,12 @@ from pathlib import Path
 from klguard.read.files import DEFAULT_LIMIT, Failure, load, read_bytes, reported
 
 MARKERS = tuple(
-    b"generate respond_to_batch trlx BeamSearchParams GRPOConfig GRPOTrainer GenerationConfig NashMDConfig"
-    b" NashMDTrainer OnlineDPOConfig OnlineDPOTrainer PPOConfig PPOTrainer PPOv2Config PPOv2Trainer RLOOConfig"
-    b" RLOOTrainer SamplingParams TRLConfig XPOConfig XPOTrainer".split()
+    b"generate respond_to_batch trlx BeamSearchParams GRPOConfig GRPOTrainer GenerationConfig"
+    b" NashMDConfig NashMDTrainer OnlineDPOConfig OnlineDPOTrainer PPOConfig PPOTrainer PPOv2Config PPOv2Trainer"
+    b" RLOOConfig RLOOTrainer SamplingParams TRLConfig XPOConfig XPOTrainer".split()
 )
-"""Words without one of which a file holds no site: those that the reader of Python looks for, written out, since
-most runs end here and importing the reader would take them longer than all the rest."""
+"""Words without one of which a file holds no site: those that the reader of Python looks for, written out,
+since most runs end here and importing the reader would take them longer than all the rest."""
 
 SUPPRESSION = b"klguard"
 """In every comment that holds findings back, and in few other files."""
@@ -32,7 +32,6 @@ class Look:
     """What the bytes of one file say."""
 
     path: str
-    size: int = 0
     has_site: bool = False
     has_suppression: bool = False
     failures: tuple[Failure, ...] = ()
@@ -55,7 +54,7 @@ class Gate:
     def look_at(self, content: bytes, path: str) -> Look:
         has_site = self.has_site(content)
         failures = () if has_site else self._failures(content, path)
-        return Look(path, len(content), has_site, SUPPRESSION in content, failures)
+        return Look(path, has_site, SUPPRESSION in content, failures)
 
     def has_site(self, content: bytes) -> bool:
         return any(marker in content for marker in self.markers)

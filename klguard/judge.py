@@ -9,7 +9,7 @@ from pathlib import Path
 from klguard.findings import INTERNAL_ERROR, Confidence, Finding, Severity, SiteRef
 from klguard.literals import value_text
 from klguard.rules import Hazard, Rule
-from klguard.settings import Place, Site
+from klguard.settings import Place, Site, SiteKind
 
 
 def judge(sites: Iterable[Site], rules: Iterable[Rule]) -> Iterator[Finding]:
@@ -17,6 +17,8 @@ def judge(sites: Iterable[Site], rules: Iterable[Rule]) -> Iterator[Finding]:
     rules = tuple(rules)
     crashed: set[str] = set()
     for site in sites:
+        if not _judged(site):
+            continue
         ref = SiteRef(
             site.place, site.call, site.settings.engine, site.settings.context, site.enclosing, site.why
         )
@@ -34,6 +36,12 @@ def judge(sites: Iterable[Site], rules: Iterable[Rule]) -> Iterator[Finding]:
                 if key not in seen:
                     seen.add(key)
                     yield finding
+
+
+def _judged(site: Site) -> bool:
+    """A project's own class that bears the name of a library's means whatever its author made of it; only a
+    sampler of the project's own is known to sample."""
+    return site.settings.engine != "local" or site.settings.kind is SiteKind.GENERATE
 
 
 def _finding(rule: Rule, hazard: Hazard, site: SiteRef) -> Finding:

@@ -57,7 +57,7 @@ def codes(report: Report) -> list[tuple[str, str]]:
     return [(f.place.path, f.code) for f in report.findings if f.severity is not Severity.NOTE]
 
 
-# --- findings --------------------------------------------------------------------------------------------------
+# --- findings -------------------------------------------------------------------------------------
 
 
 def test_one_piece_of_source_is_judged_on_its_own():
@@ -101,8 +101,12 @@ def test_a_file_that_is_no_python_is_a_finding_and_the_rest_is_still_checked(pro
     (project / "e.ipynb").write_text("{")
     (project / "f.py").write_bytes(b"# caf\xe9\nmodel.generate()\n")
     assert codes(check()) == [
-        ("a.py", "KLG001"), ("b.py", "KLG101"), ("c.py", "KLG001"), ("e.ipynb", "KLG002"), ("f.py", "KLG002"),
-    ]  # fmt: skip
+        ("a.py", "KLG001"),
+        ("b.py", "KLG101"),
+        ("c.py", "KLG001"),
+        ("e.ipynb", "KLG002"),
+        ("f.py", "KLG002"),
+    ]
 
 
 def test_what_could_not_be_read_is_reported_whatever_is_selected_unless_it_is_ignored(project: Path):
@@ -124,17 +128,23 @@ def test_paths_that_do_not_exist_stop_the_run(project: Path):
 
 
 def test_in_house_functions_are_sites_even_where_no_other_word_is(project: Path):
-    source = BAD.replace("ppo_trainer.generate(", "draw(ppo_trainer, ").replace("import score", "import draw, score")
+    source = BAD.replace("ppo_trainer.generate(", "draw(ppo_trainer, ").replace(
+        "import score", "import draw, score"
+    )
     write(project, train=source.replace("PPOTrainer", "Learner").replace("PPOConfig", "Options"))
     assert check().sites == ()
-    found = check(config='generate-functions = ["rewards.draw"]\ntrainer-classes = {"trl.Learner" = "PPOTrainer"}')
+    found = check(
+        config='generate-functions = ["rewards.draw"]\ntrainer-classes = {"trl.Learner" = "PPOTrainer"}'
+    )
     assert "draw" in [site.call for site in found.sites]
 
 
-# --- failures of klguard itself ----------------------------------------------------------------------------------
+# --- failures of klguard itself -------------------------------------------------------------------
 
 
-def test_a_rule_that_breaks_is_one_finding_and_costs_nothing_else(project: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_rule_that_breaks_is_one_finding_and_costs_nothing_else(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
     def broken(self, settings):
         raise ZeroDivisionError("oops")
 
@@ -173,18 +183,25 @@ def test_a_file_that_breaks_the_reader_is_one_finding_and_costs_nothing_else(
 
 
 def test_a_process_that_dies_over_one_file_costs_nothing_else(project: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reading, "WORTH_PROCESSES", 0)
+    monkeypatch.setattr(reading, "SHARE", 2)
     monkeypatch.setattr(sites.SiteReader, "read", _failing_on("one.py", lambda: os._exit(9)))
     write(project, one=BAD, two=BAD, three=BAD)
     assert codes(check(jobs=2)) == [("one.py", "KLG006"), ("three.py", "KLG101"), ("two.py", "KLG101")]
 
 
-# --- processes and order -----------------------------------------------------------------------------------------
+# --- processes and order --------------------------------------------------------------------------
 
 
-def test_findings_and_sites_are_the_same_in_any_number_of_processes(project: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reading, "WORTH_PROCESSES", 0)
-    write(project, shared=SHARED % 50, demo=DEMO, **{f"pkg__m{n}": (IMPORTED, BAD, CLEAN)[n % 3] for n in range(9)})
+def test_findings_and_sites_are_the_same_in_any_number_of_processes(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reading, "SHARE", 2)
+    write(
+        project,
+        shared=SHARED % 50,
+        demo=DEMO,
+        **{f"pkg__m{n}": (IMPORTED, BAD, CLEAN)[n % 3] for n in range(9)},
+    )
     alone, several = check(jobs=1), check(jobs=3)
     assert alone.findings and alone.findings == several.findings
     assert alone.sites == several.sites
@@ -194,7 +211,7 @@ def test_progress_counts_every_file_with_a_site(project: Path):
     write(project, one=BAD, two=CLEAN, three="x = 1\n")
     seen: list[tuple[int, int]] = []
     check(progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(0, 2), (2, 2)]
 
 
 def test_what_is_not_read_from_disk_belongs_to_the_project_it_is_named_in(project: Path):
@@ -207,11 +224,13 @@ def test_what_is_not_read_from_disk_belongs_to_the_project_it_is_named_in(projec
     assert codes(check("new.py", text={"new.py": BAD.encode()})) == [("new.py", "KLG101")]
 
 
-# --- suppressions ----------------------------------------------------------------------------------------------
+# --- suppressions ---------------------------------------------------------------------------------
 
 
 def commented(source: str, comment: str) -> str:
-    return source.replace("generation_kwargs = dict(", f"generation_kwargs = dict(  # klguard: {comment}\n    ")
+    return source.replace(
+        "generation_kwargs = dict(", f"generation_kwargs = dict(  # klguard: {comment}\n    "
+    )
 
 
 def test_suppressed_findings_are_counted_not_shown(project: Path):
@@ -233,15 +252,20 @@ def test_a_comment_is_not_called_unused_for_what_this_run_did_not_look_at(projec
     assert codes(check()) == []
 
 
-# --- the cache -------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths that were really read."""
     seen: list[str] = []
-    original = reading.Reader.answer
-    monkeypatch.setattr(reading.Reader, "answer", lambda self, path: (seen.append(path), original(self, path))[1])
+    original = reading.read_share
+
+    def read_share(share, target):
+        seen.extend(share)
+        return original(share, target)
+
+    monkeypatch.setattr(reading, "read_share", read_share)
     return seen
 
 
@@ -264,7 +288,9 @@ def test_a_change_in_an_imported_file_ends_the_answers_that_used_it(project: Pat
 
 
 def test_a_new_caller_ends_the_answers_it_could_change(project: Path):
-    rollout = BAD.replace("top_k=50", "top_k=top_k").replace("generation_kwargs =", "def train(top_k):\n  pass\nkw =")
+    rollout = BAD.replace("top_k=50", "top_k=top_k").replace(
+        "generation_kwargs =", "def train(top_k):\n  pass\nkw ="
+    )
     lines = rollout.split("\n")
     start = next(n for n, line in enumerate(lines) if line.startswith("kw ="))
     body = [lines[start].replace("kw =", "generation_kwargs ="), *lines[start + 1 :]]
@@ -308,7 +334,9 @@ def cache_file(project: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", b"klguard cache 1\n" + b"\0" * 40], ids=["empty", "short", "wrong key"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"garbage", b"klguard cache 1\n" + b"\0" * 40], ids=["empty", "short", "wrong key"]
+)
 def test_a_damaged_cache_counts_as_none(project: Path, damage: bytes):
     write(project, train=BAD)
     expected = check(cache=True).findings
@@ -367,7 +395,7 @@ def test_files_outside_the_project_that_an_answer_read_are_compared_too(tmp_path
     assert Cache(tmp_path / "c", identity(), files, contents.__getitem__).get("a.py") is None
 
 
-# --- where things are ------------------------------------------------------------------------------------------
+# --- where things are -----------------------------------------------------------------------------
 
 
 def test_the_gate_knows_every_word_the_reader_looks_for():

@@ -40,11 +40,15 @@ def process(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, **options.pop("env", {})}
     return subprocess.run(
-        [sys.executable, "-m", "klguard", *arguments], capture_output=True, text=True, env=environment, **options
+        [sys.executable, "-m", "klguard", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        **options,
     )
 
 
-# --- exit status -----------------------------------------------------------------------------------------------
+# --- exit status ----------------------------------------------------------------------------------
 
 
 def test_status_0_without_findings():
@@ -107,7 +111,10 @@ def test_status_2_and_a_traceback_for_a_fault_of_klguards_own():
     program = "import klguard.check, klguard.cli; klguard.check.check_paths = None; klguard.cli.main()"
     root = str(Path(__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", program, "check"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}
+        [sys.executable, "-c", program, "check"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
     )
     assert done.returncode == 2
     assert "TypeError" in done.stderr and "please report" in done.stderr
@@ -132,7 +139,7 @@ def test_excluded_files_are_checked_when_they_are_named_unless_exclusion_is_forc
     assert "excluded" in result.stderr
 
 
-# --- selection -------------------------------------------------------------------------------------------------
+# --- selection ------------------------------------------------------------------------------------
 
 
 def codes(*arguments: str) -> set[str]:
@@ -173,7 +180,7 @@ def test_versions_can_be_set_by_hand():
     assert "transformers 4.40.0" in result.output
 
 
-# --- input and output --------------------------------------------------------------------------------------------
+# --- input and output -----------------------------------------------------------------------------
 
 
 def test_standard_input_goes_by_the_name_it_is_given():
@@ -186,7 +193,9 @@ def test_standard_input_goes_by_the_name_it_is_given():
 
 def test_standard_input_may_be_a_notebook():
     notebook = json.dumps({"cells": [{"cell_type": "code", "source": BAD}], "metadata": {}, "nbformat": 4})
-    result = klguard("check", "--output-format", "concise", "--stdin-filename", "a.ipynb", "-", input=notebook)
+    result = klguard(
+        "check", "--output-format", "concise", "--stdin-filename", "a.ipynb", "-", input=notebook
+    )
     assert result.output.startswith("a.ipynb:cell 0:")
 
 
@@ -244,7 +253,7 @@ def test_all_rules_are_listed_in_words_and_as_json():
     assert one["name"] == "top-k" and one["explanation"] and one["examples"]["invalid"]
 
 
-# --- the cache -------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 def test_answers_are_kept_in_the_project_or_elsewhere_or_not_at_all(tmp_path: Path):
@@ -258,13 +267,14 @@ def test_answers_are_kept_in_the_project_or_elsewhere_or_not_at_all(tmp_path: Pa
     assert klguard("check").output == first
 
 
-# --- as a process ----------------------------------------------------------------------------------------------
+# --- as a process ---------------------------------------------------------------------------------
 
 
 def test_it_says_its_version_and_imports_nothing_heavy_for_it():
     done = process("--version")
     assert done.stdout == f"klguard {__version__}\n"
-    program = "import sys, klguard.cli; print([m for m in ('libcst', 'torch', 'yaml', 'pathspec') if m in sys.modules])"
+    heavy = ("libcst", "torch", "yaml", "pathspec")
+    program = f"import sys, klguard.cli; print([m for m in {heavy} if m in sys.modules])"
     root = str(Path(__file__).parent.parent)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
     assert done.stdout == "[]\n"
@@ -279,7 +289,10 @@ def test_a_run_without_a_site_never_imports_the_reader():
     )
     root = str(Path(__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", program, "check"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}
+        [sys.executable, "-c", program, "check"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
     )
     assert done.stdout.splitlines() == ["Nothing found: 1 file checked, 0 rollouts among 0 sites.", "[]"]
 
@@ -289,15 +302,19 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     root = str(Path(__file__).parent.parent)
     for arguments in ("check", "sites --output-format json", "rule --all --output-format json"):
         done = subprocess.run(
-            ["bash", "-c", f"'{sys.executable}' -m klguard {arguments} | head -c 1; echo $'\\n'${{PIPESTATUS[0]}}"],
-            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root},
-        )  # fmt: skip
+            ["bash", "-c", f"$PYTHON -m klguard {arguments} | head -c 1; echo $'\\n'${{PIPESTATUS[0]}}"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": root, "PYTHON": sys.executable},
+        )
         assert done.stderr == ""
         assert done.stdout.splitlines()[-1] == ("1" if arguments == "check" else "0")
 
 
 def test_any_character_can_be_printed_on_any_terminal():
-    Path("caf\u00e9.py").write_text(BAD.replace("top_k=50", "top_k=50,  # \u540d\u524d \U0001f642\n  "), encoding="utf-8")
+    Path("caf\u00e9.py").write_text(
+        BAD.replace("top_k=50", "top_k=50,  # \u540d\u524d \U0001f642\n  "), encoding="utf-8"
+    )
     done = process("check", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert done.returncode == 1
     assert "caf\\xe9.py" in done.stdout

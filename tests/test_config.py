@@ -242,7 +242,7 @@ def test_trainers_may_be_a_list_of_names():
         ("target-versions.trl = 0.9",
          "1:23 `target-versions`: trl needs a version such as \"4.57.1\", found 0.9"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named_where_it_stands(text, problem):
     [found] = problems(text)
     assert found.startswith(problem)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -64,10 +66,20 @@ SPLAT = Hop(HopKind.SPLAT, span(7, 43, 19), "passed by **generation_kwargs")
 
 def finding(place: Place = VALUE, site: Place | None = CALL, **changes) -> Finding:
     hops = (Hop(HopKind.LITERAL, place, "written here"), SPLAT)
-    ref = site and SiteRef(site, "trainer.generate", "transformers", Context.ROLLOUT, "", "reaches trainer.step")
+    ref = site and SiteRef(
+        site, "trainer.generate", "transformers", Context.ROLLOUT, "", "reaches trainer.step"
+    )
     fields = dict(
-        code="KLG101", name="top-k", severity=Severity.ERROR, confidence=Confidence.HIGH,
-        message="top_k=50 cuts the tail", place=place, help="write `top_k=0`", site=ref, setting="top_k", value="50",
+        code="KLG101",
+        name="top-k",
+        severity=Severity.ERROR,
+        confidence=Confidence.HIGH,
+        message="top_k=50 cuts the tail",
+        place=place,
+        help="write `top_k=0`",
+        site=ref,
+        setting="top_k",
+        value="50",
         origin=hops if site else (),
     )
     return Finding(**{**fields, **changes})
@@ -78,7 +90,9 @@ def shown(*findings: Finding, source: list[str] = SOURCE) -> str:
 
 
 def test_full_output_underlines_the_value_and_shows_the_site_the_origin_and_the_help():
-    assert shown(finding()) == """\
+    assert (
+        shown(finding())
+        == """\
 KLG101 [top-k] error: top_k=50 cuts the tail
  --> train.py:3:14
   |
@@ -94,6 +108,7 @@ KLG101 [top-k] error: top_k=50 cuts the tail
 origin: written here -> passed by **generation_kwargs at train.py:7:43 -> trainer.generate(...)
 help: write `top_k=0`
 """
+    )
 
 
 def test_a_value_that_reaches_several_sites_is_shown_once_with_all_of_them():
@@ -124,9 +139,13 @@ def test_a_value_in_another_file_gets_a_frame_of_its_own():
 
 
 def test_notes_come_last_and_low_confidence_is_said():
-    note = finding(span(1, 1, 3), None, severity=Severity.NOTE, confidence=Confidence.LOW, message="who knows")
+    note = finding(
+        span(1, 1, 3), None, severity=Severity.NOTE, confidence=Confidence.LOW, message="who knows"
+    )
     output = shown(note, finding())
-    assert output.index("KLG101 [top-k] error") < output.index("KLG101 [top-k] note: who knows (low confidence)")
+    assert output.index("KLG101 [top-k] error") < output.index(
+        "KLG101 [top-k] note: who knows (low confidence)"
+    )
 
 
 def test_cells_of_notebooks_are_named():
@@ -148,7 +167,9 @@ def test_a_frame_whose_source_is_gone_still_names_the_place():
     ],
 )
 def test_carets_stand_under_the_value_whatever_is_in_front_of_it(source, column, length, underline):
-    lines = list(frame([Mark(span(1, column, length), primary=True)], lambda path, cell: [source], PLAIN, "red"))
+    lines = list(
+        frame([Mark(span(1, column, length), primary=True)], lambda path, cell: [source], PLAIN, "red")
+    )
     assert lines[3].removeprefix("  | ") == underline
 
 
@@ -203,7 +224,9 @@ def test_the_summary_counts_by_severity_and_names_what_was_held_back():
 
 
 def test_statistics_are_a_line_per_rule_with_the_commonest_first():
-    groups = grouped([finding(), *(finding(span(n, 1, 1), code="KLG201", name="greedy") for n in range(1, 11))])
+    groups = grouped(
+        [finding(), *(finding(span(n, 1, 1), code="KLG201", name="greedy") for n in range(1, 11))]
+    )
     assert statistics(groups) == ["10  KLG201  greedy  error", " 1  KLG101  top-k   error"]
 
 
@@ -213,7 +236,7 @@ def test_concise_is_one_line_that_editors_can_parse():
     ]
 
 
-# --- JSON ------------------------------------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------
 
 
 def test_json_of_a_finding_has_what_is_promised():
@@ -222,28 +245,53 @@ def test_json_of_a_finding_has_what_is_promised():
     assert document["schema"] == 1
     (found,) = document["findings"]
     assert found == {
-        "code": "KLG101", "name": "top-k", "severity": "error", "confidence": "high",
-        "message": "top_k=50 cuts the tail", "help": "write `top_k=0`",
-        "path": "train.py", "cell": None, "line": 3, "column": 14, "end_line": 3, "end_column": 16,
+        "code": "KLG101",
+        "name": "top-k",
+        "severity": "error",
+        "confidence": "high",
+        "message": "top_k=50 cuts the tail",
+        "help": "write `top_k=0`",
+        "path": "train.py",
+        "cell": None,
+        "line": 3,
+        "column": 14,
+        "end_line": 3,
+        "end_column": 16,
         "site": {
-            "path": "train.py", "cell": None, "line": 7, "column": 16, "call": "trainer.generate",
-            "engine": "transformers", "context": "rollout",
+            "path": "train.py",
+            "cell": None,
+            "line": 7,
+            "column": 16,
+            "call": "trainer.generate",
+            "engine": "transformers",
+            "context": "rollout",
         },
         "origin": [
             {"path": "train.py", "cell": None, "line": 3, "column": 14, "text": "written here"},
-            {"path": "train.py", "cell": None, "line": 7, "column": 43, "text": "passed by **generation_kwargs"},
+            {
+                "path": "train.py",
+                "cell": None,
+                "line": 7,
+                "column": 43,
+                "text": "passed by **generation_kwargs",
+            },
         ],
         "fix": {
             "applicability": "unsafe",
             "edits": [
                 {
-                    "path": "train.py", "cell": None, "line": 3, "column": 14, "end_line": 3, "end_column": 16,
+                    "path": "train.py",
+                    "cell": None,
+                    "line": 3,
+                    "column": 14,
+                    "end_line": 3,
+                    "end_column": 16,
                     "content": "0",
                 }
             ],
         },
         "url": "",
-    }  # fmt: skip
+    }
 
 
 def test_json_keeps_one_finding_for_each_site():
@@ -254,9 +302,15 @@ def test_json_keeps_one_finding_for_each_site():
 def site(**values) -> Site:
     layers = (Layer(LayerKind.KWARGS, {}, Unknown(Reason.INVISIBLE_CALL, "load()")),)
     settings = Settings(
-        "transformers", SiteKind.GENERATE, values, layers, {"batched": Known(True)}, {"temperature": "divided out"},
-        {"transformers": "5.23.0"}, Context.ROLLOUT,
-    )  # fmt: skip
+        "transformers",
+        SiteKind.GENERATE,
+        values,
+        layers,
+        {"batched": Known(True)},
+        {"temperature": "divided out"},
+        {"transformers": "5.23.0"},
+        Context.ROLLOUT,
+    )
     return Site(CALL, "trainer.generate", settings, "reaches trainer.step", "Loop.run")
 
 
@@ -274,10 +328,17 @@ def test_json_of_a_site_has_every_setting_with_its_origin():
     (found,) = json.loads(json_output.sites([site(**VALUES)], {CALL: {"KLG101", "KLG106"}}))["sites"]
     settings = found.pop("settings")
     assert found == {
-        "path": "train.py", "cell": None, "line": 7, "column": 16, "call": "trainer.generate", "kind": "generate",
-        "engine": "transformers", "context": "rollout", "why": "reaches trainer.step",
+        "path": "train.py",
+        "cell": None,
+        "line": 7,
+        "column": 16,
+        "call": "trainer.generate",
+        "kind": "generate",
+        "engine": "transformers",
+        "context": "rollout",
+        "why": "reaches trainer.step",
         "findings": ["KLG101", "KLG106"],
-    }  # fmt: skip
+    }
     origin = [{"path": "train.py", "cell": None, "line": 3, "column": 14, "text": "written here"}]
     assert settings["top_k"] == {"value": 50, "origin": origin}
     assert settings["top_p"]["value"] == 1.0
@@ -316,19 +377,25 @@ def test_values_are_written_as_python_and_in_a_stable_order():
 def test_every_plain_value_has_a_form_in_json():
     value = {"a": (1, 2.5, None), 3: {"z", "y"}, "n": float("nan"), "b": b"x", "c": 1j}
     assert json_value(value) == {
-        "a": [1, 2.5, None], "3": ["y", "z"], "n": "nan", "b": {"expression": "b'x'"}, "c": {"expression": "1j"},
-    }  # fmt: skip
+        "a": [1, 2.5, None],
+        "3": ["y", "z"],
+        "n": "nan",
+        "b": {"expression": "b'x'"},
+        "c": {"expression": "1j"},
+    }
     json.dumps(json_value(value), allow_nan=False)
 
 
-# --- sources and progress ------------------------------------------------------------------------------------
+# --- sources and progress -------------------------------------------------------------------------
 
 
 def test_sources_give_lines_of_files_and_cells_and_none_where_there_are_none(tmp_path: Path):
-    notebook = {"cells": [
-        {"cell_type": "markdown", "source": ["# Title"]},
-        {"cell_type": "code", "source": ["%matplotlib inline\n", "x = 1"]},
-    ]}  # fmt: skip
+    notebook = {
+        "cells": [
+            {"cell_type": "markdown", "source": ["# Title"]},
+            {"cell_type": "code", "source": ["%matplotlib inline\n", "x = 1"]},
+        ]
+    }
     path = tmp_path / "a.ipynb"
     path.write_text(json.dumps(notebook))
     sources = Sources(text={"<stdin>": b"a\nb"})
@@ -343,24 +410,41 @@ class FakeTerminal(io.StringIO):
         return True
 
 
-def test_the_progress_bar_appears_only_after_a_second_and_is_wiped(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands where the test puts it."""
     now = [0.0]
     monkeypatch.setattr("klguard.output.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_the_progress_bar_appears_only_after_a_second_and_is_wiped(clock: list[float]):
     stream = FakeTerminal()
     with Progress(stream) as progress:
         progress.update(1, 4)
         assert stream.getvalue() == ""
-        now[0] = 1.5
+        clock[0] = 1.5
         progress.update(2, 4)
-        assert "2/4" in stream.getvalue()
+        assert "2/4 files, 2 s" in stream.getvalue()
     assert stream.getvalue().endswith("\r\x1b[K")
 
 
-def test_no_progress_bar_on_a_pipe(monkeypatch: pytest.MonkeyPatch):
-    now = [0.0]
-    monkeypatch.setattr("klguard.output.progress.time.monotonic", lambda: now[0])
+def test_the_progress_bar_keeps_its_clock_going_while_nothing_is_done(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("klguard.output.progress.DELAY", 0.01)
+    monkeypatch.setattr("klguard.output.progress.INTERVAL", 0.01)
+    stream = FakeTerminal()
+    before = signal.getsignal(signal.SIGALRM)
+    with Progress(stream):
+        end = time.monotonic() + 5
+        while not stream.getvalue() and time.monotonic() < end:
+            pass
+    assert "looking for sites" in stream.getvalue()
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
+def test_no_progress_bar_on_a_pipe(clock: list[float]):
     stream = io.StringIO()
     with Progress(stream) as progress:
-        now[0] = 9.0
+        clock[0] = 9.0
         progress.update(2, 4)
     assert stream.getvalue() == ""

@@ -58,8 +58,9 @@ def commit(git: Git, **files: str) -> subprocess.CompletedProcess:
 def test_the_hook_is_defined_as_pre_commit_wants_it():
     done = subprocess.run(
         [sys.executable, "-m", "pre_commit", "validate-manifest", str(ROOT / ".pre-commit-hooks.yaml")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
     (hook,) = HOOKS
     assert hook["id"] == "klguard" and hook["types_or"] == ["python", "jupyter"] and hook["require_serial"]

@@ -22,9 +22,12 @@ def run(command: str) -> str:
     """What a klguard command of README prints."""
     assert command.startswith("klguard ")
     done = subprocess.run(
-        [sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", *command.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "FORCE_COLOR": ""},
-    )  # fmt: skip
+    )
     assert done.returncode in (0, 1), done.stderr
     return done.stdout
 

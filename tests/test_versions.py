@@ -143,7 +143,7 @@ version = "0.6.6.post1"
         ("pyproject.toml", "[[tool.poetry.dependencies.trl]]\nversion = '^0.7 || ^0.8'\n", {"trl": "0.8.6"}),
         ("pyproject.toml", UV_SOURCE, {"trl": "0.9.4"}),
     ],
-)  # fmt: skip
+)
 def test_each_kind_of_file_is_read(name, text, versions):
     assert declared(name, text) == versions
 

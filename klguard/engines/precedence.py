@@ -78,7 +78,7 @@ class Merge:
         return value
 
     def stand_in(self, name: str) -> Value:
-        """Up to 4.49, later for older checkpoints: an object replaces the checkpoint's, special tokens apart."""
+        """Up to 4.49, later for older checkpoints: the object stands in for it, special tokens apart."""
         written = (*self.kwargs, *self.objects)
         if name not in SPECIAL_TOKENS:
             return walk(name, written, self.default(name))

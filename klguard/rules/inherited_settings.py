@@ -157,9 +157,11 @@ def _perhaps_inherited(settings: Settings) -> Hazard:
     names = _left_alone(settings)
     neutral = ", ".join(f"{name}={safe(settings, name) or '1.0'}" for name in names)
     verb = "is" if len(names) == 1 else "are"
+    checkpoint = fact(settings, "checkpoint")
+    whose = f"checkpoint `{checkpoint}`" if isinstance(checkpoint, str) else "checkpoint"
     return Hazard(
         message=(
-            f"{all_of(f'`{name}`' for name in names)} {verb} left to the checkpoint, which is not known "
+            f"{all_of(f'`{name}`' for name in names)} {verb} left to the {whose}, which is not known "
             f"here: {release(settings)} takes what its generation config sets, and what is sampled may not "
             "be the policy"
         ),

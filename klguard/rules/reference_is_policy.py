@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from klguard.findings import Confidence
 from klguard.rules.bending import fact
 from klguard.rules.rule import Example, Hazard, Rule
+from klguard.rules.words import all_of
 from klguard.settings import Opaque, Settings, SiteKind
 
 _LOOP = """\
@@ -68,10 +69,11 @@ class ReferenceIsPolicy(Rule):
         ):
             return
         if policy.name and policy.name == reference.name:
+            names = all_of((f"`{policy}`", f"`{reference}`"))
             yield Hazard(
                 message=(
-                    f"policy and reference are the same object (`{policy}` and `{reference}`): the "
-                    "reference moves with the policy, so the KL is 0 for ever and the penalty never acts"
+                    f"policy and reference are the same object ({names}): "
+                    "the reference moves with the policy, so the KL is 0 for ever and the penalty never acts"
                 ),
                 help=(
                     "load the reference a second time, copy and freeze it "

@@ -12,6 +12,7 @@ from klguard.rules.words import all_of, engine_of
 from klguard.settings import Settings, SiteKind, Unknown, members
 
 MAX_LISTED = 4
+MAX_DETAIL = 60
 FIRST = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
@@ -51,7 +52,8 @@ class UnresolvedSettings(Rule):
             return
         ends = _trails(settings)
         if ends:
-            where = "; ".join(f"{_listed(names)} ({end})" for end, names in ends.items())
+            where = "; ".join(f"{_listed(names)} ({_short(end)})" for end, names in _shown(ends))
+            where += f"; and {len(ends) - MAX_LISTED} more" if len(ends) > MAX_LISTED else ""
             yield Hazard(
                 message=f"settings come from somewhere that cannot be followed: {where}",
                 help=(
@@ -91,9 +93,25 @@ def _trails(settings: Settings) -> dict[Unknown, list[str]]:
     return found
 
 
+def _shown(ends: dict[Unknown, list[str]]) -> list[tuple[Unknown, list[str]]]:
+    """The trails to name: those of the settings that matter most."""
+    return sorted(ends.items(), key=lambda item: min(map(_rank, item[1])))[:MAX_LISTED]
+
+
+def _rank(name: str) -> int:
+    return FIRST.index(name) if name in FIRST else len(FIRST)
+
+
+def _short(end: Unknown) -> str:
+    """Where a trail ended, without the whole of a long expression."""
+    text = str(end)
+    detail = end.detail
+    return text.replace(detail, f"{detail[: MAX_DETAIL - 3]}...") if len(detail) > MAX_DETAIL else text
+
+
 def _listed(names: list[str]) -> str:
     """The names, shortened where an unseen splat may hold any of them; what matters most comes first."""
-    names = sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    names = sorted(names, key=_rank)
     more = len(names) - MAX_LISTED
     if more > 1:
         return ", ".join(f"`{name}`" for name in names[:MAX_LISTED]) + f" and {more} more"

@@ -1,1 +1,1 @@
-"""Execution as the oracle: programs that build generation kwargs are run, and the reader must agree with the run."""
+"""Execution as the oracle: generated programs are run, and the reader must agree with the run."""

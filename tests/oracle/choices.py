@@ -18,7 +18,7 @@ def _index(bound: int) -> st.SearchStrategy[int]:
 
 
 class Choices:
-    """Every decision is one integer below a bound; 0 is always the simplest, so that hypothesis shrinks towards it."""
+    """Every decision is one integer below a bound; 0 is the simplest, so that hypothesis shrinks to it."""
 
     def __init__(self, below: Callable[[int], int]) -> None:
         self._below = below

@@ -67,7 +67,7 @@ def judge(source: Source, reader: Reader = read, runs: Iterable[int] = RUNS) -> 
     """Run the program, read it, and compare."""
     with written(source) as root:
         observations = [each for run in runs for each in observe(root, source.main, run)]
-        sites = list(reader(root, [root / path for path in source.files]))
+        sites = list(reader(root, [root / path for path in source.files if path.endswith((".py", ".ipynb"))]))
     return compare(sites, observations, root)
 
 
@@ -146,7 +146,7 @@ def _same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     return repr(a) == repr(b)

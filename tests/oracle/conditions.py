@@ -21,8 +21,12 @@ def imported_flag(s: Scope, depth: int) -> str:
 def environment(s: Scope, depth: int) -> str:
     s.uses("import os")
     name = s.unique("ORACLE_FLAG")
-    return s.pick(f'os.environ.get("{name}")', f'os.environ.get("{name}", "0") != "0"', f'"{name}" in os.environ',
-                  f'os.getenv("{name}", "no").lower() in ("7", "yes")')
+    return s.pick(
+        f'os.environ.get("{name}")',
+        f'os.environ.get("{name}", "0") != "0"',
+        f'"{name}" in os.environ',
+        f'os.getenv("{name}", "no").lower() in ("7", "yes")',
+    )
 
 
 @CONDITIONS("constant", leaf=True)
@@ -50,13 +54,30 @@ def changed(s: Scope, depth: int) -> str:
 @CONDITIONS("comparison")
 def comparison(s: Scope, depth: int) -> str:
     a, b = s.value("int", depth), s.value("int", 0)
-    return s.pick(f"{a} > {b}", f"{a} == {b}", f"({a}) != {b}", f"0 < {a} <= {b}", f"{a} in (1, 2, 3)",
-                  f"{a}", f"not {a}", f"{s.value('str', depth)} == \"static\"", f"{s.value('maybe', depth)} is None",
-                  f"{s.value('str', 0)}.startswith(\"s\")", f"isinstance({a}, int)", f"len({s.value('ints', depth)}) > 1")
+    return s.pick(
+        f"{a} > {b}",
+        f"{a} == {b}",
+        f"({a}) != {b}",
+        f"0 < {a} <= {b}",
+        f"{a} in (1, 2, 3)",
+        f"{a}",
+        f"not {a}",
+        f'{s.value("str", depth)} == "static"',
+        f"{s.value('maybe', depth)} is None",
+        f'{s.value("str", 0)}.startswith("s")',
+        f"isinstance({a}, int)",
+        f"len({s.value('ints', depth)}) > 1",
+    )
 
 
 @CONDITIONS("combination")
 def combination(s: Scope, depth: int) -> str:
     a, b = s.condition(depth), s.condition(depth)
-    return s.pick(f"not ({a})", f"({a}) and ({b})", f"({a}) or ({b})", f"not ({a}) and ({b})",
-                  f"any([{a}, {b}])", f"(({a}) if ({b}) else ({a}))")
+    return s.pick(
+        f"not ({a})",
+        f"({a}) and ({b})",
+        f"({a}) or ({b})",
+        f"not ({a}) and ({b})",
+        f"any([{a}, {b}])",
+        f"(({a}) if ({b}) else ({a}))",
+    )

@@ -1,4 +1,4 @@
-"""Styles of getting a dict from a function: parameters, defaults, early returns, closures, generators, decorators."""
+"""Styles of getting a dict from a function: parameters, defaults, closures, generators, decorators."""
 
 from __future__ import annotations
 
@@ -69,16 +69,26 @@ def parameters(s: Scope, depth: int) -> Dict:
             plain = not s.chance(30)
             if not plain:
                 body.change(extra, 0)
-            body.emit(s.pick(f"return {{{own}, **extra}}", f"result = {{{own}}}\nresult.update(extra)\nreturn result",
-                             f"return dict({', '.join(f'{each}={each}' for each in chosen)})",
-                             f"extra.update({{{own}}})\nreturn extra", f"return {{**extra, {own}}}",
-                             f"{chosen[0]} = {chosen[0]}\nreturn {{{own}}} | extra",
-                             "del extra\nreturn dict(locals())" if plain else "return extra"))
+            body.emit(
+                s.pick(
+                    f"return {{{own}, **extra}}",
+                    f"result = {{{own}}}\nresult.update(extra)\nreturn result",
+                    f"return dict({', '.join(f'{each}={each}' for each in chosen)})",
+                    f"extra.update({{{own}}})\nreturn extra",
+                    f"return {{**extra, {own}}}",
+                    f"{chosen[0]} = {chosen[0]}\nreturn {{{own}}} | extra",
+                    "del extra\nreturn dict(locals())" if plain else "return extra",
+                )
+            )
     call = reach(s, file, name)
-    arguments = s.choices.pick((
-        "", keywords(items(s, depth)), f"**{s.mapping(depth).text}",
-        *([] if star else [", ".join(s.value(SETTINGS[each], depth) for each in chosen[:2])]),
-    ))
+    arguments = s.choices.pick(
+        (
+            "",
+            keywords(items(s, depth)),
+            f"**{s.mapping(depth).text}",
+            *([] if star else [", ".join(s.value(SETTINGS[each], depth) for each in chosen[:2])]),
+        )
+    )
     return held(s, f"{call}({arguments})")
 
 
@@ -91,13 +101,25 @@ _BODIES = (
     ("for k, v in more.items():", "    base[k] = v", "return base"),
     ("base |= more", "return base"),
     ("base = base | more", "return base"),
-    ("base = {{**base}}", "for k in list(base):", "    if k in more:", "        base[k] = more[k]", "return base"),
+    (
+        "base = {{**base}}",
+        "for k in list(base):",
+        "    if k in more:",
+        "        base[k] = more[k]",
+        "return base",
+    ),
     ('more.setdefault("{name}", {value})', "base.update(**more)", "return base"),
     ('base.pop("{name}", None)', "return base"),
     ("result = base.copy()", 'result["{name}"] = {value}', "return result if more else base"),
     ("def inner():", '    base["{name}"] = {value}', "inner()", "return base"),
     ("try:", "    base.update(more)", "    return base", "finally:", '    base["{name}"] = {value}'),
-    ("while True:", '    base["{name}"] = {value}', "    if more:", "        return {{**base, **more}}", "    return base"),
+    (
+        "while True:",
+        '    base["{name}"] = {value}',
+        "    if more:",
+        "        return {{**base, **more}}",
+        "    return base",
+    ),
     ("if recorder.flag():", "    return base", 'return {{**base, "{name}": {value}}}'),
     ("if base is None:", "    raise ValueError('missing')", "return {{k: v for k, v in base.items()}}"),
 )
@@ -127,7 +149,10 @@ def of_a_dict(s: Scope, depth: int) -> Dict:
 @MAPPINGS("mutable default")
 def mutable_default(s: Scope, depth: int) -> Dict:
     name, setting = s.unique("accumulate"), s.settings(1)[0]
-    with s.top() as top, top.nested(f"def {name}(value=None, kw={plain_braces(items(top, 0, 2))}):", closure=False) as body:
+    with (
+        s.top() as top,
+        top.nested(f"def {name}(value=None, kw={plain_braces(items(top, 0, 2))}):", closure=False) as body,
+    ):
         body.emit("if value is not None:", f'    kw["{setting}"] = value', "return kw")
     first = held(s, f"{name}({s.pick('', s.value(SETTINGS[setting], depth))})")
     if s.chance(60):
@@ -140,8 +165,15 @@ def mutable_default(s: Scope, depth: int) -> Dict:
 def none_default(s: Scope, depth: int) -> Dict:
     name = s.unique("with_defaults")
     with s.top() as top, top.nested(f"def {name}(kw=None, *rest, **more):", closure=False) as body:
-        body.emit(s.pick("kw = kw or {}", "if kw is None:\n    kw = {}", "kw = dict(kw or {})",
-                         "kw = {} if kw is None else kw", "kw = kw if kw is not None else dict()"))
+        body.emit(
+            s.pick(
+                "kw = kw or {}",
+                "if kw is None:\n    kw = {}",
+                "kw = dict(kw or {})",
+                "kw = {} if kw is None else kw",
+                "kw = kw if kw is not None else dict()",
+            )
+        )
         made = unsure("kw")
         body.change(made, depth)
         body.emit(f"return {s.pick('kw', '{**kw, **more}', 'dict(more, **kw)')}")
@@ -155,10 +187,14 @@ def lambda_dict(s: Scope, depth: int) -> Dict:
     name, pairs, more = s.fresh("make"), items(s, depth), items(s, depth, 2)
     base = s.mapping(depth)
     s.shared(base)
-    body = s.pick(f"lambda **_: {braces(s, pairs)}", f"lambda **kw: {{**{base.text}, **kw}}",
-                  f"lambda kw=None, **more: {{**{braces(s, pairs)}, **more}}",
-                  f"lambda *_, **kw: dict({base.text}, **kw)", f"lambda **kw: {base.text}",
-                  f"lambda **kw: kw or {base.text}")
+    body = s.pick(
+        f"lambda **_: {braces(s, pairs)}",
+        f"lambda **kw: {{**{base.text}, **kw}}",
+        f"lambda kw=None, **more: {{**{braces(s, pairs)}, **more}}",
+        f"lambda *_, **kw: dict({base.text}, **kw)",
+        f"lambda **kw: {base.text}",
+        f"lambda **kw: kw or {base.text}",
+    )
     s.emit(f"{name} = {body}")
     return held(s, f"{name}({s.pick('', keywords(more))})")
 
@@ -174,7 +210,9 @@ def closure(s: Scope, depth: int) -> Dict:
         with outer.nested("def build(**more):") as inner:
             if s.chance(40):
                 inner.change(shared, 0)
-            inner.emit(s.pick("return {**base, **more}", "base.update(more)\nreturn base", "return base | more"))
+            inner.emit(
+                s.pick("return {**base, **more}", "base.update(more)\nreturn base", "return base | more")
+            )
         if s.chance(40):
             outer.change(shared, 0)
         outer.emit("return build")
@@ -194,9 +232,13 @@ def recursion(s: Scope, depth: int) -> Dict:
     setting = s.settings(1, kinds=("int",))[0]
     with s.top() as top, top.nested(f"def {name}(n, kw):", closure=False) as body:
         body.emit("if n <= 0:", "    return kw")
-        body.emit(s.pick(f'kw["{setting}"] = n\nreturn {name}(n - 1, kw)',
-                         f'return {name}(n - 1, {{**kw, "{setting}": n}})',
-                         f'return {{**{name}(n - 1, kw), "{setting}": n}}'))
+        body.emit(
+            s.pick(
+                f'kw["{setting}"] = n\nreturn {name}(n - 1, kw)',
+                f'return {name}(n - 1, {{**kw, "{setting}": n}})',
+                f'return {{**{name}(n - 1, kw), "{setting}": n}}',
+            )
+        )
     base = s.mapping(depth)
     s.shared(base)
     return held(s, f"{name}({s.pick(0, 1, 2, 3)}, {base.text})")
@@ -210,9 +252,21 @@ def generator(s: Scope, depth: int) -> Dict:
         body.shared(made)
         body.emit(f"yield {made.text}")
         body.change(made, depth)
-        body.emit(s.pick(f"yield {made.text}", f"yield dict({made.text})", f"yield from [{made.text}, {{}}]", "return"))
-    return held(s, s.pick(f"next({name}())", f"list({name}())[0]", f"next(iter({name}()))",
-                          f"[each for each in {name}()][-1]", f"list({name}())[-1]"))
+        body.emit(
+            s.pick(
+                f"yield {made.text}", f"yield dict({made.text})", f"yield from [{made.text}, {{}}]", "return"
+            )
+        )
+    return held(
+        s,
+        s.pick(
+            f"next({name}())",
+            f"list({name}())[0]",
+            f"next(iter({name}()))",
+            f"[each for each in {name}()][-1]",
+            f"list({name}())[-1]",
+        ),
+    )
 
 
 @MAPPINGS("decorated function")
@@ -225,12 +279,15 @@ def decorated(s: Scope, depth: int) -> Dict:
         with top.nested(f"def {wrap}(function):", closure=False) as outer:
             outer.emit("@functools.wraps(function)")
             with outer.nested("def around(*args, **kwargs):") as body:
-                body.emit(s.pick(
-                    "return function(*args, **kwargs)",
-                    f'result = function(*args, **kwargs)\nresult["{setting}"] = {text}\nreturn result',
-                    f'return {{**function(*args, **kwargs), "{setting}": {text}}}',
-                    f'kwargs["{setting}"] = {text}\nreturn function(*args, **kwargs)',
-                    f'kwargs.setdefault("{setting}", {text})\nreturn function(**kwargs)'))
+                body.emit(
+                    s.pick(
+                        "return function(*args, **kwargs)",
+                        f'result = function(*args, **kwargs)\nresult["{setting}"] = {text}\nreturn result',
+                        f'return {{**function(*args, **kwargs), "{setting}": {text}}}',
+                        f'kwargs["{setting}"] = {text}\nreturn function(*args, **kwargs)',
+                        f'kwargs.setdefault("{setting}", {text})\nreturn function(**kwargs)',
+                    )
+                )
             outer.emit("return around")
         top.emit(f"@{s.pick(wrap, wrap, 'functools.lru_cache(maxsize=None)')}")
         with top.nested(f"def {name}(**more):", closure=False) as body:
@@ -264,8 +321,15 @@ def registered(s: Scope, depth: int) -> Dict:
         with top.nested(f"def {name}(top_k={default}):", closure=False) as body:
             made = body.shared(body.mapping(depth))
             body.emit(f'return {{**{made.text}, "top_k": top_k}}')
-    return held(s, s.pick(f'{registry}["{name}"]()', f"{name}()", f'{registry}.get("{name}")({s.value("int", 0)})',
-                          f"[f() for f in {registry}.values()][0]"))
+    return held(
+        s,
+        s.pick(
+            f'{registry}["{name}"]()',
+            f"{name}()",
+            f'{registry}.get("{name}")({s.value("int", 0)})',
+            f"[f() for f in {registry}.values()][0]",
+        ),
+    )
 
 
 @MAPPINGS("partial function")
@@ -277,10 +341,16 @@ def partial(s: Scope, depth: int) -> Dict:
     function = s.unique("collect")
     with s.top() as top, top.nested(f"def {function}(*dicts, **more):", closure=False) as body:
         body.emit("result = {}", "for each in dicts:", "    result.update(each)", "return {**result, **more}")
-    s.emit(f"{name} = " + s.pick(f"functools.partial(dict, {base.text})", f"functools.partial(dict, {keywords(pairs)})",
-                                 f"functools.partial({function}, {base.text})",
-                                 f"functools.partial({function}, {base.text}, **{braces(s, pairs)})",
-                                 f"functools.partial(functools.partial({function}, {base.text}), {keywords(pairs)})"))
+    s.emit(
+        f"{name} = "
+        + s.pick(
+            f"functools.partial(dict, {base.text})",
+            f"functools.partial(dict, {keywords(pairs)})",
+            f"functools.partial({function}, {base.text})",
+            f"functools.partial({function}, {base.text}, **{braces(s, pairs)})",
+            f"functools.partial(functools.partial({function}, {base.text}), {keywords(pairs)})",
+        )
+    )
     return held(s, f"{name}({s.pick('', keywords(items(s, 0, 2)))})")
 
 
@@ -292,22 +362,46 @@ def dispatch(s: Scope, depth: int) -> Dict:
             with top.nested(f"def {name}():", closure=False) as body:
                 body.emit(f"return {body.mapping(0).text}")
     test = s.condition(depth)
-    return held(s, s.pick(f'{{"a": {first}, "b": {second}}}["b"]()', f"({first} if {test} else {second})()",
-                          f"[{first}, {second}][{s.pick(0, 1)}]()", f'globals()["{first}"]()',
-                          f'{{"a": {first}}}.get("c", {second})()', f"list(map(lambda f: f(), [{first}, {second}]))[1]"))
+    return held(
+        s,
+        s.pick(
+            f'{{"a": {first}, "b": {second}}}["b"]()',
+            f"({first} if {test} else {second})()",
+            f"[{first}, {second}][{s.pick(0, 1)}]()",
+            f'globals()["{first}"]()',
+            f'{{"a": {first}}}.get("c", {second})()',
+            f"list(map(lambda f: f(), [{first}, {second}]))[1]",
+        ),
+    )
 
 
 @MAPPINGS("starred arguments")
 def starred(s: Scope, depth: int) -> Dict:
     name = s.unique("gather")
-    with s.top() as top, top.nested(f"def {name}(first, *others, last=None, **named):", closure=False) as body:
-        body.emit(s.pick("return {**first, **named}", "result = dict(first)\nfor each in others:\n    result.update(each)"
-                         "\nreturn result", "return {**first, **(others[0] if others else {}), **(last or {})}",
-                         "return dict(named, **(last or first))"))
+    with (
+        s.top() as top,
+        top.nested(f"def {name}(first, *others, last=None, **named):", closure=False) as body,
+    ):
+        body.emit(
+            s.pick(
+                "return {**first, **named}",
+                "result = dict(first)\nfor each in others:\n    result.update(each)\nreturn result",
+                "return {**first, **(others[0] if others else {}), **(last or {})}",
+                "return dict(named, **(last or first))",
+            )
+        )
     a, b = s.mapping(depth), s.mapping(0)
-    return held(s, s.pick(f"{name}({a.text})", f"{name}({a.text}, {b.text})", f"{name}(*[{a.text}, {b.text}])",
-                          f"{name}({a.text}, last={b.text})", f"{name}({a.text}, **{b.text})",
-                          f'{name}(*({a.text},), **{{"last": {b.text}}})'))
+    return held(
+        s,
+        s.pick(
+            f"{name}({a.text})",
+            f"{name}({a.text}, {b.text})",
+            f"{name}(*[{a.text}, {b.text}])",
+            f"{name}({a.text}, last={b.text})",
+            f"{name}({a.text}, **{b.text})",
+            f'{name}(*({a.text},), **{{"last": {b.text}}})',
+        ),
+    )
 
 
 @MAPPINGS("cached function")
@@ -329,8 +423,14 @@ def nested_function(s: Scope, depth: int) -> Dict:
     base = s.shared(s.mapping(depth))
     with s.nested(f"def {name}(**more):") as body:
         made = body.mapping(depth)
-        body.emit(s.pick(f"return {{**{base.text}, **{made.text}, **more}}", f"return {made.text}", f"return {base.text}",
-                         f"{base.text}.update({made.text})\nreturn {base.text}"))
+        body.emit(
+            s.pick(
+                f"return {{**{base.text}, **{made.text}, **more}}",
+                f"return {made.text}",
+                f"return {base.text}",
+                f"{base.text}.update({made.text})\nreturn {base.text}",
+            )
+        )
     if s.chance(40):
         s.change(base, 0)
     return held(s, f"{name}({s.pick('', keywords(items(s, depth, 2)))})")
@@ -357,17 +457,37 @@ def nonlocal_dict(s: Scope, depth: int) -> Dict:
 def by_exception(s: Scope, depth: int) -> Dict:
     name = s.fresh("kw")
     base = s.shared(s.mapping(depth))
-    s.emit("try:", f"    raise LookupError({base.text})", "except LookupError as error:", f"    {name} = error.args[0]")
+    s.emit(
+        "try:",
+        f"    raise LookupError({base.text})",
+        "except LookupError as error:",
+        f"    {name} = error.args[0]",
+    )
     return unsure(name)
 
 
 @MAPPINGS("rest of the parameters")
 def keyword_rest(s: Scope, depth: int) -> Dict:
     name, chosen = s.unique("without"), s.settings(2)
-    with s.top() as top, top.nested(f"def {name}({', '.join(each + '=None' for each in chosen)}, **rest):",
-                                    closure=False) as body:
-        body.emit(s.pick("return rest", f'if {chosen[0]} is not None:\n    rest["{chosen[0]}"] = {chosen[0]}\nreturn rest',
-                         f"return dict({chosen[0]}={chosen[0]}, **rest)"))
+    with (
+        s.top() as top,
+        top.nested(
+            f"def {name}({', '.join(each + '=None' for each in chosen)}, **rest):", closure=False
+        ) as body,
+    ):
+        body.emit(
+            s.pick(
+                "return rest",
+                f'if {chosen[0]} is not None:\n    rest["{chosen[0]}"] = {chosen[0]}\nreturn rest',
+                f"return dict({chosen[0]}={chosen[0]}, **rest)",
+            )
+        )
     base = s.mapping(depth)
-    return held(s, s.pick(f"{name}(**{base.text})", f"{name}({keywords(items(s, depth))})",
-                          f"{name}(**{{**{base.text}, **{braces(s, items(s, 0))}}})"))
+    return held(
+        s,
+        s.pick(
+            f"{name}(**{base.text})",
+            f"{name}({keywords(items(s, depth))})",
+            f"{name}(**{{**{base.text}, **{braces(s, items(s, 0))}}})",
+        ),
+    )

@@ -26,10 +26,19 @@ def key(s: Scope, name: str) -> str:
         with s.top() as top:
             top.emit(f'{constant} = "{name}"')
         return s.pick(constant, f"str({constant})")
-    return s.pick(f"'{name}'", f"f\"{head}{{'{tail}'}}\"", f'"{head}" + "{tail}"', f'"{head}" "{tail}"',
-                  f'"{name.upper()}".lower()', f'"{name}-".rstrip("-")', f'"{name.replace("_", "-")}".replace("-", "_")',
-                  f'"%s{tail}" % "{head}"', f'"{{}}{tail}".format("{head}")', f'"".join(["{head}", "{tail}"])',
-                  f'("other", "{name}")[1]')
+    return s.pick(
+        f"'{name}'",
+        f"f\"{head}{{'{tail}'}}\"",
+        f'"{head}" + "{tail}"',
+        f'"{head}" "{tail}"',
+        f'"{name.upper()}".lower()',
+        f'"{name}-".rstrip("-")',
+        f'"{name.replace("_", "-")}".replace("-", "_")',
+        f'"%s{tail}" % "{head}"',
+        f'"{{}}{tail}".format("{head}")',
+        f'"".join(["{head}", "{tail}"])',
+        f'("other", "{name}")[1]',
+    )
 
 
 def braces(s: Scope, pairs: Items) -> str:
@@ -74,10 +83,19 @@ def merged(s: Scope, text: str, *parts: Dict | Items) -> Dict:
 def copied(s: Scope, made: Dict) -> str:
     """An expression for a copy of the dict."""
     s.uses("import copy")
-    return s.pick(f"dict({made.text})", f"{made.text}.copy()", f"{{**{made.text}}}", f"copy.copy({made.text})",
-                  f"copy.deepcopy({made.text})", f"dict(**{made.text})", f"({made.text} | {{}})",
-                  f"dict({made.text}.items())", f"{{k: v for k, v in {made.text}.items()}}",
-                  f"dict(list({made.text}.items()))", f"{{k: {made.text}[k] for k in {made.text}}}")
+    return s.pick(
+        f"dict({made.text})",
+        f"{made.text}.copy()",
+        f"{{**{made.text}}}",
+        f"copy.copy({made.text})",
+        f"copy.deepcopy({made.text})",
+        f"dict(**{made.text})",
+        f"({made.text} | {{}})",
+        f"dict({made.text}.items())",
+        f"{{k: v for k, v in {made.text}.items()}}",
+        f"dict(list({made.text}.items()))",
+        f"{{k: {made.text}[k] for k in {made.text}}}",
+    )
 
 
 # --- displays and constructors -------------------------------------------------------------------
@@ -97,8 +115,13 @@ def dict_keywords(s: Scope, depth: int) -> Dict:
 def dict_pairs(s: Scope, depth: int) -> Dict:
     pairs = items(s, depth)
     texts = [f"({key(s, name)}, {value})" for name, value in pairs]
-    return hold(s, s.pick("dict([{}])", "dict(({},))", "dict({{}}, **dict([{}]))", "dict([*[{}]])").format(
-        ", ".join(texts)), names_of(pairs))
+    return hold(
+        s,
+        s.pick("dict([{}])", "dict(({},))", "dict({{}}, **dict([{}]))", "dict([*[{}]])").format(
+            ", ".join(texts)
+        ),
+        names_of(pairs),
+    )
 
 
 @MAPPINGS("zip")
@@ -106,8 +129,12 @@ def dict_zip(s: Scope, depth: int) -> Dict:
     pairs = items(s, depth)
     keys = ", ".join(key(s, name) for name, _ in pairs)
     values = ", ".join(value for _, value in pairs)
-    form = s.pick("dict(zip([{0}], [{1}]))", "dict(zip(({0},), [{1}]))", "{{k: v for k, v in zip([{0}], ({1},))}}",
-                  "dict(zip([{0}], ({1},), strict=True))")
+    form = s.pick(
+        "dict(zip([{0}], [{1}]))",
+        "dict(zip(({0},), [{1}]))",
+        "{{k: v for k, v in zip([{0}], ({1},))}}",
+        "dict(zip([{0}], ({1},), strict=True))",
+    )
     return hold(s, form.format(keys, values), names_of(pairs))
 
 
@@ -139,39 +166,65 @@ def fromkeys(s: Scope, depth: int) -> Dict:
 def merge_operator(s: Scope, depth: int) -> Dict:
     base, pairs = s.mapping(depth), items(s, depth)
     other = braces(s, pairs)
-    return merged(s, s.pick(f"{base.text} | {other}", f"{other} | {base.text}", f"({base.text} | {other}) | {{}}"),
-                  base, pairs)
+    return merged(
+        s,
+        s.pick(f"{base.text} | {other}", f"{other} | {base.text}", f"({base.text} | {other}) | {{}}"),
+        base,
+        pairs,
+    )
 
 
 @MAPPINGS("merge display")
 def merge_display(s: Scope, depth: int) -> Dict:
     base, pairs = s.mapping(depth), items(s, depth)
     inner = braces(s, pairs)
-    return merged(s, s.pick(f"{{**{base.text}, **{inner}}}", f"{{**{inner}, **{base.text}}}",
-                            f"{{{key(s, pairs[0][0])}: {pairs[0][1]}, **{base.text}, **{inner}}}",
-                            f"dict({base.text}, {keywords(pairs)})", f"dict({base.text}, **{inner})",
-                            f"dict({{**{base.text}}}, **{inner})"), base, pairs)
+    return merged(
+        s,
+        s.pick(
+            f"{{**{base.text}, **{inner}}}",
+            f"{{**{inner}, **{base.text}}}",
+            f"{{{key(s, pairs[0][0])}: {pairs[0][1]}, **{base.text}, **{inner}}}",
+            f"dict({base.text}, {keywords(pairs)})",
+            f"dict({base.text}, **{inner})",
+            f"dict({{**{base.text}}}, **{inner})",
+        ),
+        base,
+        pairs,
+    )
 
 
 @MAPPINGS("merge of two")
 def merge_two(s: Scope, depth: int) -> Dict:
     a, b = s.mapping(depth), s.mapping(depth)
     s.uses("import functools", "import collections", "import itertools")
-    return merged(s, s.pick(f"{{**{a.text}, **{b.text}}}", f"{a.text} | {b.text}", f"dict({a.text}, **{b.text})",
-                            f"functools.reduce(lambda x, y: x | y, [{a.text}, {b.text}])",
-                            f"{{k: v for d in ({a.text}, {b.text}) for k, v in d.items()}}",
-                            f"dict([*{a.text}.items(), *{b.text}.items()])",
-                            f"dict(itertools.chain({a.text}.items(), {b.text}.items()))",
-                            f"dict(collections.ChainMap({b.text}, {a.text}))",
-                            f"dict(list({a.text}.items()) + list({b.text}.items()))"), a, b)
+    return merged(
+        s,
+        s.pick(
+            f"{{**{a.text}, **{b.text}}}",
+            f"{a.text} | {b.text}",
+            f"dict({a.text}, **{b.text})",
+            f"functools.reduce(lambda x, y: x | y, [{a.text}, {b.text}])",
+            f"{{k: v for d in ({a.text}, {b.text}) for k, v in d.items()}}",
+            f"dict([*{a.text}.items(), *{b.text}.items()])",
+            f"dict(itertools.chain({a.text}.items(), {b.text}.items()))",
+            f"dict(collections.ChainMap({b.text}, {a.text}))",
+            f"dict(list({a.text}.items()) + list({b.text}.items()))",
+        ),
+        a,
+        b,
+    )
 
 
 @MAPPINGS("other dict type")
 def other_type(s: Scope, depth: int) -> Dict:
     base, pairs = s.mapping(depth), items(s, depth)
     s.uses("import collections", "import types")
-    form = s.pick("collections.OrderedDict({0})", "collections.defaultdict(int, {0})",
-                  "dict(types.MappingProxyType({0}))", "collections.OrderedDict({0}.items())")
+    form = s.pick(
+        "collections.OrderedDict({0})",
+        "collections.defaultdict(int, {0})",
+        "dict(types.MappingProxyType({0}))",
+        "collections.OrderedDict({0}.items())",
+    )
     made = merged(s, form.format(base.text), base)
     s.emit(f"{made.text}[{key(s, pairs[0][0])}] = {pairs[0][1]}")
     s.added(made, pairs[0][0])
@@ -182,12 +235,20 @@ def other_type(s: Scope, depth: int) -> Dict:
 def dict_subclass(s: Scope, depth: int) -> Dict:
     name, base = s.unique("Settings"), s.mapping(depth)
     with s.top() as top:
-        top.emit(f"class {name}(dict):", *s.pick(
-            ("    pass",),
-            ("    def __setitem__(self, key, value):", "        super().__setitem__(key, value)"),
-            ("    def __getattr__(self, key):", "        if key in self:", "            return self[key]",
-             "        raise AttributeError(key)"),
-            ("    def with_more(self, **more):", "        self.update(more)", "        return self")))
+        top.emit(
+            f"class {name}(dict):",
+            *s.pick(
+                ("    pass",),
+                ("    def __setitem__(self, key, value):", "        super().__setitem__(key, value)"),
+                (
+                    "    def __getattr__(self, key):",
+                    "        if key in self:",
+                    "            return self[key]",
+                    "        raise AttributeError(key)",
+                ),
+                ("    def with_more(self, **more):", "        self.update(more)", "        return self"),
+            ),
+        )
     return merged(s, f"{name}({base.text})", base)
 
 
@@ -195,8 +256,15 @@ def dict_subclass(s: Scope, depth: int) -> Dict:
 @MAPPINGS("alias")
 def alias(s: Scope, depth: int) -> Dict:
     base, other = s.mapping(depth), s.fresh("same")
-    s.emit(s.pick(f"{other} = {base.text}", f"{other}, _ = {base.text}, None", f"{other} = again = {base.text}",
-                  f"({other} := {base.text})", f"for {other} in [{base.text}]:\n    pass"))
+    s.emit(
+        s.pick(
+            f"{other} = {base.text}",
+            f"{other}, _ = {base.text}, None",
+            f"{other} = again = {base.text}",
+            f"({other} := {base.text})",
+            f"for {other} in [{base.text}]:\n    pass",
+        )
+    )
     return _one_changed(s, base, Dict(other, base.keys), depth)
 
 
@@ -229,8 +297,13 @@ def rebound(s: Scope, depth: int) -> Dict:
 @MAPPINGS("walrus")
 def walrus(s: Scope, depth: int) -> Dict:
     base, name = s.mapping(depth), s.fresh("named")
-    s.emit(s.pick(f"if ({name} := {base.text}):\n    pass", f"print(len({name} := {base.text}))",
-                  f"while ({name} := {base.text}) is None:\n    pass"))
+    s.emit(
+        s.pick(
+            f"if ({name} := {base.text}):\n    pass",
+            f"print(len({name} := {base.text}))",
+            f"while ({name} := {base.text}) is None:\n    pass",
+        )
+    )
     return Dict(name, base.keys)
 
 
@@ -238,9 +311,15 @@ def walrus(s: Scope, depth: int) -> Dict:
 @MAPPINGS("nested dict")
 def nested(s: Scope, depth: int) -> Dict:
     base, outer = s.mapping(depth), s.fresh("config")
-    s.emit(s.pick(f'{outer} = {{"gen": {base.text}, "name": "run"}}', f"{outer} = dict(gen={base.text}, steps=10)",
-                  f'{outer} = {{}}\n{outer}["gen"] = {base.text}', f'{outer} = {{"gen": None}}\n'
-                  f'{outer}.update(gen={base.text})', f'{outer} = {{}}\n{outer}.setdefault("gen", {base.text})'))
+    s.emit(
+        s.pick(
+            f'{outer} = {{"gen": {base.text}, "name": "run"}}',
+            f"{outer} = dict(gen={base.text}, steps=10)",
+            f'{outer} = {{}}\n{outer}["gen"] = {base.text}',
+            f'{outer} = {{"gen": None}}\n{outer}.update(gen={base.text})',
+            f'{outer} = {{}}\n{outer}.setdefault("gen", {base.text})',
+        )
+    )
     inner = Dict(f'{outer}["gen"]', base.keys)
     if s.chance(30):
         return _one_changed(s, base, inner, depth)
@@ -253,10 +332,17 @@ def nested(s: Scope, depth: int) -> Dict:
         s.emit(f"{other} = copy.deepcopy({outer})")
         return _one_changed(s, base, s.dict(f'{other}["gen"]', s.must(base), s.may(base)), depth)
     name = s.fresh("kw")
-    s.emit(s.pick(f'{name} = {outer}["gen"]', f'{name} = {outer}.get("gen", {{}})', f'{name} = {outer}.get("gen")',
-                  f'{name} = {outer}.pop("gen")', f'{name} = {outer}.get("gen") or {{}}',
-                  f'match {outer}:\n    case {{"gen": {name}}}:\n        pass',
-                  f'{name} = {{**{outer}}}["gen"]'))
+    s.emit(
+        s.pick(
+            f'{name} = {outer}["gen"]',
+            f'{name} = {outer}.get("gen", {{}})',
+            f'{name} = {outer}.get("gen")',
+            f'{name} = {outer}.pop("gen")',
+            f'{name} = {outer}.get("gen") or {{}}',
+            f'match {outer}:\n    case {{"gen": {name}}}:\n        pass',
+            f'{name} = {{**{outer}}}["gen"]',
+        )
+    )
     return s.shared(base, name)
 
 
@@ -267,9 +353,14 @@ def deep(s: Scope, depth: int) -> Dict:
     path = s.dict(f'{outer}["train"]["rollout"]["kwargs"]', names_of(pairs))
     name = s.settings(1)[0]
     value = s.value(SETTINGS[name], depth)
-    s.emit(s.pick(f'{path.text}["{name}"] = {value}', f'{outer}["train"]["rollout"]["kwargs"].update({name}={value})',
-                  f'{outer}["train"]["rollout"] = {{"kwargs": {{**{path.text}, "{name}": {value}}}}}',
-                  f'section = {outer}["train"]\nsection["rollout"]["kwargs"]["{name}"] = {value}'))
+    s.emit(
+        s.pick(
+            f'{path.text}["{name}"] = {value}',
+            f'{outer}["train"]["rollout"]["kwargs"].update({name}={value})',
+            f'{outer}["train"]["rollout"] = {{"kwargs": {{**{path.text}, "{name}": {value}}}}}',
+            f'section = {outer}["train"]\nsection["rollout"]["kwargs"]["{name}"] = {value}',
+        )
+    )
     s.added(path, name)
     return path
 
@@ -279,11 +370,22 @@ def in_list(s: Scope, depth: int) -> Dict:
     base, other = s.mapping(depth), s.mapping(0)
     name, held = s.fresh("kw"), s.fresh("all_kw")
     s.emit(f"{held} = {s.pick(f'[{other.text}, {base.text}]', f'({other.text}, {base.text})')}")
-    s.emit(s.pick(f"{name} = {held}[1]", f"{name} = {held}[-1]", f"_, {name} = {held}", f"*_, {name} = {held}",
-                  f"for {name} in {held}:\n    pass", f"{name} = list({held}).pop()", f"{name} = {held}[1:][0]",
-                  f"for index, {name} in enumerate({held}):\n    if index == 1:\n        break",
-                  f"{name} = list(reversed({held}))[0]", f"{name} = max({held}, key=id) and {held}[1]",
-                  f"{name} = {{1: {held}[1]}}[1]", f"{name} = [each for each in {held}][1]"))
+    s.emit(
+        s.pick(
+            f"{name} = {held}[1]",
+            f"{name} = {held}[-1]",
+            f"_, {name} = {held}",
+            f"*_, {name} = {held}",
+            f"for {name} in {held}:\n    pass",
+            f"{name} = list({held}).pop()",
+            f"{name} = {held}[1:][0]",
+            f"for index, {name} in enumerate({held}):\n    if index == 1:\n        break",
+            f"{name} = list(reversed({held}))[0]",
+            f"{name} = max({held}, key=id) and {held}[1]",
+            f"{name} = {{1: {held}[1]}}[1]",
+            f"{name} = [each for each in {held}][1]",
+        )
+    )
     return s.shared(base, name)
 
 
@@ -293,10 +395,19 @@ def list_changed(s: Scope, depth: int) -> Dict:
     s.emit(f"{held} = [{base.text}]", f"{held}.append({other.text})")
     setting = s.settings(1)[0]
     value = s.value(SETTINGS[setting], depth)
-    s.emit(s.pick(f'for each in {held}:\n    each["{setting}"] = {value}', f'{held}[0]["{setting}"] = {value}',
-                  f'{held}[-1].update({setting}={value})', f"{held} = [dict(each, {setting}={value}) for each in {held}]",
-                  f"{held}.reverse()", f"{held}[0], {held}[1] = {held}[1], {held}[0]", f"{held}.insert(0, {{}})",
-                  f"{held} *= 2", f'[each.pop("{setting}", None) for each in {held}]'))
+    s.emit(
+        s.pick(
+            f'for each in {held}:\n    each["{setting}"] = {value}',
+            f'{held}[0]["{setting}"] = {value}',
+            f"{held}[-1].update({setting}={value})",
+            f"{held} = [dict(each, {setting}={value}) for each in {held}]",
+            f"{held}.reverse()",
+            f"{held}[0], {held}[1] = {held}[1], {held}[0]",
+            f"{held}.insert(0, {{}})",
+            f"{held} *= 2",
+            f'[each.pop("{setting}", None) for each in {held}]',
+        )
+    )
     s.shared(other)
     return s.shared(base, f"{held}[{s.pick(0, 1, -1)}]")
 
@@ -318,7 +429,8 @@ def comprehension(s: Scope, depth: int) -> Dict:
         f"dict(filter(lambda pair: pair[1] is not None, {base.text}.items()))",
         f'{{k: {base.text}[k] for k in {base.text}.keys() - {{"{name}"}}}}',
         f"{{k: v for k, v in {base.text}.items() if type(v) in (int, float)}}",
-        f"dict(map(lambda pair: (pair[0], pair[1]), {base.text}.items()))")
+        f"dict(map(lambda pair: (pair[0], pair[1]), {base.text}.items()))",
+    )
     return hold(s, text, may=s.may(base))
 
 
@@ -328,10 +440,16 @@ def comprehension_names(s: Scope, depth: int) -> Dict:
     names = s.settings(3, kinds=(kind,))
     listed = ", ".join(f'"{name}"' for name in names)
     value = s.value(kind, depth)
-    text = s.pick(f"{{name: {value} for name in [{listed}]}}", f"{{name: len(name) for name in ({listed},)}}",
-                  f"{{n: i for i, n in enumerate([{listed}])}}", f"{{n: {value} * i for i, n in enumerate(({listed},), 1)}}",
-                  f"{{name: {value} for name in {{{listed}}}}}", f"{{n: x for n in [{listed}] for x in (1, {value})}}",
-                  f"{{n: {value} for n in [{listed}] if n != \"top_k\"}}", f"{{n: {value} for n in '{' '.join(names)}'.split()}}")
+    text = s.pick(
+        f"{{name: {value} for name in [{listed}]}}",
+        f"{{name: len(name) for name in ({listed},)}}",
+        f"{{n: i for i, n in enumerate([{listed}])}}",
+        f"{{n: {value} * i for i, n in enumerate(({listed},), 1)}}",
+        f"{{name: {value} for name in {{{listed}}}}}",
+        f"{{n: x for n in [{listed}] for x in (1, {value})}}",
+        f'{{n: {value} for n in [{listed}] if n != "top_k"}}',
+        f"{{n: {value} for n in '{' '.join(names)}'.split()}}",
+    )
     return hold(s, text, may=names)
 
 
@@ -340,10 +458,12 @@ def prefixed(s: Scope, depth: int) -> Dict:
     pairs, flat = items(s, depth), s.fresh("flat")
     listed = ", ".join(f'"gen_{name}": {value}' for name, value in pairs)
     s.emit(f'{flat} = {{{listed}, "steps": 10}}')
-    text = s.pick(f'{{k.removeprefix("gen_"): v for k, v in {flat}.items() if k.startswith("gen_")}}',
-                  f'{{k[4:]: v for k, v in {flat}.items() if k[:4] == "gen_"}}',
-                  f'{{k.replace("gen_", ""): v for k, v in {flat}.items() if "gen_" in k}}',
-                  f'{{k.split("_", 1)[1]: v for k, v in {flat}.items() if "_" in k}}')
+    text = s.pick(
+        f'{{k.removeprefix("gen_"): v for k, v in {flat}.items() if k.startswith("gen_")}}',
+        f'{{k[4:]: v for k, v in {flat}.items() if k[:4] == "gen_"}}',
+        f'{{k.replace("gen_", ""): v for k, v in {flat}.items() if "gen_" in k}}',
+        f'{{k.split("_", 1)[1]: v for k, v in {flat}.items() if "_" in k}}',
+    )
     return hold(s, text, names_of(pairs))
 
 
@@ -352,9 +472,15 @@ def prefixed(s: Scope, depth: int) -> Dict:
 def conditional(s: Scope, depth: int) -> Dict:
     a, b = s.mapping(depth), s.mapping(depth)
     test, name = s.condition(depth), s.fresh("kw")
-    s.emit(s.pick(f"{name} = {a.text} if {test} else {b.text}", f"{name} = ({a.text}, {b.text})[bool({test})]",
-                  f"{name} = {a.text} or {b.text}", f"{name} = {{True: {a.text}, False: {b.text}}}[bool({test})]",
-                  f"{name} = ({test}) and {a.text} or {b.text}"))
+    s.emit(
+        s.pick(
+            f"{name} = {a.text} if {test} else {b.text}",
+            f"{name} = ({a.text}, {b.text})[bool({test})]",
+            f"{name} = {a.text} or {b.text}",
+            f"{name} = {{True: {a.text}, False: {b.text}}}[bool({test})]",
+            f"{name} = ({test}) and {a.text} or {b.text}",
+        )
+    )
     s.shared(a)
     return s.shared(b, name)
 
@@ -363,11 +489,18 @@ def conditional(s: Scope, depth: int) -> Dict:
 def conditional_part(s: Scope, depth: int) -> Dict:
     base, pairs, test = s.mapping(depth), items(s, depth, 2), s.condition(depth)
     inner = braces(s, pairs)
-    return hold(s, s.pick(f"{{**{base.text}, **({inner} if {test} else {{}})}}",
-                          f"{base.text} | ({inner} if {test} else {{}})", f"dict({base.text}, **(({test}) and {inner} or {{}}))",
-                          f"{{({key(s, pairs[0][0])} if {test} else \"top_k\"): {s.value('int', 0)}, **{base.text}}}"
-                          if SETTINGS[pairs[0][0]] == "int" else f"{{**({inner} if {test} else {base.text})}}"),
-                may=s.may(base) | set(names_of(pairs)) | {"top_k"})
+    return hold(
+        s,
+        s.pick(
+            f"{{**{base.text}, **({inner} if {test} else {{}})}}",
+            f"{base.text} | ({inner} if {test} else {{}})",
+            f"dict({base.text}, **(({test}) and {inner} or {{}}))",
+            f'{{({key(s, pairs[0][0])} if {test} else "top_k"): {s.value("int", 0)}, **{base.text}}}'
+            if SETTINGS[pairs[0][0]] == "int"
+            else f"{{**({inner} if {test} else {base.text})}}",
+        ),
+        may=s.may(base) | set(names_of(pairs)) | {"top_k"},
+    )
 
 
 @MAPPINGS("if statement")
@@ -388,8 +521,12 @@ def match_statement(s: Scope, depth: int) -> Dict:
     s.emit(s.pick(f"match {subject}:", "match recorder.name():", "match (recorder.flag(), 1):"))
     outer = s.depth
     s.depth += 1
-    for header in s.pick(("case 1:", "case _:"), ("case 0 | 1 | 5:", "case int(number) if number > 3:", "case _:"),
-                         ('case "top_k":', "case str():", "case _:"), ("case (True, 1):", "case _:")):
+    for header in s.pick(
+        ("case 1:", "case _:"),
+        ("case 0 | 1 | 5:", "case int(number) if number > 3:", "case _:"),
+        ('case "top_k":', "case str():", "case _:"),
+        ("case (True, 1):", "case _:"),
+    ):
         with s.block(header) as arm:
             arm.emit(f"{name} = {arm.shared(arm.mapping(depth)).text}")
     s.depth = outer
@@ -403,10 +540,14 @@ def try_statement(s: Scope, depth: int) -> Dict:
     with s.block("try:") as arm:
         made = arm.mapping(depth)
         arm.emit(f"{name} = {made.text}")
-        arm.emit(s.pick("recorder.may_raise()", "pass", "raise RuntimeError('stop')", f"{made.text}['missing']"))
+        arm.emit(
+            s.pick("recorder.may_raise()", "pass", "raise RuntimeError('stop')", f"{made.text}['missing']")
+        )
         arm.change(made, depth)
         arm.shared(made)
-    with s.block(s.pick("except (RuntimeError, KeyError):", "except Exception:", "except BaseException as error:")) as arm:
+    with s.block(
+        s.pick("except (RuntimeError, KeyError):", "except Exception:", "except BaseException as error:")
+    ) as arm:
         arm.emit(f"{name} = {arm.shared(arm.mapping(0)).text}")
     result = s.shared(s.dict(name))
     if s.chance(30):
@@ -476,9 +617,12 @@ def rebound_global(s: Scope, depth: int) -> Dict:
 @MAPPINGS("invisible function", opaque=True)
 def invisible(s: Scope, depth: int) -> Dict:
     s.uses("import recorder")
-    text = s.pick("recorder.unknown_dict()", f"{{**recorder.unknown_dict(), **{s.mapping(depth).text}}}",
-                  f"dict({s.mapping(depth).text}, **recorder.unknown_dict())",
-                  f"recorder.opaque({s.shared(s.mapping(depth)).text})")
+    text = s.pick(
+        "recorder.unknown_dict()",
+        f"{{**recorder.unknown_dict(), **{s.mapping(depth).text}}}",
+        f"dict({s.mapping(depth).text}, **recorder.unknown_dict())",
+        f"recorder.opaque({s.shared(s.mapping(depth)).text})",
+    )
     return s.shared(hold(s, text))
 
 
@@ -486,6 +630,13 @@ def invisible(s: Scope, depth: int) -> Dict:
 def runtime_key(s: Scope, depth: int) -> Dict:
     s.uses("import recorder")
     base, value = s.mapping(depth), s.value("int", depth)
-    return hold(s, s.pick(f"{{**{base.text}, recorder.int_name(): {value}}}", f"{base.text} | {{recorder.int_name(): {value}}}",
-                          f"{{k: v for k, v in {base.text}.items() if k != recorder.name()}}",
-                          f"dict([*{base.text}.items(), (recorder.int_name(), {value})])"), may=SETTINGS)
+    return hold(
+        s,
+        s.pick(
+            f"{{**{base.text}, recorder.int_name(): {value}}}",
+            f"{base.text} | {{recorder.int_name(): {value}}}",
+            f"{{k: v for k, v in {base.text}.items() if k != recorder.name()}}",
+            f"dict([*{base.text}.items(), (recorder.int_name(), {value})])",
+        ),
+        may=SETTINGS,
+    )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from .programs import Source
-from .runner import without_magics
+from .runner import TooSlow, without_magics
 
 Fails = Callable[[Source], bool]
 
@@ -40,7 +40,7 @@ def _as_script(source: Source, fails: Fails) -> Source:
 
 
 def _holds(source: Source, fails: Fails) -> bool:
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, TooSlow):
         return fails(source)
     return False
 
@@ -79,7 +79,8 @@ def _variants(text: str) -> Iterator[Callable[[], str]]:
                 while size > 1 and isinstance(value[0], ast.stmt):
                     for start in range(0, len(value), size):
                         yield lambda index=index, name=name, start=start, size=size: _without(
-                            text, index, name, start, size)
+                            text, index, name, start, size
+                        )
                     size //= 2
                 for start in range(len(value)):
                     yield lambda index=index, name=name, start=start: _without(text, index, name, start, 1)
@@ -105,9 +106,9 @@ def _without(text: str, index: int, name: str, start: int, count: int) -> str:
     values = getattr(node, name)
     statements = isinstance(values[0], ast.stmt)
     if isinstance(node, ast.Dict):
-        del node.keys[start:start + count], node.values[start:start + count]
+        del node.keys[start : start + count], node.values[start : start + count]
     else:
-        del values[start:start + count]
+        del values[start : start + count]
     if statements and not values and name == "body" and not isinstance(node, ast.Module):
         values.append(ast.Pass())
     return _unparsed(tree)
@@ -118,7 +119,7 @@ def _unwrapped(text: str, index: int, name: str, start: int) -> str:
     values = getattr(node, name)
     inner = [*getattr(values[start], "body", []), *getattr(values[start], "finalbody", [])]
     if inner and not isinstance(values[start], (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
-        values[start:start + 1] = inner
+        values[start : start + 1] = inner
     return _unparsed(tree)
 
 

@@ -12,7 +12,7 @@ _FOLDERS = ("", "", "project", "project/inner")
 def helper(scope: Scope) -> File:
     """A file that `scope`'s file may import: an existing one, or a new module or package member."""
     files = scope.program.files
-    later = files[files.index(scope.file) + 1:]
+    later = files[files.index(scope.file) + 1 :]
     modules = [file for file in later if not file.path.endswith("__init__.py")]
     if modules and (len(files) > 6 or scope.chance(50)):
         return scope.choices.pick(modules)
@@ -95,9 +95,9 @@ def _dots(here: File, there: File) -> str:
     if not here.package or here.package.split(".")[0] != there.package.split(".")[0]:
         return ""
     ours, theirs = here.package.split("."), there.module.split(".")
-    while ours and theirs[:len(ours)] != ours:
+    while ours and theirs[: len(ours)] != ours:
         ours.pop()
-    return "." * (len(here.package.split(".")) - len(ours) + 1) + ".".join(theirs[len(ours):])
+    return "." * (len(here.package.split(".")) - len(ours) + 1) + ".".join(theirs[len(ours) :])
 
 
 @IMPORTS("star")
@@ -132,9 +132,11 @@ def re_export(s: Scope, depth: int, file: File, name: str) -> str:
         new = [File(f"{facade}/__init__.py", imports=[line])]
     else:
         member = s.unique("member")
-        new = [File(f"{facade}/__init__.py", imports=[f"from .{member} import {name}"]),
-               File(f"{facade}/{member}.py", imports=[line])]
-    files[files.index(file):files.index(file)] = new
+        new = [
+            File(f"{facade}/__init__.py", imports=[f"from .{member} import {name}"]),
+            File(f"{facade}/{member}.py", imports=[line]),
+        ]
+    files[files.index(file) : files.index(file)] = new
     s.uses(f"from {facade} import {name}")
     return name
 

@@ -55,6 +55,7 @@ def write(choices: Choices) -> Source:
         PLACES.choose(body, 2 + choices.below(2))
     form = FORMS.choose(body, 1, main)
     files = {file.path: file.text() for file in program.files[1:]}
+    files.update(program.documents)
     return Source({**files, **form}, next(iter(form)), tuple(program.styles), program.opaque)
 
 
@@ -125,7 +126,9 @@ def shared_dict(s: Scope, depth: int) -> None:
             body.change(shared, depth)
         with top.nested(f"def {reader}():", closure=False) as body:
             body.site(shared, depth)
-    for step in s.choices.sample((f"{reader}()", f"{writer}()", f"{reader}()", f"{writer}()"), 1 + s.choices.below(4)):
+    for step in s.choices.sample(
+        (f"{reader}()", f"{writer}()", f"{reader}()", f"{writer}()"), 1 + s.choices.below(4)
+    ):
         s.emit(step)
     s.emit(f"{reader}()")
 
@@ -176,17 +179,31 @@ def documented(s: Scope, depth: int, main: File) -> dict[str, str]:
 def notebook(s: Scope, depth: int, main: File) -> dict[str, str]:
     text = main.text()
     lines = text.split("\n")
-    starts = [min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
-              for node in ast.parse(text).body]
+    starts = [
+        min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
+        for node in ast.parse(text).body
+    ]
     cuts = sorted({0, *s.choices.sample(starts, 1 + s.choices.below(5)), len(lines)})
-    cells = ["\n".join(lines[a:b]) for a, b in zip(cuts, cuts[1:])]
-    magic = s.pick("%matplotlib inline", "!pip install transformers", "%load_ext autoreload\n%autoreload 2", "# cell")
+    cells = ["\n".join(lines[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    magic = s.pick(
+        "%matplotlib inline", "!pip install transformers", "%load_ext autoreload\n%autoreload 2", "# cell"
+    )
     cells[0] = f"{magic}\n{cells[0]}"
     if s.chance(30):
         cells[-1] = f"%%time\n{cells[-1]}"
-    described = [{"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": [],
-                  "source": cell.splitlines(keepends=True)} for cell in cells]
-    described.insert(s.choices.below(len(described) + 1),
-                     {"cell_type": "markdown", "metadata": {}, "source": ["# A run\n", "model.generate(ids, top_k=1)"]})
+    described = [
+        {
+            "cell_type": "code",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": cell.splitlines(keepends=True),
+        }
+        for cell in cells
+    ]
+    described.insert(
+        s.choices.below(len(described) + 1),
+        {"cell_type": "markdown", "metadata": {}, "source": ["# A run\n", "model.generate(ids, top_k=1)"]},
+    )
     document = {"cells": described, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     return {"main.ipynb": json.dumps(document, indent=1)}

@@ -42,7 +42,9 @@ class Model:
     def generate(self, *args: Any, **kwargs: Any) -> list[int]:
         """Note the caller and a copy of the settings."""
         frame = sys._getframe(1)
-        self._observations.append(Observation(frame.f_code.co_filename, frame.f_lineno, copy.deepcopy(kwargs)))
+        self._observations.append(
+            Observation(frame.f_code.co_filename, frame.f_lineno, copy.deepcopy(kwargs))
+        )
         return [1, 2]
 
 
@@ -127,15 +129,34 @@ def make(seed: int, observations: list[Observation]) -> types.ModuleType:
     helper = Helper()
     model = Model(observations)
     module.__dict__.update(
-        model=model, engine=types.SimpleNamespace(model=model), load=lambda name: model, ids=[3, 1, 2],
-        flag=flag, more=more, number=number, fraction=lambda: number() + 0.5,
-        name=lambda: chance.choice(list(SETTINGS)), names=lambda: chance.sample(list(SETTINGS), 3),
-        int_name=lambda: chance.choice(_INTS), items=lambda: [1] * chance.randrange(3),
-        opaque=lambda value: value, unknown_dict=lambda: {chance.choice(_INTS): number()},
+        model=model,
+        engine=types.SimpleNamespace(model=model),
+        load=lambda name: model,
+        ids=[3, 1, 2],
+        flag=flag,
+        more=more,
+        number=number,
+        fraction=lambda: number() + 0.5,
+        name=lambda: chance.choice(list(SETTINGS)),
+        names=lambda: chance.sample(list(SETTINGS), 3),
+        int_name=lambda: chance.choice(_INTS),
+        items=lambda: [1] * chance.randrange(3),
+        opaque=lambda value: value,
+        unknown_dict=lambda: {chance.choice(_INTS): number()},
         unknown_beside=lambda: {"guidance_scale": number()},
-        tweak=tweak, tweak_all=tweak_all, tweak_nested=lambda tree: tweak(tree["a"]["b"]),
-        keep=kept.append, shake=shake, register=lambda function: (callbacks.append(function), function)[1],
-        call=call, call_twisted=lambda function: function({"top_k": number()}),
-        may_raise=may_raise, hook=hook, context=context, helper_object=helper, Base=Base, TrainerBase=TrainerBase,
+        tweak=tweak,
+        tweak_all=tweak_all,
+        tweak_nested=lambda tree: tweak(tree["a"]["b"]),
+        keep=kept.append,
+        shake=shake,
+        register=lambda function: (callbacks.append(function), function)[1],
+        call=call,
+        call_twisted=lambda function: function({"top_k": number()}),
+        may_raise=may_raise,
+        hook=hook,
+        context=context,
+        helper_object=helper,
+        Base=Base,
+        TrainerBase=TrainerBase,
     )
     return module

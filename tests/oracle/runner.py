@@ -21,7 +21,7 @@ from .programs import Source
 from .recorder import Observation, make
 
 RUNS = (0, 1, 2, 3)
-TIME_LIMIT = 10.0
+TIME_LIMIT = 5.0
 _CELL = "#cell"
 
 
@@ -54,7 +54,9 @@ def observe(root: Path, main: str, seed: int) -> list[Observation]:
             _run_notebook(root / main)
         else:
             _run_script(root / main)
-    return [Observation(str(Path(seen.file).relative_to(root)), seen.line, seen.kwargs) for seen in observations]
+    return [
+        Observation(str(Path(seen.file).relative_to(root)), seen.line, seen.kwargs) for seen in observations
+    ]
 
 
 def _run_script(path: Path) -> None:
@@ -63,8 +65,13 @@ def _run_script(path: Path) -> None:
 
 def _run_notebook(path: Path) -> None:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    _execute({f"{path}{_CELL}{index}": without_magics("".join(cell["source"]))
-              for index, cell in enumerate(cells) if cell["cell_type"] == "code"})
+    _execute(
+        {
+            f"{path}{_CELL}{index}": without_magics("".join(cell["source"]))
+            for index, cell in enumerate(cells)
+            if cell["cell_type"] == "code"
+        }
+    )
 
 
 def without_magics(cell: str) -> str:
@@ -84,20 +91,25 @@ def _execute(parts: dict[Any, str]) -> None:
 
 @contextlib.contextmanager
 def _isolated(root: Path, recorder: types.ModuleType) -> Iterator[None]:
-    """Imports come from `root`, `recorder` is the given module, and nothing printed is shown."""
+    """Imports and files come from `root`, `recorder` is the given module, and nothing printed is shown."""
     before = set(sys.modules)
-    path, argv, bytecode = list(sys.path), sys.argv, sys.dont_write_bytecode
+    path, argv, bytecode, folder = list(sys.path), sys.argv, sys.dont_write_bytecode, os.getcwd()
     disabled = logging.root.manager.disable
     sys.modules["recorder"] = recorder
     sys.path.insert(0, str(root))
     sys.argv, sys.dont_write_bytecode = ["main.py"], True
     logging.disable(logging.CRITICAL)
+    os.chdir(root)
     try:
-        with (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()),
-              warnings.catch_warnings()):
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
+        os.chdir(folder)
         sys.path[:], sys.argv, sys.dont_write_bytecode = path, argv, bytecode
         logging.disable(disabled)
         new = {name: sys.modules[name] for name in set(sys.modules) - before}
@@ -115,7 +127,11 @@ def _lies_in(module: types.ModuleType, root: Path) -> bool:
 @contextlib.contextmanager
 def _environment(seed: int) -> Iterator[None]:
     """Variables that programs ask for are set in every second run."""
-    names = [f"{stem}{count or ''}" for stem in ("ORACLE_FLAG", "ORACLE_VALUE") for count in range(40)] if seed % 2 else []
+    names = (
+        [f"{stem}{count or ''}" for stem in ("ORACLE_FLAG", "ORACLE_VALUE") for count in range(40)]
+        if seed % 2
+        else []
+    )
     os.environ.update(dict.fromkeys(names, "7"))
     try:
         yield

@@ -1,4 +1,4 @@
-"""The program under construction: its files, the scope a building block writes into, and which keys a dict has.
+"""The program under construction: its files, the scope a style writes into, and which keys a dict has.
 
 A building block ("style") receives a `Scope` and writes statements into it. So that no generated program
 raises, every dict carries `Keys`: the names it certainly has and the names it may have.
@@ -109,12 +109,16 @@ class File:
 
 @dataclass
 class Program:
-    """All files, in the order in which they may import: a file imports only files that come later."""
+    """All files, in the order in which they may import: a file imports only files that come later.
+
+    `documents` are files of data, by path from the folder the program runs in.
+    """
 
     choices: Choices
     opaque: bool
     fuel: int
     files: list[File] = field(default_factory=list)
+    documents: dict[str, str] = field(default_factory=dict)
     styles: list[str] = field(default_factory=list)
     shared: list[tuple[File, str, Keys]] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
@@ -184,8 +188,16 @@ class Scope:
         self.emit(header)
         start = len(self.lines)
         home = self.program.serial() if repeats else self.home
-        inner = Scope(self.program, self.file, self.lines, self.names, self.depth + 1, home,
-                      self.program.serial(), self.function)
+        inner = Scope(
+            self.program,
+            self.file,
+            self.lines,
+            self.names,
+            self.depth + 1,
+            home,
+            self.program.serial(),
+            self.function,
+        )
         yield inner
         if len(self.lines) == start:
             inner.emit("pass")
@@ -196,8 +208,16 @@ class Scope:
         self.emit(header)
         start = len(self.lines)
         names = Names(self.names if closure else None, parameters=_parameters(header))
-        inner = Scope(self.program, self.file, self.lines, names, self.depth + 1, self.program.serial(),
-                      self.program.serial(), True)
+        inner = Scope(
+            self.program,
+            self.file,
+            self.lines,
+            names,
+            self.depth + 1,
+            self.program.serial(),
+            self.program.serial(),
+            True,
+        )
         yield inner
         if len(self.lines) == start:
             inner.emit("pass")
@@ -285,7 +305,7 @@ class Style:
 
 
 class Styles:
-    """A table of styles for one purpose; those that `nest` fall back to their leaves when the program is long enough."""
+    """A table of styles for one purpose; those that `nest` keep to their leaves once the program is long."""
 
     def __init__(self, purpose: str, *, nest: bool = True) -> None:
         self.purpose = purpose
@@ -307,8 +327,10 @@ class Styles:
         kind = args[0] if args and isinstance(args[0], str) else ""
         leaf = self.nest and (depth <= 0 or program.fuel <= 0)
         fitting = [
-            style for style in self.table
-            if (style.leaf or not leaf) and (program.opaque or not style.opaque)
+            style
+            for style in self.table
+            if (style.leaf or not leaf)
+            and (program.opaque or not style.opaque)
             and (not style.kinds or kind in style.kinds)
         ]
         if program.opaque:

@@ -1,4 +1,4 @@
-"""The judge: a reader that says what happened passes, planted errors are caught, and unknown is never wrong."""
+"""The judge: the truth passes, planted errors are caught, and unknown is never wrong."""
 
 from __future__ import annotations
 
@@ -45,19 +45,22 @@ def wrong(values, *observations, rest=None):
     return [each.setting for each in compare([site(values, rest)], observations, ROOT).wrong]
 
 
-@pytest.mark.parametrize("claim, passed, refuted", [
-    (Known(5), {"top_k": 5}, {"top_k": 6}),
-    (Known(5), {"top_k": 5}, {}),
-    (Known(1), {"top_k": 1}, {"top_k": True}),
-    (Known(1), {"top_k": 1}, {"top_k": 1.0}),
-    (Known([1, 2]), {"top_k": [1, 2]}, {"top_k": (1, 2)}),
-    (Known({"a": 1}), {"top_k": {"a": 1}}, {"top_k": {"a": True}}),
-    (Known(None), {"top_k": None}, {}),
-    (Absent(), {}, {"top_k": 5}),
-    (OneOf((Known(1), Known(2))), {"top_k": 2}, {"top_k": 3}),
-    (OneOf((Known(1), Absent())), {}, {"top_k": 3}),
-    (Known(Opaque("f()")), {"top_k": object()}, {"top_k": None}),
-])
+@pytest.mark.parametrize(
+    "claim, passed, refuted",
+    [
+        (Known(5), {"top_k": 5}, {"top_k": 6}),
+        (Known(5), {"top_k": 5}, {}),
+        (Known(1), {"top_k": 1}, {"top_k": True}),
+        (Known(1), {"top_k": 1}, {"top_k": 1.0}),
+        (Known([1, 2]), {"top_k": [1, 2]}, {"top_k": (1, 2)}),
+        (Known({"a": 1}), {"top_k": {"a": 1}}, {"top_k": {"a": True}}),
+        (Known(None), {"top_k": None}, {}),
+        (Absent(), {}, {"top_k": 5}),
+        (OneOf((Known(1), Known(2))), {"top_k": 2}, {"top_k": 3}),
+        (OneOf((Known(1), Absent())), {}, {"top_k": 3}),
+        (Known(Opaque("f()")), {"top_k": object()}, {"top_k": None}),
+    ],
+)
 def test_a_claim_holds_for_what_it_names_and_for_nothing_else(claim, passed, refuted):
     assert wrong({"top_k": claim}, seen(**passed)) == []
     assert wrong({"top_k": claim}, seen(**refuted)) == ["top_k"]
@@ -117,8 +120,13 @@ def test_on_generated_programs_the_truth_passes_and_a_planted_error_does_not(see
     def lying(root, paths):
         for each in told(root, source):
             layer = each.settings.layers[0]
-            yield site({**layer.values, "top_k": Known("planted")}, line=each.place.line,
-                       end_line=each.place.end_line, path=each.place.path, cell=each.place.cell)
+            yield site(
+                {**layer.values, "top_k": Known("planted")},
+                line=each.place.line,
+                end_line=each.place.end_line,
+                path=each.place.path,
+                cell=each.place.cell,
+            )
 
     lies = judge(source, lying)
     assert len(lies.wrong) == lies.sites == truth.sites
@@ -128,8 +136,17 @@ def test_a_reader_that_knows_nothing_is_never_wrong():
     source = seeded(3)
 
     def humble(root, paths):
-        return [site({}, rest=UNKNOWN, line=each.place.line, end_line=each.place.end_line, path=each.place.path,
-                     cell=each.place.cell) for each in told(root, source)]
+        return [
+            site(
+                {},
+                rest=UNKNOWN,
+                line=each.place.line,
+                end_line=each.place.end_line,
+                path=each.place.path,
+                cell=each.place.cell,
+            )
+            for each in told(root, source)
+        ]
 
     verdict = judge(source, humble)
     assert verdict.wrong == [] and verdict.unknown == verdict.settings > 0

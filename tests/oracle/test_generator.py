@@ -21,7 +21,7 @@ def sources():
 
 def test_every_program_runs_and_calls_generate(sources):
     silent = []
-    for seed, source in zip(SEEDS, sources):
+    for seed, source in zip(SEEDS, sources, strict=True):
         with written(source) as root:
             observations = [each for run in RUNS for each in observe(root, source.main, run)]
         if not observations:
@@ -29,7 +29,9 @@ def test_every_program_runs_and_calls_generate(sources):
     assert len(silent) < len(SEEDS) / 10
 
 
-@settings(max_examples=30, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=30, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(programs())
 def test_programs_drawn_by_hypothesis_run(source):
     with written(source) as root:
@@ -52,7 +54,9 @@ def test_a_run_is_repeatable_and_leaves_no_modules_behind(sources):
     source = next(each for each in sources if len(each.files) > 2)
     with written(source) as root:
         assert observe(root, source.main, 3) == observe(root, source.main, 3)
-    assert not {name for name in set(sys.modules) - before if name == "recorder" or name.startswith("project")}
+    assert not {
+        name for name in set(sys.modules) - before if name == "recorder" or name.startswith("project")
+    }
 
 
 def test_programs_come_in_several_files_and_as_notebooks(sources):

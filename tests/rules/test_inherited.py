@@ -292,6 +292,19 @@ def test_an_unseen_splat_is_named_once_for_all_settings(hazards):
     assert hazard.message.count("load()") == 1 and " more (load(): " in hazard.message
 
 
+def test_of_many_trails_those_of_the_settings_that_matter_most_are_named(hazards):
+    names = ["typical_p", "eta_cutoff", "epsilon_cutoff", "min_p", "top_p", "temperature"]
+    (hazard,) = hazards("KLG003", do_sample=True, **{n: Unknown(Reason.RUNTIME, f"args.{n}") for n in names})
+    assert hazard.message.index("`temperature`") < hazard.message.index("`top_p`")
+    assert hazard.message.count("args.") == 4 and hazard.message.endswith("; and 2 more")
+    assert len(hazard.values) == 6
+
+
+def test_a_long_expression_is_shortened(hazards):
+    (hazard,) = hazards("KLG003", do_sample=True, top_k=Unknown(Reason.RUNTIME, "f(" + "x, " * 50 + ")"))
+    assert len(hazard.message) < 200 and "...: known only at run time" in hazard.message
+
+
 def test_what_cannot_bend_the_distribution_need_not_be_known(hazards):
     pad = Unknown(Reason.RUNTIME, "tokenizer.pad_token_id")
     assert hazards("KLG003", **NEUTRAL, pad_token_id=pad, num_return_sequences=pad) == []

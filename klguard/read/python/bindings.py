@@ -1,6 +1,4 @@
-"""Which names get a value: parameters of a call, targets of an assignment or loop, other names of the same
-object.
-"""
+"""Which names get a value: parameters, targets of assignments and loops, other names of one object."""
 
 from __future__ import annotations
 

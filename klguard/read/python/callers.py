@@ -7,6 +7,7 @@ where that fails a method is found by its name, unless the name is one that many
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Literal
@@ -30,17 +31,15 @@ COMMON_METHODS = frozenset(
 
 ITERATORS = frozenset({"iter", "next", "enumerate", "tqdm", "list", "zip", "DataLoader"})
 
+WORD = re.compile(r"[A-Z][A-Z0-9]*(?=[A-Z][a-z])|[A-Z]?[a-z][a-z0-9]*|[A-Z][A-Z0-9]*")
+
 Receiver = ClassInfo | Literal["external"] | None
 """A class of the project, some class that is certainly not, or not known."""
 
 
 def words(name: str) -> set[str]:
-    """Lower-case words of a snake_case, camelCase or dotted name."""
-    spaced = "".join(
-        f" {c.lower()}" if c.isupper() and i and not name[i - 1].isupper() else c.lower()
-        for i, c in enumerate(name)
-    )
-    return {word for word in "".join(c if c.isalnum() else " " for c in spaced).split() if not word.isdigit()}
+    """Lower-case words of a snake_case, camelCase (`AIJudge`: ai, judge) or dotted name."""
+    return {word.lower() for word in WORD.findall(name)}
 
 
 def callee(call: ast.Call) -> ast.expr:
@@ -82,9 +81,7 @@ class CallGraph:
         self._keep: list[object] = []  # ids above stay valid only while their nodes live
 
     def near(self, module: Module, word: str, hint: str = "") -> Iterator[Module]:
-        """`module` itself and other files that mention `word`, at most MAX_MODULES; first those with `hint`
-        too.
-        """
+        """`module` and other files that mention `word`, those with `hint` first; at most MAX_MODULES."""
         likely = [found for found in self._mentioning(hint) if word in found.text] if hint else []
         yield from islice(dict.fromkeys((module, *likely, *self._mentioning(word))), MAX_MODULES)
 
@@ -401,9 +398,7 @@ class CallGraph:
                     yield module, node
 
     def _iterations(self, cls: ClassInfo) -> Iterator[tuple[Module, ast.expr]]:
-        """Expressions that go over the elements of an instance: `for x in engine`, `iter(engine)`,
-        `DataLoader(engine)`.
-        """
+        """Expressions that go over an instance: `for x in engine`, `iter(engine)`, `DataLoader(engine)`."""
         for module in self.near(cls.module, cls.name):
             for node in module.nodes:
                 if (
@@ -416,17 +411,12 @@ class CallGraph:
                         yield module, node
 
     def _handovers(self, module: Module, info: FunctionInfo, name: str) -> Iterator[ast.Call]:
-        """Calls that get the function itself as an argument: `dataset.map(f)`, `Thread(target=f)`,
-        `partial(f, ...)`.
-        """
-        for node in module.nodes:
-            if not isinstance(node, ast.Call):
-                continue
-            for value in (*node.args, *(keyword.value for keyword in node.keywords)):
-                values = value.elts if isinstance(value, (ast.List, ast.Tuple)) else [value]
-                if any(self._means(module, v, info, name) for v in values):
-                    yield node
-                    break
+        """Calls that get the function itself: `dataset.map(f)`, `Thread(target=f)`, `partial(f, ...)`."""
+        for call in scopes_of(module).handed.get(name, ()):
+            values = [*call.args, *(keyword.value for keyword in call.keywords)]
+            values += [e for value in values if isinstance(value, (ast.List, ast.Tuple)) for e in value.elts]
+            if any(self._means(module, value, info, name) for value in values):
+                yield call
 
     def _means(self, module: Module, value: ast.expr, info: FunctionInfo, name: str) -> bool:
         text = dotted(value)
@@ -439,8 +429,7 @@ class CallGraph:
 
 
 def argument(info: FunctionInfo, call: ast.Call, name: str) -> ast.expr | None:
-    """The expression that `call` passes for parameter `name` of `info`, None when it is left to its default.
-    """
+    """The expression that `call` passes for parameter `name` of `info`, None when it passes none."""
     for keyword in call.keywords:
         if keyword.arg == name:
             return keyword.value
@@ -452,8 +441,7 @@ def argument(info: FunctionInfo, call: ast.Call, name: str) -> ast.expr | None:
 
 
 def positional(info: FunctionInfo, call: ast.Call) -> list[str]:
-    """Names of the parameters that the positional arguments of `call` fill, `self` left out for bound calls.
-    """
+    """Names of the parameters that positional arguments fill, `self` left out for bound calls."""
     args = info.node.args
     names = [a.arg for a in (*args.posonlyargs, *args.args)]
     static = any(dotted(d) == "staticmethod" for d in info.node.decorator_list)

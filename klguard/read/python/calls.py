@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 MAX_CHAIN = 12
 """Deepest chain of calls that is followed."""
 
+RECURSION_DEPTH = 2
+"""Activations of one function that are told apart."""
+
 ASIDE_BUDGET = 400
 """Statements executed of a function behind which there is no site."""
+
+MAX_WRITERS = 6
+"""Other methods run for the attributes they set."""
 
 MAX_CONSTRUCTIONS = 4
 """Visible constructor calls for which a method without visible callers is run."""
@@ -54,7 +60,6 @@ class Arguments:
     keywords: dict[str, Abstract] = field(default_factory=dict)
     more_positional: Unk | None = None
     rest: Unk | None = None
-    splats: list[tuple[str, Abstract]] = field(default_factory=list)
 
     def get(self, name: str, position: int | None = None) -> Abstract | None:
         if name in self.keywords:
@@ -64,7 +69,8 @@ class Arguments:
         return None
 
     def all(self) -> list[Abstract]:
-        return [*self.positional, *self.keywords.values(), *(value for _, value in self.splats)]
+        """What the callee gets hold of: a dict that is unpacked stays the caller's own, its values do not."""
+        return [*self.positional, *self.keywords.values()]
 
 
 class Calls(Expressions):
@@ -106,7 +112,6 @@ class Calls(Expressions):
                 items = self.items_of(value, state)
                 if items is None:
                     found.more_positional = value if isinstance(value, Unk) else Unk(Reason.RUNTIME, self.text(arg.value))
-                    found.splats.append((self.text(arg.value), value))
                 elif found.more_positional is None:
                     found.positional.extend(items)
             elif arg.star == "**":
@@ -117,23 +122,23 @@ class Calls(Expressions):
             elif found.more_positional is None:
                 found.positional.append(value)
             else:
-                found.splats.append((self.text(arg.value), value))
+                # Its position is not known, but it is passed all the same.
+                found.keywords[f"*{len(found.keywords)}"] = value
         return found
 
     def _splat(self, arg: cst.Arg, value: Abstract, found: Arguments, state: State, frame: Frame) -> None:
         text = self.text(arg.value)
-        found.splats.append((text, value))
         source = self.dict_of(value, state)
         if source is None:
             doubt = value if isinstance(value, Unk) else Unk(Reason.RUNTIME, text)
-            if not self.holds_inputs(text, value, state):
+            if not self.holds_inputs(arg.value):
                 found.rest = replace(doubt, detail=doubt.detail or text)
             return
         step = Step(HopKind.SPLAT, frame.unit, arg, f"passed by **{text}")
         for key, entry in source.entries.items():
             if isinstance(key, str):
                 found.keywords.setdefault(key, with_step(entry, step) if not isinstance(entry, Missing) else entry)
-        if source.rest is not None and not self.holds_inputs(text, source.rest, state):
+        if source.rest is not None and not self.holds_inputs(arg.value):
             found.rest = replace(source.rest, detail=source.rest.detail or text)
 
     holds_inputs: Callable[..., bool]
@@ -194,25 +199,50 @@ class Calls(Expressions):
     ) -> Abstract:
         """A call of code that is not visible: what it returns is unknown, what it can reach may be changed."""
         text = self.text(node.func)
-        if not self.harmless(callee, text):
+        quiet = self.harmless(callee, text)
+        if not quiet:
             self.escape(arguments.all(), f"passed to {text}()", state)
+        self._inherited_call(callee, state, frame)
         for value in arguments.all():
-            self.call_back(value, state, frame)
+            self.call_back(value, state, frame, quiet)
         return Unk(Reason.INVISIBLE_CALL if not isinstance(callee, Ext) else Reason.RUNTIME, self.text(node),
                    oid=("call", next(self._fresh)))
 
     harmless: Callable[..., bool]
 
-    def call_back(self, value: Abstract, state: State, frame: Frame) -> None:
-        """A local function handed to unseen code may run: look at it once, with unknown arguments."""
+    def call_back(self, value: Abstract, state: State, frame: Frame, quiet: bool) -> None:
+        """A function handed to unseen code may run, with any arguments: look at it so, on a branch. A library that
+        only reads what it is given is taken to call no function that visible code calls."""
         for member in members(value):
-            if isinstance(member, Func) and member.code not in self.visited and member.code.info is None:
-                branch = state.copy()
-                self.invoke(member, Arguments(more_positional=Unk(Reason.INVISIBLE_CALL, member.code.name)), None,
-                            branch, frame)
-                merged = join_states([state, branch])
-                assert merged is not None
-                state.become(merged)
+            if isinstance(member, Func) and not (quiet and (member.code in self.visited or member.code.info is not None)):
+                self._run_with_anything(member, state, frame)
+
+    def _run_with_anything(self, function: Func, state: State, frame: Frame) -> None:
+        if any(entry[0] is function.code for entry in frame.chain):
+            return
+        unknown = Unk(Reason.INVISIBLE_CALL, function.code.name)
+        branch = state.copy()
+        self.invoke(function, Arguments(rest=unknown, more_positional=unknown), None, branch, frame)
+        merged = join_states([state, branch])
+        assert merged is not None
+        state.become(merged)
+
+    def _inherited_call(self, callee: Abstract, state: State, frame: Frame) -> None:
+        """A method that an unseen base class brings may change the instance, and call its other methods."""
+        owner = callee.owner if isinstance(callee, Unk) else None
+        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
+        if not isinstance(obj, InstObj) or not isinstance(obj.cls, Ref):
+            return
+        bases = [base for base in self._order(obj.cls, state) if isinstance(base, (Ext, Unk))]
+        if not bases or all(self.harmless(base, "") for base in bases):
+            return
+        self.escape([owner], f"changed by an inherited {callee.name}()", state)  # type: ignore[union-attr,list-item]
+        cls = state.heap.get(obj.cls.oid)
+        assert isinstance(cls, ClassObj)
+        for name in cls.info.methods:
+            method = self.class_attribute(obj.cls, name, state)
+            if isinstance(method, Func) and self.leads_to_site(method.code):
+                self._run_with_anything(replace(method, bound=owner), state, frame)
 
     # -- functions ---------------------------------------------------------------------------------------------
 
@@ -249,6 +279,8 @@ class Calls(Expressions):
         if isinstance(applied, Func) and isinstance(value, Func):
             call = cst.Call(decorator, [])
             return self.call(applied, Arguments([value]), call, state, frame)
+        if isinstance(value, Func) and not self.harmless(applied, last):
+            return replace(value, code=replace(value.code, wrapped=last))
         return value
 
     def invoke(
@@ -258,12 +290,18 @@ class Calls(Expressions):
         code = callee.code
         link = (code, node, frame.module, frame.unit)
         depth = sum(1 for entry in frame.chain if entry[0] is code)
-        if depth or len(frame.chain) >= MAX_CHAIN or not self.worth(code, frame):
+        leads = self.leads_to_site(code)
+        if depth == RECURSION_DEPTH and leads:
+            # Deeper calls may bring anything: one visit with unknown arguments stands for them all.
+            unknown = Unk(Reason.RECURSION, f"{code.name}()")
+            self.escape(arguments.all(), f"passed to {code.name}()", state)
+            arguments = Arguments(rest=unknown, more_positional=unknown)
+        elif depth >= RECURSION_DEPTH or len(frame.chain) >= MAX_CHAIN or not self.worth(code, frame):
             reason = Reason.RECURSION if depth else Reason.BUDGET
             self.escape(arguments.all(), f"passed to {code.name}()", state)
             return Unk(reason, f"{code.name}()", oid=("call", next(self._fresh)))
         self.visited.add(code)
-        if not self.leads_to_site(code):
+        if not leads:
             return self._invoke_aside(callee, arguments, link, state, frame)
         return self._enter_function(callee, arguments, link, state, frame)
 
@@ -303,6 +341,9 @@ class Calls(Expressions):
             state.frames.pop(inner.id, None)
         if any("cache" in decorator for decorator in code.decorators):
             self.escape([result], f"cached by {code.name}()", state)
+        if code.wrapped:
+            self.escape([*arguments.all(), result], f"passed through @{code.wrapped}", state)
+            return Unk(Reason.INVISIBLE_CALL, f"{code.name}(), decorated by @{code.wrapped}")
         return result
 
     worth: Callable[[Code, Frame], bool]
@@ -350,10 +391,10 @@ class Calls(Expressions):
                 value = self._parameter_step(positional[index], name, inner)
             else:
                 value = self._by_keyword(callee, param, keywords, arguments, inner, index >= len(positional))
-            state.bind(inner.id, name, value)
+            state.bind(inner.id, name, self._typed_parameter(param, value, state, inner))
         for param in params.kwonly_params:
             value = self._by_keyword(callee, param, keywords, arguments, inner, False)
-            state.bind(inner.id, param.name.value, value)
+            state.bind(inner.id, param.name.value, self._typed_parameter(param, value, state, inner))
         if isinstance(params.star_arg, cst.Param):
             extra = Tup(tuple(positional[len(names):]))
             star: Abstract = extra if arguments.more_positional is None else arguments.more_positional
@@ -380,6 +421,47 @@ class Calls(Expressions):
         if len(given) < len(members(passed)):
             given.append(absent)
         return self._parameter_step(join(given), name, inner)
+
+    def _typed_parameter(self, param: cst.Param, value: Abstract, state: State, inner: Frame) -> Abstract:
+        """A parameter that is not known, but whose annotation names a class of the project: an instance of it,
+        whose fields hold their defaults or something else."""
+        if not isinstance(value, Unk) or param.annotation is None:
+            return value
+        annotation: cst.BaseExpression = param.annotation.annotation
+        if isinstance(annotation, cst.Subscript) and self.text(annotation.value).endswith("Optional"):
+            element = annotation.slice[0].slice
+            annotation = element.value if isinstance(element, cst.Index) else annotation
+        if isinstance(annotation, cst.SimpleString):
+            annotation = cst.Name(str(annotation.evaluated_value)) if str(
+                annotation.evaluated_value).isidentifier() else annotation
+        if not isinstance(annotation, (cst.Name, cst.Attribute)):
+            return value
+        cls = self.eval(annotation, state, replace(inner, scopes=inner.scopes[1:]))
+        obj = state.heap.get(cls.oid) if isinstance(cls, Ref) else None
+        if not isinstance(obj, ClassObj) or not isinstance(cls, Ref) or obj.flavour in ("enum", "namedtuple"):
+            return value
+        name = param.name.value
+        if obj.flavour != "dataclass" or self.class_attribute(cls, "__init__", state) is not None:
+            return self.new_instance("", {}, state, cls=cls, rest=Unk(Reason.PARAMETER, name), text=name)
+        instance = self.instantiate(cls, obj, Arguments(), None, state, inner)
+        self._weaken(instance, name, state)
+        return instance
+
+    def _weaken(self, instance: Abstract, name: str, state: State) -> None:
+        """The fields of an instance that came from elsewhere hold their defaults, or not."""
+        obj = state.heap.get(instance.oid) if isinstance(instance, Ref) else None
+        attrs = state.heap.get(obj.attrs) if isinstance(obj, InstObj) else None
+        if not isinstance(obj, InstObj) or not isinstance(attrs, DictObj):
+            return
+        entries: dict[Any, Abstract] = {}
+        for key, value in attrs.entries.items():
+            inner = state.heap.get(value.oid) if isinstance(value, Ref) else None
+            if isinstance(inner, InstObj) and inner.cls is not None:
+                self._weaken(value, f"{name}.{key}", state)
+                entries[key] = value
+            else:
+                entries[key] = join((value, Unk(Reason.PARAMETER, f"{name}.{key}")))
+        state.heap[obj.attrs] = DictObj(entries, attrs.rest)
 
     def _parameter_step(self, value: Abstract, name: str, inner: Frame) -> Abstract:
         if isinstance(value, Missing) or inner.code is None:
@@ -440,27 +522,30 @@ class Calls(Expressions):
         return instance
 
     def _other_writes(self, info: FunctionInfo, instance: Abstract, state: State) -> None:
-        """Attributes that another method rebinds may hold that method's value, or the first one."""
+        """Attributes that other methods set: run those methods, as if each may have run before this one or not."""
         obj = state.heap.get(instance.oid) if isinstance(instance, Ref) else None
         if not isinstance(obj, InstObj) or info.cls is None:
             return
-        rebound = {
-            node.attr
-            for name, method in info.cls.methods.items() if name not in ("__init__", "__post_init__", info.name)
-            for node in ast.walk(method.node)
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-            and isinstance(node.ctx, ast.Store)
-        }
-        attrs = state.heap.get(obj.attrs)
-        if not isinstance(attrs, DictObj) or not rebound:
-            return
-        doubt = Unk(Reason.RUNTIME, "")
-        entries = dict(attrs.entries)
-        for name in rebound & entries.keys():
-            value = entries[name]
-            if isinstance(value, (Const, Tup)) or (isinstance(value, Ref) and self.dict_of(value, state) is not None):
-                entries[name] = join((value, replace(doubt, detail=f"self.{name}")))
-        state.heap[obj.attrs] = DictObj(entries, attrs.rest)
+        wanted = _self_attributes(info.node, ast.Load)
+        unknown = Arguments(rest=Unk(Reason.PARAMETER, ""), more_positional=Unk(Reason.PARAMETER, ""))
+        frame = Frame(("root", "other"), (("module", info.module.path),), info.module, None)
+        writers = [
+            method for name, method in info.cls.methods.items()
+            if name not in ("__init__", "__post_init__", info.name) and _self_attributes(method.node, ast.Store) & wanted
+        ]
+        for method in writers[:MAX_WRITERS]:
+            callee = self.function_of(method, state, instance)
+            if callee is None:
+                continue
+            branch = state.copy()
+            link = (callee.code, None, info.module, None)
+            self._invoke_aside(callee, unknown, link, branch, frame)
+            before, after = state.heap.get(obj.attrs), branch.heap.get(obj.attrs)
+            if isinstance(before, DictObj) and isinstance(after, DictObj):
+                fresh = {name: value for name, value in after.entries.items() if name not in before.entries}
+                merged = {n: join((v, after.entries.get(n, v))) for n, v in before.entries.items()}
+                state.absorb(branch)
+                state.heap[obj.attrs] = DictObj({**merged, **fresh}, before.rest)
 
     # -- classes -----------------------------------------------------------------------------------------------
 
@@ -897,6 +982,15 @@ def _annotated(statement: Any) -> list[str]:
         if isinstance(part, cst.AnnAssign) and isinstance(part.target, cst.Name)
         and "ClassVar" not in cst.Module([]).code_for_node(part.annotation.annotation)
     ]
+
+
+def _self_attributes(node: ast.AST, context: type) -> set[str]:
+    """Names of `self.x` that a method reads or sets; a call of another method of its own reads what that one reads."""
+    return {
+        inner.attr for inner in ast.walk(node)
+        if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id == "self"
+        and isinstance(inner.ctx, context)
+    }
 
 
 def _is_static(code: Code) -> bool:

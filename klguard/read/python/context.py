@@ -25,6 +25,7 @@ from klguard.read.python.watchers import (
     SettingsWatcher,
     TokenWatcher,
     TrainerWatcher,
+    written,
 )
 from klguard.settings import Context, SiteKind
 
@@ -55,9 +56,7 @@ def never_runs(module: Module, node: ast.AST) -> bool:
 
 
 def trains(module: Module) -> bool:
-    """Does the file hold code that trains: a backward pass, a loss for a base class, a trainer's step or
-    train()?
-    """
+    """Does the file train: a backward pass, a loss for a base class, a trainer's step or train()?"""
     if "backward" in module.calls or "value_and_grad" in module.calls:
         return True
     if any(cls.methods.keys() & {"compute_loss", "training_step"} for cls in module.classes.values()):
@@ -82,9 +81,7 @@ class ContextAnalysis:
         return self.classify_through(module, call, kind, ())
 
     def classify_through(self, module: Module, call: ast.Call, kind: SiteKind, chain: Chain) -> Verdict:
-        """The context of `call` when its function is entered by `chain[0]`, the function of that by
-        `chain[1]`...
-        """
+        """The context of `call` when its function is entered by the calls of `chain`, innermost first."""
         key = (id(call), kind, tuple(id(c) for _, c in chain))
         if key not in self._verdicts:
             self._verdicts[key] = Verdict(Context.UNKNOWN, "it depends on itself")
@@ -153,9 +150,7 @@ class ContextAnalysis:
         return all(other.weak for other in pairless.hits)
 
     def _by_name(self, module: Module, call: ast.Call, chain: Chain) -> Verdict | None:
-        """What the names say: those around the call, then around the calls it is reached by, then of the
-        files.
-        """
+        """What the names say: around the call, around the calls it is reached by, of the files."""
         names = list(scopes_around(module, call))
         info = module.enclosing(call)
         climbed = chain if chain or info is None else tuple(self.graph.callers(info)[:1])
@@ -224,7 +219,7 @@ class ContextAnalysis:
         if watcher.trained:
             m, training = watcher.trained[0]
             return Verdict(
-                Context.ROLLOUT, f"trained by {m.segment(callee(training))}() {_where(m, training, module)}"
+                Context.ROLLOUT, f"trained by {written(m, callee(training))}() {_where(m, training, module)}"
             )
         if trains(module) and (not watcher.sampled or self._trained_beside(module, call)):
             return Verdict(Context.ROLLOUT, f"{name} in a file that trains")
@@ -272,7 +267,5 @@ def classify(project: Project, module: Module, call: ast.Call, kind: SiteKind) -
 def classify_through(
     project: Project, module: Module, call: ast.Call, kind: SiteKind, caller: Chain
 ) -> Verdict:
-    """The context of `call` when the function around it is reached through this chain of calls, innermost
-    first.
-    """
+    """The context of `call` when its function is reached through this chain of calls, innermost first."""
     return analysis_of(project).classify_through(module, call, kind, caller)

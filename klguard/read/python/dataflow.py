@@ -22,9 +22,16 @@ from klguard.read.python.spots import CallSite, Frame, Path, Spot, Watcher, read
 from klguard.read.python.training import ADDING, DEAD_ATTRIBUTES
 
 MAX_STEPS = 6_000
+"""Expressions looked at for one question: a second at most."""
+
 MAX_DEPTH = 5
+"""Calls entered, one within the other."""
+
 MAX_CLIMB = 6
+"""Callers climbed to, one after the other."""
+
 MAX_PATH = 3
+"""Fields of fields that are told apart."""
 
 NEUTRAL_METHODS = frozenset(
     "to cpu cuda detach clone copy items values tolist numpy contiguous long squeeze unsqueeze view".split()
@@ -268,20 +275,13 @@ class Flow:
         if cell in self._cells:
             return
         self._cells.add(cell)
-        if len(path) > 1 and spot.frame.entered:
-            self._into_instance(spot, path)
         family = self.graph.family(cls)
         names = {c.name for c in family}
         outside = Frame((), spot.frame.climbed)
         for module in self._readers(cls, path[0]):
-            for node in module.nodes:
-                if (
-                    isinstance(node, ast.Attribute)
-                    and node.attr == path[0]
-                    and isinstance(node.ctx, ast.Load)
-                ):
-                    if self._has_family(module, node.value, family, names):
-                        self.push(spot, node, path[1:], outside, module)
+            for node in scopes_of(module).attributes.get(path[0], ()):
+                if self._has_family(module, node.value, family, names):
+                    self.push(spot, node, path[1:], outside, module)
         if spot.frame.entered:
             self._into_instance(spot, path)
 
@@ -357,9 +357,7 @@ class Flow:
             self._through(spot, call, name, slot)
 
     def _memory_file(self, spot: Spot, call: ast.Call) -> ast.Name | None:
-        """The BytesIO or StringIO that `b.write(x)`, `torch.save(x, b)` or `pickle.dump(x, b)` puts the value
-        into.
-        """
+        """The BytesIO or StringIO that `b.write(x)`, `torch.save(x, b)` or `pickle.dump(x, b)` fills."""
         name = callee_name(call)
         if name not in ("write", "save", "dump"):
             return None
@@ -451,9 +449,7 @@ class Flow:
             self.push(spot, call, path, frame, module)
 
     def _callers(self, spot: Spot, info: FunctionInfo) -> list[tuple[CallSite, Frame]]:
-        """Where the function returns to: the call it was entered by, the given chain, else every visible
-        caller.
-        """
+        """Where a function returns to: the call it was entered by, the given chain, else all callers."""
         frame = spot.frame
         if frame.entered:
             return [(frame.entered[-1], replace(frame, entered=frame.entered[:-1]))]

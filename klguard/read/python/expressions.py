@@ -34,6 +34,7 @@ class Expressions(Flow):
     instance_attribute: Callable[..., Abstract]
     module_variable: Callable[..., Abstract | None]
     super_method: Callable[..., Abstract | None]
+    harmless: Callable[[Abstract, str], bool]
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,6 +184,8 @@ class Expressions(Flow):
                 key = obj.attrs if isinstance(obj, (InstObj, ClassObj)) else None
             elif isinstance(target, Unk) and target.oid is not None:
                 key = ("overlay", target.oid)
+            elif isinstance(target, Ext) and not self.harmless(target, name):
+                self.escape([value], f"stored as {target.name}.{name}", state)
             elif isinstance(target, Mod):
                 self._assign_module(target, name, value, state, weak=len(targets) > 1)
             if key is not None:
@@ -221,9 +224,13 @@ class Expressions(Flow):
             return owner if owner.name.startswith(("typing.", "builtins.")) else Unk(Reason.RUNTIME, text)
         plain, known = self.hashable(key)
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
+        if isinstance(obj, InstObj) and obj.made_by == "dict-like":
+            obj = state.heap.get(obj.attrs)
         if isinstance(obj, DictObj):
             return self._dict_item(obj, plain, known, text)
         items = self.items_of(owner, state)
+        if items and not known and isinstance(key, Unk):
+            return join(items)
         if isinstance(items, tuple) and known and isinstance(plain, int) and -len(items) <= plain < len(items):
             if not isinstance(obj, DictObj):
                 return items[plain]
@@ -242,7 +249,8 @@ class Expressions(Flow):
 
     def _dict_item(self, obj: DictObj, plain: Any, known: bool, text: str) -> Abstract:
         if not known:
-            return Unk(Reason.DYNAMIC_KEY, text)
+            options = [m for value in obj.entries.values() for m in members(value) if not isinstance(m, Missing)]
+            return join(options) if options and obj.rest is None else Unk(Reason.DYNAMIC_KEY, text)
         value = obj.entries.get(plain, obj.rest)
         if value is None:
             return Unk(Reason.RUNTIME, text)

@@ -1,6 +1,4 @@
-"""Can a value come out of a function for a particular caller? Tests on parameters that the caller gives a
-constant.
-"""
+"""Can a value come out of a function for one caller? Tests on parameters that it gives a constant."""
 
 from __future__ import annotations
 

@@ -31,6 +31,9 @@ ROUNDS = 3
 
 _SOURCE = cst.Module([])
 
+_EFFECTIVE = (cst.Assign, cst.AnnAssign, cst.AugAssign, cst.Expr, cst.Del)
+"""Statements after which the state may differ; the compound ones are made of these."""
+
 
 class BudgetSpent(Exception):
     """The analysis of one root took too many steps."""
@@ -40,6 +43,25 @@ class BudgetSpent(Exception):
 class Loop:
     breaks: list[State] = field(default_factory=list)
     continues: list[State] = field(default_factory=list)
+
+
+class Catcher:
+    """The join of all states in which the body of a `try` may be left."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state.copy()
+        self._written: set[Any] = set()
+        self._watchers = state.heap.watchers
+        self._watchers.append(self._written)
+
+    def see(self, state: State) -> None:
+        written = list(self._written)
+        self._written.clear()
+        self.state.include(state, written)
+        self._written.clear()
+
+    def close(self) -> None:
+        self._watchers[:] = [watcher for watcher in self._watchers if watcher is not self._written]
 
 
 @dataclass(eq=False)
@@ -79,7 +101,7 @@ class Flow:
     spend: Callable[[], None]
 
     def __init__(self) -> None:
-        self.catchers: list[list[State]] = []
+        self.catchers: list[Catcher] = []
         self._texts: dict[cst.CSTNode, str] = {}
 
     # -- blocks ------------------------------------------------------------------------------------------------
@@ -94,8 +116,9 @@ class Flow:
             self.spend()
             handler = getattr(self, "_run_" + type(statement).__name__, None)
             alive = handler(statement, state, frame) if handler else True
-            for catcher in self.catchers:
-                catcher[:] = [_joined(catcher[0], state)]
+            if self.catchers and isinstance(statement, _EFFECTIVE):
+                for catcher in self.catchers:
+                    catcher.see(state)
             if not alive:
                 self.run_dead(body[index + 1:], state, frame)
                 return False
@@ -434,22 +457,29 @@ class Flow:
     _run_TryStar = _run_Try
 
     def _try_and_handlers(self, node: cst.Try | cst.TryStar, state: State, frame: Frame) -> list[State]:
-        catcher = [state.copy()]
-        self.catchers.append(catcher)
-        try:
-            alive = self.run_suite(node.body, state, frame)
-        finally:
-            self.catchers.pop()
+        catcher, alive = self._run_caught(node.body, state, frame)
         arrived: list[State] = []
         if alive and (node.orelse is None or self.run_suite(node.orelse.body, state, frame)):
             arrived.append(state.copy())
         for handler in node.handlers:
-            caught = catcher[0].copy()
+            caught = catcher.copy()
             if handler.name is not None and isinstance(handler.name.name, cst.Name):
                 self.bind(handler.name.name.value, Unk(Reason.RUNTIME, "the exception"), caught, frame)
             if self.run_suite(handler.body, caught, frame):
                 arrived.append(caught)
         return arrived
+
+    def _run_caught(self, body: cst.BaseSuite, state: State, frame: Frame) -> tuple[State, bool]:
+        """Run a block out of which an exception may come after any statement: (the join of the states there,
+        whether its end is reached)."""
+        catcher = Catcher(state)
+        self.catchers.append(catcher)
+        try:
+            alive = self.run_suite(body, state, frame)
+        finally:
+            self.catchers.remove(catcher)
+            catcher.close()
+        return catcher.state, alive
 
     def _run_With(self, node: cst.With, state: State, frame: Frame) -> bool:
         swallows = False
@@ -461,13 +491,8 @@ class Flow:
                 self.assign(item.asname.name, entered, state, frame)
         if not swallows:
             return self.run_suite(node.body, state, frame)
-        catcher = [state.copy()]
-        self.catchers.append(catcher)
-        try:
-            alive = self.run_suite(node.body, state, frame)
-        finally:
-            self.catchers.pop()
-        return _arrive(state, ([state.copy()] if alive else []) + catcher)
+        caught, alive = self._run_caught(node.body, state, frame)
+        return _arrive(state, [state.copy(), caught] if alive else [caught])
 
     def _run_Match(self, node: cst.Match, state: State, frame: Frame) -> bool:
         subject = self.eval(node.subject, state, frame)
@@ -519,8 +544,27 @@ class Flow:
             return
         if isinstance(pattern, (cst.MatchValue, cst.MatchSingleton)) or pattern is None:
             return
+        if self._bind_parts(pattern, subject, state, frame):
+            return
         for name in _captured(pattern):
             self.bind(name, Unk(Reason.UNSUPPORTED, f"{name}, captured by a pattern"), state, frame)
+
+    def _bind_parts(self, pattern: Any, subject: Abstract, state: State, frame: Frame) -> bool:
+        """Bind what a sequence or mapping pattern captures from a subject whose parts are known."""
+        if isinstance(pattern, (cst.MatchList, cst.MatchTuple)):
+            items = self.items_of(subject, state)
+            if items is None or len(items) != len(pattern.patterns) or any(
+                    isinstance(part, cst.MatchStar) for part in pattern.patterns):
+                return False
+            for part, item in zip(pattern.patterns, items):
+                self._bind_pattern(part.value, item, state, frame)
+            return True
+        if isinstance(pattern, cst.MatchMapping) and pattern.rest is None:
+            for element in pattern.elements:
+                key = self.eval(element.key, state, frame)
+                self._bind_pattern(element.pattern, self.get_item(subject, key, state, "a matched key"), state, frame)
+            return True
+        return False
 
     # -- targets -----------------------------------------------------------------------------------------------
 
@@ -587,12 +631,6 @@ class Flow:
 
 def _statements(suite: Any) -> Sequence[Any]:
     return suite.body if isinstance(suite, (cst.IndentedBlock, cst.SimpleStatementSuite)) else suite
-
-
-def _joined(left: State, right: State) -> State:
-    merged = join_states([left, right])
-    assert merged is not None
-    return merged
 
 
 def _arrive(state: State, arrived: list[State]) -> bool:

@@ -6,7 +6,9 @@ run without flags uses, but no branch is decided by it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from klguard.read.python.flow import Frame
 from klguard.read.python.models import Models
 from klguard.read.python.values import (
     Abstract, ClassObj, Const, DictObj, Ext, Func, InstObj, ListObj, Method, Missing, Ref, State, Step, Tup, Unk,
-    members, with_step,
+    join, members, with_step,
 )
-from klguard.settings import HopKind, Reason
+from klguard.settings import MAX_ALTERNATIVES, HopKind, Reason
 
 PARSERS = frozenset({"argparse.ArgumentParser", "configargparse.ArgumentParser", "configargparse.ArgParser"})
 
@@ -60,8 +62,16 @@ QUIET_METHODS = frozenset(
 """Methods of objects that are not visible which, by their name, only read what they are given."""
 
 
+MAX_DOCUMENTS = 40
+"""Configuration files of the project that are opened where code does not say which one it loads."""
+
+
 class Libraries(Models):
     """Calls of library functions."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._documents: dict[str, list[Any]] = {}
 
     def library_call(  # type: ignore[override]
         self, callee: Ext, args: Arguments, node: cst.Call, state: State, frame: Frame
@@ -101,7 +111,8 @@ class Libraries(Models):
         if not self.harmless(callee, text):
             self.escape(args.all(), f"passed to {text}", state)
         known = dict(args.keywords) if last == maker else {}
-        rest = args.rest if made_by == "transformers.GenerationConfig" and last == maker else Unk(Reason.RUNTIME, text)
+        settings = maker in ("GenerationConfig", "SamplingParams", "BeamSearchParams")
+        rest = args.rest if settings and last == maker else Unk(Reason.RUNTIME, text)
         steps = (Step(HopKind.LITERAL, frame.unit, node, "made here"),)
         return self.new_instance(made_by, known, state, rest=rest, text=text, steps=steps)
 
@@ -254,14 +265,49 @@ class Libraries(Models):
 
     def _load(self, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
         unknown = Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
-        source = args.get("stream", 0)
-        path = self._path_of(source, state)
-        if path is None:
-            return unknown
-        contents = self._read_document(path, LOADERS[name], state, frame)
+        path = self._path_of(args.get("stream", 0), state)
+        if path is not None:
+            contents = self._read_document(path, LOADERS[name], state, frame)
+        else:
+            contents = self._any_document(LOADERS[name], unknown, node, state, frame)
         if contents is None:
             return unknown
         return self.dict_like(contents, state) if "OmegaConf" in name else contents
+
+    def _any_document(self, kind: str, unknown: Unk, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        """A file named only at run time: one of the project's whose top-level keys this module asks for, or another."""
+        if kind != "yaml":
+            return None
+        found = [
+            item for item in self._project_documents(kind)
+            if isinstance(item.value, dict) and item.value
+            and any(re.search(rf"\b{re.escape(str(key))}\b", frame.module.text) for key in item.value)
+        ]
+        if not found or len(found) > MAX_ALTERNATIVES - 1:
+            return None
+        soft = (self._flag(node, frame, "that names the file"),)
+        return self._one_of_documents(found, unknown, soft, state)
+
+    def _one_of_documents(self, items: list[Any], unknown: Unk, soft: tuple[Step, ...], state: State) -> Abstract:
+        """The join of several documents, key by key: each value is one of theirs, or unknown."""
+        dicts = [item for item in items if isinstance(item.value, dict)]
+        if len(dicts) < len(items):
+            return join([*(self._from_document(item, soft, state) for item in items), replace(unknown, oid=None)])
+        entries: dict[Any, Abstract] = {}
+        for key in dict.fromkeys(key for item in dicts for key in item.value):
+            detail = replace(unknown, detail=f"{key} in {unknown.detail}", oid=None)
+            entries[key] = self._one_of_documents([d.value[key] for d in dicts if key in d.value], detail, soft, state)
+        return self.new_dict(entries, state, replace(unknown, oid=None))
+
+    def _project_documents(self, kind: str) -> list[Any]:
+        if kind not in self._documents:
+            files = sorted(
+                file for ending in ("*.yaml", "*.yml") for file in islice(self.project.root.rglob(ending), MAX_DOCUMENTS)
+                if not any(part.startswith(".") or part in ("node_modules", "site-packages") for part in file.parts)
+            )
+            loaded = (load_document(file, kind) for file in files[:MAX_DOCUMENTS])
+            self._documents[kind] = [item for item in loaded if item is not None]
+        return self._documents[kind]
 
     def _path_of(self, source: Abstract | None, state: State) -> Const | None:
         obj = state.heap.get(source.oid) if isinstance(source, Ref) else None

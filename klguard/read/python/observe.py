@@ -34,6 +34,9 @@ NESTED = ("generation_kwargs", "gen_kwargs", "gen_experience_kwargs", "generate_
 INPUTS = re.compile(
     r"(^|[^a-z])(inputs?|batch(es)?|enc(oded|oding|odings)?|tokens?|tokeni[sz]ed|tokeni[sz]e|tokenizer|processor|prompts?|"
     r"quer(y|ies)|features|examples?|samples?|data|ids|model_inputs|mask|masks|image_inputs|pixel_values)([^a-z]|$)", re.I)
+TRANSPARENT = frozenset({"to", "items", "copy", "cuda", "data", "encode_plus", "pad", "apply_chat_template", "__call__"})
+"""Methods behind which the object is still the same inputs."""
+
 SETTINGS_WORDS = re.compile(r"kwargs|params|args|config|cfg|settings|options|gen_|generation|sampling", re.I)
 
 Key = tuple[str, int, int, int, int]
@@ -368,13 +371,21 @@ class Observer(Libraries):
             "transformers.GenerationConfig", (layer,), frame.chain, frame.dead,
         ))
 
-    def holds_inputs(self, text: str, value: Abstract, state: State) -> bool:  # type: ignore[override]
-        """Whether an unknown `**splat` is visibly a model's inputs (a tokenizer's output), not settings."""
-        words = text if text.isidentifier() or not isinstance(value, Unk) else f"{text} {value.detail}"
-        last = re.split(r"[.\[(]", text)[0] if "(" in text else text
-        if SETTINGS_WORDS.search(last):
-            return False
-        return bool(INPUTS.search(words.replace("_", " ")))
+    def holds_inputs(self, node: cst.BaseExpression) -> bool:  # type: ignore[override]
+        """Whether an unknown `**splat` is visibly a model's inputs (a tokenizer's output), not settings: by the name
+        of the variable, or of the function that makes it."""
+        while isinstance(node, (cst.Call, cst.Attribute, cst.Subscript)):
+            if isinstance(node, cst.Attribute):
+                if node.attr.value not in TRANSPARENT:
+                    return _names_inputs(node.attr.value)
+                node = node.value
+            elif isinstance(node, cst.Call):
+                node = node.func
+            else:
+                node = node.value
+        if isinstance(node, cst.DictComp) and isinstance(node.for_in.iter, cst.Call):
+            return self.holds_inputs(node.for_in.iter.func)
+        return isinstance(node, cst.Name) and _names_inputs(node.value)
 
     # -- values ------------------------------------------------------------------------------------------------
 
@@ -479,6 +490,10 @@ def join_layers(alternatives: list[tuple[Layer, ...]]) -> tuple[Layer, ...]:
         rest = next((layer.rest for layer in present if layer.rest is not None), None)
         result.append(Layer(kind, values, rest, present[0].place, present[0].version))
     return tuple(result)
+
+
+def _names_inputs(name: str) -> bool:
+    return bool(INPUTS.search(name.replace("_", " "))) and not SETTINGS_WORDS.search(name)
 
 
 def _passes_on(node: Any) -> bool:

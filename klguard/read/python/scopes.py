@@ -57,7 +57,11 @@ class ScopeTable:
         self._loads: dict[tuple[Scope, str], list[ast.Name]] = {}
         self._stores: dict[tuple[Scope, str], list[ast.Name]] = {}
         self._globals: set[tuple[Scope, str]] = set()
-        self.returns: dict[Scope, list[ast.Return]] = {}
+        self.attributes: dict[str, list[ast.Attribute]] = {}
+        """Reads of an attribute of that name."""
+        self.handed: dict[str, list[ast.Call]] = {}
+        """Calls that have something of that name, perhaps in a list, among their arguments."""
+        self._comprehended: set[str] = set()
         names = self._assign_owners(module)
         for name in names:
             if not isinstance(name.ctx, ast.Load) and self.comprehension_of(name) is None:
@@ -83,8 +87,13 @@ class ScopeTable:
                 names.append(node)
             elif isinstance(node, (ast.Global, ast.Nonlocal)):
                 self._globals.update((self._owner[node], name) for name in node.names)
-            elif isinstance(node, ast.Return):
-                self.returns.setdefault(self._owner[node], []).append(node)
+            elif isinstance(node, ast.comprehension):
+                self._comprehended.update(n.id for n in ast.walk(node.target) if isinstance(n, ast.Name))
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                self.attributes.setdefault(node.attr, []).append(node)
+            elif isinstance(node, ast.Call):
+                for name in _arguments(node):
+                    self.handed.setdefault(name, []).append(node)
         return names
 
     def scope(self, node: ast.AST) -> Scope:
@@ -107,6 +116,8 @@ class ScopeTable:
 
     def comprehension_of(self, name: ast.Name) -> ast.AST | None:
         """The comprehension whose own variable `name` is, if it is one."""
+        if name.id not in self._comprehended:
+            return None
         child: ast.AST = name
         current = self._parents.get(name)
         while current is not None and not isinstance(current, (ast.stmt, ast.Module)):
@@ -125,9 +136,7 @@ class ScopeTable:
         return node
 
     def uses(self, scope: Scope, name: str, definition: ast.AST | None) -> Iterator[ast.Name]:
-        """Reads of `name` that a value given to it at `definition` may reach; None: given on entry to the
-        scope.
-        """
+        """Reads of `name` that a value given to it at `definition` (None: on entry) may reach."""
         for use in self._loads.get((scope, name), ()):
             if self._owner[use] is not scope:
                 yield use  # a function inside: called who knows when
@@ -207,10 +216,16 @@ class ScopeTable:
         return [parent for _, parent in self.ancestry(node) if isinstance(parent, LOOPS)]
 
 
+def _arguments(call: ast.Call) -> set[str]:
+    """Last components of the names among the arguments of a call, lists and tuples looked into."""
+    values = [*call.args, *(keyword.value for keyword in call.keywords)]
+    values += [e for value in values if isinstance(value, (ast.List, ast.Tuple)) for e in value.elts]
+    names = {value.id for value in values if isinstance(value, ast.Name)}
+    return names | {value.attr for value in values if isinstance(value, ast.Attribute)}
+
+
 def _effect(statement: ast.stmt, store: ast.AST) -> Position:
-    """Where in the source order an assignment takes effect: loops and `with` at their target, others at their
-    end.
-    """
+    """Where an assignment takes effect: loops and `with` at their target, others at their end."""
     if isinstance(statement, (ast.For, ast.AsyncFor, ast.With, ast.AsyncWith, ast.If, ast.While)):
         return position(store)
     return (statement.end_lineno or 0, statement.end_col_offset or 0)

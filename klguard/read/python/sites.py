@@ -208,37 +208,48 @@ class SiteReader(Observer):
         return found, scripts
 
     def _callers(self, function: FunctionInfo) -> Iterator[tuple[Module, FunctionInfo | None]]:
-        """(module, outermost function or None at the top level) of calls that may enter `function`."""
-        names = [] if function.name in COMMON and function.cls is not None else [function.name]
-        if function.cls is not None:
-            names.append(function.cls.name)
+        """(module, outermost function or None at the top level) of code that mentions `function`, and so may call it;
+        for a method also the code that mentions its class or a subclass, which makes the instances."""
         seen: set[tuple[str, FunctionInfo | None]] = set()
-        alone = function.module.path.endswith(".ipynb")
-        for name in names:
-            mentioning = [function.module] if alone else self.project.mentioning(name)
-            for module in _nearest(mentioning, function.module):
-                for call in module.calls.get(name, ()):
-                    if name == function.name and not self._may_enter(call, module, function):
+        for name, owner in self._names(function):
+            alone = function.module.path.endswith(".ipynb")
+            for module in _nearest([function.module] if alone else self.project.mentioning(name), function.module):
+                for node in module.mentions.get(name, ()):
+                    if not self._may_mean(node, module, owner):
                         continue
-                    home = self._outermost(module, call)
-                    if (module.path, home) in seen or home is function:
+                    home = self._outermost(module, node)
+                    if (module.path, home) in seen or home is function or (home and home.cls and home.cls is function.cls
+                                                                          and isinstance(owner, ClassInfo)):
                         continue
                     seen.add((module.path, home))
                     yield module, home
                     if len(seen) >= MAX_CALLERS:
                         return
 
-    def _may_enter(self, call: ast.Call, module: Module, function: FunctionInfo) -> bool:
-        """Whether a call by this name can mean this function: by import for functions, by attribute for methods."""
-        func = call.func
-        if function.cls is not None:
-            return isinstance(func, ast.Attribute)
-        if isinstance(func, ast.Attribute):
-            return bool(dotted(func.value)) and self.project.resolve(dotted(func), module) is function
-        if module is function.module:
+    def _names(self, function: FunctionInfo) -> Iterator[tuple[str, FunctionInfo | ClassInfo]]:
+        """The names by which a function is reached, each with what it means."""
+        if function.cls is None:
+            yield function.name, function
+            return
+        if function.name not in COMMON:
+            yield function.name, function
+        yield function.cls.name, function.cls
+        for module in _nearest(self.project.mentioning(function.cls.name), function.module):
+            for info in module.classes.values():
+                if any(base.rpartition(".")[2] == function.cls.name for base in info.bases):
+                    yield info.name, info
+
+    def _may_mean(self, node: ast.expr, module: Module, target: FunctionInfo | ClassInfo) -> bool:
+        """Whether a name or attribute can mean a function or class: by import, or for methods by the attribute alone."""
+        if isinstance(target, FunctionInfo) and target.cls is not None:
+            return isinstance(node, ast.Attribute)
+        if isinstance(node, ast.Attribute):
+            return bool(dotted(node)) and self.project.resolve(dotted(node), module) is target
+        if module is target.module:
             return True
-        target = self.project.resolve(called_name(call), module)
-        return target is function or (isinstance(target, str) and bool(module.star_imports))
+        assert isinstance(node, ast.Name)
+        found = self.project.resolve(node.id, module)
+        return found is target or (isinstance(found, str) and bool(module.star_imports))
 
     def _run_script(self, module: Module) -> None:
         """Run a module as a program."""
@@ -395,5 +406,6 @@ def _on_trlx(call: ast.Call) -> bool:
 
 
 def _name_of(node: Any) -> str:
-    func = node.func
-    return getattr(getattr(func, "attr", func), "value", "") if not isinstance(getattr(func, "value", ""), str) else func.value
+    """Last component of a libcst callee, "" where it is no name."""
+    last = getattr(node.func, "attr", node.func)
+    return getattr(last, "value", "") if type(last).__name__ == "Name" else ""

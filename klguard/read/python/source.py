@@ -192,6 +192,20 @@ class Module:
                 found.setdefault(name, []).append(node)
         return found
 
+    @cached_property
+    def mentions(self) -> dict[str, list[ast.expr]]:
+        """Name -> the names and attributes that read it, in source order; an imported name under its own name too."""
+        found: dict[str, list[ast.expr]] = {}
+        for node in self.nodes:
+            if isinstance(node, ast.Attribute):
+                found.setdefault(node.attr, []).append(node)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                found.setdefault(node.id, []).append(node)
+                real = self.imports.get(node.id, "").rpartition(".")[2]
+                if real and real != node.id:
+                    found.setdefault(real, []).append(node)
+        return found
+
     def enclosing(self, node: ast.AST) -> FunctionInfo | None:
         """The innermost function around `node`."""
         current: ast.AST | None = self.parents.get(node)

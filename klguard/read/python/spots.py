@@ -38,22 +38,43 @@ class Spot:
 
 
 class Watcher(Protocol):
-    """What a flow looks for. Each method may record what it saw; a true result stops the flow there."""
+    """What a flow looks for and records. A true result of the first four methods stops the flow there."""
 
-    def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool: ...
-    def method(self, spot: Spot, call: ast.Call) -> bool: ...
-    def result(self, spot: Spot, call: ast.Call, path: Path) -> bool: ...
-    def returned(self, spot: Spot, info: FunctionInfo) -> bool: ...
-    def uncalled(self, spot: Spot, info: FunctionInfo) -> None: ...
-    def keeps(self, name: str) -> bool: ...
-    def transparent(self, name: str) -> bool: ...
-    def scores(self, call: ast.Call) -> bool: ...
+    def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
+        """The value is passed at a position or keyword (`**` for a splat, None for a starred one)."""
+        ...
+
+    def method(self, spot: Spot, call: ast.Call) -> bool:
+        """A method of the value is called."""
+        ...
+
+    def result(self, spot: Spot, call: ast.Call, path: Path) -> bool:
+        """`call`, which got the value or returned it, is about to hold it at `path`."""
+        ...
+
+    def returned(self, spot: Spot, info: FunctionInfo) -> bool:
+        """The function returns or yields the value."""
+        ...
+
+    def uncalled(self, spot: Spot, info: FunctionInfo) -> None:
+        """The function that returns the value has no visible caller."""
+        ...
+
+    def keeps(self, name: str) -> bool:
+        """May a variable, field or parameter of this name hold what is followed?"""
+        ...
+
+    def transparent(self, name: str) -> bool:
+        """Does an invisible function of this name return what is made of its arguments?"""
+        ...
+
+    def scores(self, call: ast.Call) -> bool:
+        """Does `call` turn tokens into log-probabilities?"""
+        ...
 
 
 def read(path: Path, name: str) -> Path | None:
-    """The path inside field `name` of a value that has the flow at `path`; None when the field does not have
-    it.
-    """
+    """The path inside field `name` of what has the value at `path`; None when the field lacks it."""
     if not path:
         return ()
     if path[0] == name:

@@ -18,7 +18,7 @@ JUDGING = re.compile(
     r"|kls?|similarity|similarities|sentiments?|toxicity|perplexity|stats|preference)(_|s?$)",
     re.IGNORECASE,
 )
-"""A number about a text: what a judge or reward model makes of it. The tokens end here, untrained on."""
+"""A number about a text: what a judge or reward model makes of it. The tokens end here."""
 
 LOG_PROBS = re.compile(
     r"log_?soft_?max|log_?probs?(_|$|s)|(^|_)log_?ps?($|_)|logprob|cross_entropy|sequence_log|selective_log"
@@ -138,9 +138,7 @@ def receiver_words(call: ast.Call) -> set[str]:
 
 
 def trains_by_step(call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
-    """Is this `trainer.step(queries, responses, rewards)` or `agent.update(batch)`, with the tokens at
-    `slot`?
-    """
+    """Is this `trainer.step(queries, responses, rewards)` or the like, with the tokens at `slot`?"""
     name = callee_name(call)
     if name not in UPDATES or slot is None:
         return False

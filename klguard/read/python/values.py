@@ -6,7 +6,7 @@ live in the heap of a `State` and are referred to by `Ref`, so that two names fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Union
 
@@ -134,12 +134,15 @@ class Partial:
     steps: Steps = ()
 
 
+MISSING = Missing()
+
 Abstract = Union[Const, Unk, Missing, Alt, Ref, Tup, Func, Mod, Ext, Method, Partial]
 
 
 @dataclass(eq=False)
 class Code:
-    """What a Func runs: parameters, body and defaults, evaluated once where it was defined."""
+    """What a Func runs: parameters, body and defaults, evaluated once where it was defined. `wrapped` names a
+    decorator that is not visible."""
 
     name: str
     qualname: str
@@ -153,6 +156,7 @@ class Code:
     is_async: bool = False
     decorators: tuple[str, ...] = ()
     info: Any = None
+    wrapped: str = ""
 
 
 # -- the heap ---------------------------------------------------------------------------------------------------
@@ -292,19 +296,48 @@ def _may_miss(value: Abstract) -> bool:
 # -- the state --------------------------------------------------------------------------------------------------
 
 
+class Heap(dict[Any, Object]):
+    """Objects by oid. Every write, in whichever copy, is told to the `watchers`, which all copies share."""
+
+    __slots__ = ("watchers",)
+
+    def __init__(self, contents: Heap | None = None, watchers: list[set[Any]] | None = None) -> None:
+        super().__init__(contents or ())
+        self.watchers = contents.watchers if contents is not None else watchers if watchers is not None else []
+
+    def __setitem__(self, oid: Any, obj: Object) -> None:
+        super().__setitem__(oid, obj)
+        for watcher in self.watchers:
+            watcher.add(oid)
+
+
 class State:
     """Variables by frame, and the heap. Copies share what neither side has written since."""
 
     __slots__ = ("frames", "heap", "_owned")
 
-    def __init__(self, frames: dict[Any, dict[str, Abstract]] | None = None, heap: dict[Any, Object] | None = None):
+    def __init__(self, frames: dict[Any, dict[str, Abstract]] | None = None, heap: Heap | None = None):
         self.frames = frames if frames is not None else {}
-        self.heap = heap if heap is not None else {}
+        self.heap = heap if heap is not None else Heap()
         self._owned: set[Any] = set()
 
     def copy(self) -> State:
         self._owned = set()
-        return State(dict(self.frames), dict(self.heap))
+        return State(dict(self.frames), Heap(self.heap))
+
+    def include(self, other: State, written: Iterable[Any]) -> None:
+        """Join another state into this one, which differ in no objects but those `written`."""
+        for frame, variables in other.frames.items():
+            mine = self.frames.get(frame)
+            if mine is not variables:
+                self.frames[frame] = variables if mine is None else _join_variables(mine, variables)
+        for oid in written:
+            obj, mine_obj = other.heap.get(oid), self.heap.get(oid)
+            if obj is not None and obj is not mine_obj:
+                fresh = obj if type(oid) is not tuple else _join_objects(_UNTOUCHED, obj)
+                self.heap[oid] = fresh if mine_obj is None else _join_objects(mine_obj, obj)
+        other._owned = set()
+        self._owned = set()
 
     def become(self, other: State) -> None:
         """Take over the contents of another state (the result of a branch)."""
@@ -331,7 +364,8 @@ class State:
             if frame not in self.frames:
                 self.frames[frame] = variables
         for oid, obj in other.heap.items():
-            self.heap.setdefault(oid, obj)
+            if oid not in self.heap:
+                self.heap[oid] = obj
 
 
 def join_states(states: Iterable[State]) -> State | None:
@@ -349,45 +383,82 @@ def _join_two(left: State, right: State) -> State:
         if mine is None:
             frames[frame] = variables
         elif mine is not variables:
-            frames[frame] = {
-                name: _meet(mine.get(name), variables.get(name)) for name in {**mine, **variables}
-            }
-    heap = dict(left.heap)
+            frames[frame] = _join_variables(mine, variables)
+    heap = Heap(left.heap)
     for oid, obj in right.heap.items():
         mine_obj = heap.get(oid)
         if mine_obj is None:
-            heap[oid] = obj
+            heap[oid] = obj if type(oid) is not tuple else _join_objects(_UNTOUCHED, obj)
         elif mine_obj is not obj:
             heap[oid] = _join_objects(mine_obj, obj)
+    for oid in left.heap.keys() - right.heap.keys():
+        if type(oid) is tuple:
+            heap[oid] = _join_objects(left.heap[oid], _UNTOUCHED)
     return State(frames, heap)
 
 
-def _meet(left: Abstract | None, right: Abstract | None) -> Abstract:
+_UNTOUCHED = DictObj({}, Unk(Reason.RUNTIME, "as it was before"))
+"""What is known of an unknown object on a path that writes nothing to it (oids of such objects are tuples)."""
+
+
+def _join_variables(left: dict[str, Abstract], right: dict[str, Abstract]) -> dict[str, Abstract]:
     """A variable bound on one path only would raise on the other, so where it is read it has its one value."""
-    if left is None or right is None:
-        value = left if right is None else right
-        assert value is not None
-        return value
-    return left if left is right else join((left, right))
+    changed: dict[str, Abstract] = {}
+    for name, value in right.items():
+        mine = left.get(name)
+        if mine is None:
+            changed[name] = value
+        elif mine is not value and (met := _meet(mine, value)) is not mine:
+            changed[name] = met
+    return {**left, **changed} if changed else left
+
+
+_met: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
+"""What was joined before, by the ids of both sides, which are kept so that no id is used twice."""
+
+
+def _remembered(left: Any, right: Any, make: Callable[[Any, Any], Any]) -> Any:
+    key = (id(left), id(right))
+    found = _met.get(key)
+    if found is None:
+        if len(_met) > 100_000:
+            _met.clear()
+        found = _met[key] = (left, right, make(left, right))
+    return found[2]
+
+
+def _meet(left: Abstract, right: Abstract) -> Abstract:
+    """join((left, right)), and `left` itself where the right side adds nothing."""
+    return left if left is right else _remembered(left, right, _meet_new)
+
+
+def _meet_new(left: Abstract, right: Abstract) -> Abstract:
+    both = join((left, right))
+    return left if identity(both) == identity(left) else both
 
 
 def _join_objects(left: Object, right: Object) -> Object:
+    return _remembered(left, right, _join_objects_new)
+
+
+def _join_objects_new(left: Object, right: Object) -> Object:
     if isinstance(left, DictObj) and isinstance(right, DictObj):
-        return DictObj(
-            {key: _join_entry(left, right, key) for key in {**left.entries, **right.entries}},
-            left.rest or right.rest,
-        )
+        entries = {key: _join_entry(left, right, key) for key in {**left.entries, **right.entries}}
+        rest = left.rest or right.rest
+        same = rest is left.rest and len(entries) == len(left.entries)
+        return left if same and all(entries[k] is v for k, v in left.entries.items()) else DictObj(entries, rest)
     if isinstance(left, ListObj) and isinstance(right, ListObj):
         if left.items is None or right.items is None or len(left.items) != len(right.items):
-            return ListObj(None)
-        return ListObj(tuple(_meet(a, b) for a, b in zip(left.items, right.items)))
+            return left if left.items is None else ListObj(None)
+        items = tuple(_meet(a, b) for a, b in zip(left.items, right.items))
+        return left if all(a is b for a, b in zip(items, left.items)) else ListObj(items)
     return left
 
 
 def _join_entry(left: DictObj, right: DictObj, key: Any) -> Abstract:
-    a = left.entries.get(key, left.rest or Missing())
-    b = right.entries.get(key, right.rest or Missing())
-    return a if a is b else join((a, b))
+    a = left.entries.get(key) or left.rest or MISSING
+    b = right.entries.get(key) or right.rest or MISSING
+    return _meet(a, b)
 
 
 def reachable(values: Iterable[Abstract], state: State) -> Iterator[Any]:

@@ -1,5 +1,4 @@
-"""What the analysis of contexts looks for along a data flow: training, a sampling call, a trainer being run.
-"""
+"""What is looked for along a data flow: training, a call that samples, a trainer being run."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 
 from klguard.read.python.callers import CallGraph, callee, callee_name, words
 from klguard.read.python.scopes import FUNCTIONS, scopes_of
-from klguard.read.python.source import FunctionInfo, Module, dotted
+from klguard.read.python.source import FunctionInfo, Module, depth, dotted
 from klguard.read.python.spots import Frame, Path, Spot
 from klguard.read.python.training import (
     ADDING,
@@ -31,11 +30,15 @@ from klguard.read.python.training import (
     trains_by_step,
 )
 
+MAX_WRITTEN = 40
+"""Nesting of an expression that is quoted in a reason."""
+
 
 @dataclass(frozen=True)
 class Hit:
-    """A place where the flow met training. Weak: code that scores or stores tokens, as training and
-    evaluation do.
+    """A place where the flow met training.
+
+    Weak: code that scores or stores tokens, which evaluation does as well.
     """
 
     text: str
@@ -69,7 +72,7 @@ class TokenWatcher:
 
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         name = callee_name(call)
-        called = spot.module.segment(callee(call))
+        called = written(spot.module, callee(call))
         if backward_operand(call) or trains_by_step(call, slot, value):
             self._hit(spot, call, f"the tokens reach {called}()")
             return True
@@ -104,7 +107,7 @@ class TokenWatcher:
     def method(self, spot: Spot, call: ast.Call) -> bool:
         name = callee_name(call)
         if name == "backward":
-            self._hit(spot, call, f"the tokens reach {spot.module.segment(call)}")
+            self._hit(spot, call, f"the tokens reach {written(spot.module, call)}")
             return True
         if OUTPUTS.search(name) and not _numeric(call):
             self.shown.append((spot.module, call))
@@ -211,7 +214,7 @@ class RewardWatcher(TokenWatcher):
 
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         if callee_name(call) == "step" and len(call.args) >= 2:
-            self._hit(spot, call, f"the tokens reach {spot.module.segment(callee(call))}()")
+            self._hit(spot, call, f"the tokens reach {written(spot.module, callee(call))}()")
             return True
         return super().argument(spot, call, slot, value)
 
@@ -244,6 +247,13 @@ class TrainerWatcher(SettingsWatcher):
         elif SAMPLES.search(name):
             self.sampled.append((spot.module, call))
         return True
+
+
+def written(module: Module, expr: ast.expr) -> str:
+    """The source of an expression, or its last name where it is too deep to be written out."""
+    if depth(expr, MAX_WRITTEN) <= MAX_WRITTEN:
+        return module.segment(expr)
+    return callee_name(expr) if isinstance(expr, ast.Call) else getattr(expr, "attr", "...")
 
 
 def _numeric(call: ast.Call) -> bool:

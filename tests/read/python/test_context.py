@@ -14,7 +14,8 @@ from klguard.read.python.project import Project
 from klguard.read.python.source import Module, called_name
 from klguard.settings import Context, SiteKind
 
-ROLLOUT, EVALUATION, INFERENCE, UNKNOWN = Context.ROLLOUT, Context.EVALUATION, Context.INFERENCE, Context.UNKNOWN
+ROLLOUT, EVALUATION = Context.ROLLOUT, Context.EVALUATION
+INFERENCE, UNKNOWN = Context.INFERENCE, Context.UNKNOWN
 
 KINDS = {
     "GenerationConfig": SiteKind.GENERATION_CONFIG,
@@ -649,3 +650,11 @@ def test_mutual_recursion_ends() -> None:
         one(prompt, 3)
         """
     assert verdict_of(text).context is not ROLLOUT
+
+
+def test_long_expressions_are_no_obstacle() -> None:
+    """A sum of 600 names and a chain of 120 calls around the sampled tokens."""
+    total = " + ".join(f"x{i}" for i in range(600))
+    chain = "a" + ".b()" * 120
+    text = f"ids = model.generate({total})  # site\nloss = {chain}.f(ids)\nloss.backward()\n"
+    assert verdict_of(text).context is ROLLOUT

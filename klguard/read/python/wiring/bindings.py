@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from klguard.read.python.source import Module, called_name, dotted
@@ -34,14 +35,17 @@ def scope_of(module: Module, node: ast.AST) -> Scope:
     return info.node if info is not None else module.tree
 
 
-def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
+@lru_cache(maxsize=512)
+def own_nodes(scope: ast.AST) -> tuple[ast.AST, ...]:
     """The nodes of a scope in source order, without those of functions and classes defined inside it."""
+    found = []
     stack = list(reversed(list(ast.iter_child_nodes(scope))))
     while stack:
         node = stack.pop()
-        yield node
+        found.append(node)
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
             stack.extend(reversed(list(ast.iter_child_nodes(node))))
+    return tuple(found)
 
 
 _DEFINITIONS: WeakKeyDictionary[Module, dict[ast.AST, dict[str, list[Definition]]]] = WeakKeyDictionary()
@@ -195,16 +199,28 @@ def reaching(module: Module, found: list[Definition], use: ast.AST, scope: Scope
     None when the one of an earlier pass of a loop, or of outside the scope, may hold instead.
     """
     here = statement_of(module, use)
-    before = [
-        d for d in found if _ran(d, use) and d.node is not here and not exclusive(module, d.node, use, scope)
-    ]
-    certain = [d for d in before if isinstance(d.node, ast.arg) or dominates(module, d.node, use, scope)]
-    base = certain[-1] if certain else None
-    candidates = before[before.index(base) :] if base is not None else before
+    candidates: list[Definition] = []
+    base: Definition | None = None
+    for definition in reversed(found):
+        if (
+            definition.node is here
+            or not _ran(definition, use)
+            or exclusive(module, definition.node, use, scope)
+        ):
+            continue
+        candidates.insert(0, definition)
+        if isinstance(definition.node, ast.arg) or dominates(module, definition.node, use, scope):
+            base = definition
+            break
     around = [loop for loop in loops(module, use, scope) if base is None or not inside(base.node, loop)]
-    if any(inside(d.node, loop) for d in found if d not in before for loop in around):
+    if around and any(_comes_round(d, use, loop, here) for d in found for loop in around):
         return None
     return candidates or None
+
+
+def _comes_round(definition: Definition, use: ast.AST, loop: ast.AST, here: ast.AST) -> bool:
+    """Whether a loop brings the definition round to the use although it does not stand before it."""
+    return inside(definition.node, loop) and (definition.node is here or not _ran(definition, use))
 
 
 def _ran(definition: Definition, use: ast.AST) -> bool:

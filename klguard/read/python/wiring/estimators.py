@@ -10,10 +10,9 @@ import ast
 import re
 from collections.abc import Container
 
-from klguard.read.python.project import Project
 from klguard.read.python.source import Module, called_name, dotted
 from klguard.read.python.wiring.bindings import Scope, ancestors, definitions, exclusive, own_nodes
-from klguard.read.python.wiring.loops import REFERENCE, flows_into, takes_gradient, training_scopes, uses
+from klguard.read.python.wiring.loops import REFERENCE, flows_into, takes_gradient, uses
 from klguard.settings import Hop, HopKind, Known, Value
 
 LOG_PROB = re.compile(r"log_?p(rob)?s?(_|$|\d)|log_?prob|(^|_)lps?(_|$)", re.IGNORECASE)
@@ -27,15 +26,16 @@ BENDS = frozenset("exp expm1 square pow abs clamp clip clamp_min relu huber_loss
 SHAPES = frozenset({"detach", "float", "to", "squeeze", "unsqueeze"})
 
 
-def kl_estimator(project: Project, module: Module, call: ast.Call) -> Value | None:
-    """Known('k1-loss' | 'abs' | 'clamp') where the code the rollout feeds computes its KL term so."""
-    scopes = training_scopes(project, module, call)
+def kl_estimator(scopes: list[tuple[Module, Scope]]) -> Value | None:
+    """Known('k1-loss' | 'abs' | 'clamp') where a function that a rollout is used in has such a KL term."""
     learns = any(takes_gradient(scope) for _, scope in scopes)
     for where, scope in scopes:
         ratios: dict[str, ast.Assign] = {}
         for node in own_nodes(scope):
             if isinstance(node, ast.Assign) and (name := dotted(node.targets[0])):
-                form = None if _one_of_several(where, node, scope) else _form(node.value, ratios)
+                form = _form(node.value, ratios)
+                if form and _one_of_several(where, node, scope):
+                    form = None
                 made = next((ratios[n] for n in ratios if uses(node.value, n)), node)
                 ratios.pop(name, None)
                 if form == "k1-loss":

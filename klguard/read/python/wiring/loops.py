@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, called_name, dotted
@@ -53,6 +54,7 @@ def _visible_callees(project: Project, module: Module, scope: Scope) -> Iterator
                 yield target
 
 
+@lru_cache(maxsize=1024)
 def takes_gradient(scope: Scope) -> list[ast.Call]:
     """The backward calls of a function."""
     return [n for n in own_nodes(scope) if isinstance(n, ast.Call) and called_name(n) == "backward"]

@@ -34,16 +34,16 @@ RESPONSE = re.compile(
 
 def facts(project: Project, module: Module, call: ast.Call) -> dict[str, Value | None]:
     """`kl_estimator`, `kl_term` and `pad_is_eos_mask` of the training code around a generate call."""
+    scopes = training_scopes(project, module, call)
     return {
-        "kl_estimator": kl_estimator(project, module, call),
-        "kl_term": kl_term(project, module, call),
-        "pad_is_eos_mask": pad_is_eos_mask(project, module, call),
+        "kl_estimator": kl_estimator(scopes),
+        "kl_term": kl_term(project, module, scopes),
+        "pad_is_eos_mask": pad_is_eos_mask(module, call, scopes),
     }
 
 
-def kl_term(project: Project, module: Module, call: ast.Call) -> Value | None:
+def kl_term(project: Project, module: Module, scopes: list[tuple[Module, Scope]]) -> Value | None:
     """Known(False) when the loop trains with no KL term: no name of one anywhere, or a coefficient of 0."""
-    scopes = training_scopes(project, module, call)
     backwards = [(where, node) for where, scope in scopes for node in takes_gradient(scope)]
     if not backwards:
         return None
@@ -99,14 +99,14 @@ def _zero_coefficient(project: Project, scopes: list[tuple[Module, Scope]]) -> V
 # -- the mask of the responses -------------------------------------------------------------------------------
 
 
-def pad_is_eos_mask(project: Project, module: Module, call: ast.Call) -> Value | None:
+def pad_is_eos_mask(module: Module, call: ast.Call, scopes: list[tuple[Module, Scope]]) -> Value | None:
     """Known(True) when the response mask is `ids != pad` and pad is the end-of-sequence token.
 
     The first end-of-sequence token is then masked out with the padding: the policy is never trained to stop.
     Where pad is set to it only `if tokenizer.pad_token is None`, the tokenizer decides.
     """
-    for where, scope in training_scopes(project, module, call):
-        generated = _generated(scope, call) if where is module else set()
+    for where, scope in scopes:
+        generated = None
         for node in own_nodes(scope):
             if not isinstance(node, ast.Assign) or not (name := dotted(node.targets[0])):
                 continue
@@ -114,7 +114,11 @@ def pad_is_eos_mask(project: Project, module: Module, call: ast.Call) -> Value |
             if not MASK.search(last) or ATTENTION.search(last):
                 continue
             compared = _not_pad(node.value)
-            if compared is None or not _is_response(compared[0], generated):
+            if compared is None:
+                continue
+            if generated is None:
+                generated = _generated(scope, call) if where is module else set()
+            if not _is_response(compared[0], generated):
                 continue
             pad = _pad_is_eos(module, call, compared[1])
             if pad is not None:

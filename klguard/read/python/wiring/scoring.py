@@ -24,7 +24,7 @@ from klguard.read.python.wiring.loops import REFERENCE
 from klguard.read.python.wiring.neighbours import related
 from klguard.read.python.wiring.sameness import Atom, atoms, given
 from klguard.read.python.wiring.samplers import sampler_of
-from klguard.read.python.wiring.trails import graph_of
+from klguard.read.python.wiring.trails import calls_of, graph_of
 from klguard.settings import SiteKind
 
 SCORES = re.compile(
@@ -220,7 +220,7 @@ def _callers_match(
     project: Project, program: list[Module], info: FunctionInfo, name: str, written: frozenset[Atom]
 ) -> bool:
     matched = False
-    for module, call in graph_of(project).callers(info):
+    for module, call in calls_of(project, info):
         if module not in program:
             continue
         value = argument(info, call, name) or default(info, name)
@@ -243,7 +243,7 @@ def _trains(project: Project, module: Module, scope: Scope, depth: int = MAX_CHA
         return True
     return any(
         _trains(project, caller, scope_of(caller, call), depth - 1)
-        for caller, call in graph_of(project).callers(info)
+        for caller, call in calls_of(project, info)
         if scope_of(caller, call) is not scope
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
 from klguard.read.python.callers import CallGraph, argument, default
 from klguard.read.python.project import Project
@@ -38,14 +37,18 @@ SAME_OBJECT = frozenset(
 """Methods of modules and tensors that hand back the object, or a copy on another device, of another type."""
 
 
-_GRAPHS: WeakKeyDictionary[Project, CallGraph] = WeakKeyDictionary()
-
-
 def graph_of(project: Project) -> CallGraph:
-    """The call graph of a project, one for all facts."""
-    if project not in _GRAPHS:
-        _GRAPHS[project] = CallGraph(project)
-    return _GRAPHS[project]
+    """The call graph of the project that its contexts are found with, so that a name is looked for once."""
+    from klguard.read.python.context import analysis_of
+
+    return analysis_of(project).graph
+
+
+def calls_of(project: Project, info: FunctionInfo) -> list[tuple[Module, ast.Call]]:
+    """The visible calls of a function; empty when it is also handed over to be called by somebody else."""
+    found = graph_of(project).callers(info)
+    calls = [(module, node) for module, node in found if isinstance(node, ast.Call)]
+    return calls if len(calls) == len(found) else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +242,7 @@ def _of_class(project: Project, module: Module, use: ast.AST, name: str) -> list
 
 def arguments(project: Project, info: FunctionInfo, name: str) -> list[tuple[Module, ast.expr]]:
     """What the visible callers pass for a parameter; empty when none, or too many, or unclear."""
-    calls = graph_of(project).callers(info)
+    calls = calls_of(project, info)
     given: list[tuple[Module, ast.expr]] = []
     for module, call in calls if len(calls) <= MAX_CALLERS else ():
         if any(keyword.arg is None for keyword in call.keywords):
