@@ -25,7 +25,6 @@ from typing import Any
 import klguard
 from klguard import findings, settings
 
-FOLDER = ".klguard_cache"
 _MAGIC = b"klguard cache 1\n"
 _DIGEST = 16
 

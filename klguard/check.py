@@ -4,7 +4,7 @@ suppressed."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from klguard.findings import INTERNAL_ERROR, Finding, Severity
 from klguard.gate import Gate, Look, markers
-from klguard.read.files import ENDINGS, Failure, SourceText, discover, load, read, read_bytes, reported
+from klguard.read.files import Failure, SourceText, discover, load, read, read_bytes, reported
+from klguard.roots import common_directory, is_project, project_documents, project_files, project_root
 from klguard.settings import Context, Place, Site
 
 if TYPE_CHECKING:
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     from klguard.reading import Answer, Target
     from klguard.suppress import Applied
 
+FOLDER = ".klguard_cache"
+"""Where answers are kept, in the root of the project."""
+
 ALWAYS = frozenset({"KLG001", "KLG002", INTERNAL_ERROR[0]})
 """Reported whatever is selected, unless ignored by name: what could not be read was not checked."""
 
-PROJECT_MARKERS = (".git", "pyproject.toml", "setup.py")
+Progress = Callable[[int, int], None]
+"""`progress(done, total)`, in files."""
 
 NO_TEXT: Mapping[str, bytes] = MappingProxyType({})
 
@@ -95,25 +100,33 @@ class Sources:
     def lines(self, path: str, cell: int | None) -> list[str] | None:
         """The lines of a file or of one cell, as its author sees them; None where they cannot be read."""
         source = self.get(path)
-        if source is None or cell is None:
-            return source and source.lines
-        span = next((span for span in source.cells or () if span.index == cell), None)
-        return span and source.lines[span.first_line - 1 : span.first_line - 1 + span.lines]
+        if source is None:
+            return None
+        if cell is None:
+            return source.lines
+        for span in source.cells or ():
+            if span.index == cell:
+                return source.lines[span.first_line - 1 : span.first_line - 1 + span.lines]
+        return None
 
 
 def check_paths(
     paths: Sequence[str | os.PathLike[str]],
-    config: Config,
+    config: Config | None = None,
     *,
     text: Mapping[str, bytes] = NO_TEXT,
     jobs: int = 1,
     cache: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Report:
-    """Check files and directories. `text` holds sources that are not read from disk, by path (stdin).
+    """Check files and directories, by default with the configuration nearest to them.
 
-    Raises MissingPaths.
+    `text` holds sources that are not read from disk, by path (stdin). Raises MissingPaths and ConfigError.
     """
+    if config is None:
+        from klguard.config import load as load_config
+
+        config = load_config(common_directory(paths))
     found = discover(
         [path for path in paths if os.path.lexists(path) or reported(path) not in text],
         exclude=config.exclude,
@@ -126,14 +139,8 @@ def check_paths(
     files = {reported(file): file for file in found.files}
     files |= {path: Path(path) for path in text if not os.path.lexists(path)}
     run = _Run(config, files, text)
-    findings = [failure.finding() for failure in (*found.failures, *run.failures)]
-    sites: list[Site] = []
-    if run.candidates:
-        for answer in run.answers(jobs, cache, progress):
-            sites += answer.sites
-            findings += answer.failures
-    sites.sort(key=lambda site: site.place)
-    return run.report(sites, findings, found.excluded)
+    answers = run.read(jobs, cache, progress)
+    return run.report(answers, found.failures, found.excluded)
 
 
 def check_source(
@@ -146,13 +153,7 @@ def check_source(
     content = source.encode("utf-8", "surrogatepass")
     config = Config(Path("."), rules=known_rules(), target_versions={**NEWEST, **versions})
     run = _Run(config, {}, {filename: content}, alone=True)
-    findings = [failure.finding() for failure in run.failures]
-    sites: list[Site] = []
-    if run.candidates:
-        for answer in run.answers(jobs=1, cache=False):
-            sites += answer.sites
-            findings += answer.failures
-    return list(run.report(sites, findings, 0).findings)
+    return list(run.report(run.read()).findings)
 
 
 class _Run:
@@ -175,33 +176,31 @@ class _Run:
         content = self.text.get(path)
         return self._gate.look(self.files[path]) if content is None else self._gate.look_at(content, path)
 
-    @property
-    def failures(self) -> Iterator[Failure]:
-        return (failure for look in self.looks.values() for failure in look.failures)
-
     @cached_property
-    def candidates(self) -> list[Look]:
-        """Files that hold the word of a site."""
-        return [look for look in self.looks.values() if look.has_site]
+    def candidates(self) -> list[str]:
+        """Paths of the files that hold the word of a site."""
+        return [look.path for look in self.looks.values() if look.has_site]
 
     # -- reading --------------------------------------------------------------------------------------------
 
     @cached_property
     def root(self) -> Path:
-        return project_root([Path(path) for path in (*self.files.values(), *self.text)])
+        return project_root([*self.files.values(), *self.text])
 
     @cached_property
     def project(self) -> dict[str, Path]:
         """Reported path -> place of every file that imports can lead to, or callers be found in."""
         if self.alone:
             return {}
-        around = _around(self.root, self.files, self.config)
+        around = project_files(self.root, self.files.values(), self.config.respect_gitignore)
         return dict(sorted({**{reported(file): file for file in around}, **self.files}.items()))
 
-    def answers(
-        self, jobs: int, cache: bool, progress: Callable[[int, int], None] = lambda done, total: None
+    def read(
+        self, jobs: int = 1, cache: bool = False, progress: Progress = lambda done, total: None
     ) -> list[Answer]:
-        """What is read in the candidates."""
+        """What is in the candidates."""
+        if not self.candidates:
+            return []
         from klguard.reading import Target, read_all
 
         target = Target(
@@ -218,34 +217,43 @@ class _Run:
     def _versions(self) -> dict[str, dict[str, str]]:
         """Path -> library -> version, for every candidate."""
         if self.alone:
-            return {look.path: dict(self.config.target_versions) for look in self.candidates}
+            return {path: dict(self.config.target_versions) for path in self.candidates}
         from klguard.versions import Targets
 
         targets = Targets(self.root, self.config)
-        found = {look.path: targets.for_file(self.files[look.path]) for look in self.candidates}
+        found = {path: targets.for_file(self.files[path]) for path in self.candidates}
         return {path: {name: target.version for name, target in each.items()} for path, each in found.items()}
 
-    def _cache(self, target: Target) -> Cache:
-        from klguard.cache import FOLDER, Cache, digest, identity
+    def _cache(self, target: Target) -> Cache | None:
+        """The answers of earlier runs; none for a stray script, beside which nobody wants a new folder."""
+        folder = self.config.cache_dir or (self.root / FOLDER if is_project(self.root) else None)
+        documents = project_documents(self.root)
+        if folder is None or documents is None:
+            return None
+        from klguard.cache import Cache, digest, identity
 
         def content(path: str) -> bytes:
             return self.project.get(path, Path(path)).read_bytes()
 
         contents = ((path, load(file, limit=target.max_file_size)) for path, file in self.project.items())
         digests = {path: b"" if isinstance(data, Failure) else digest(data) for path, data in contents}
-        key = identity(
-            reported(self.root), target.generate_functions, target.trainer_classes, target.max_file_size
-        )
-        folder = self.config.cache_dir or self.root / FOLDER
+        options = (target.generate_functions, target.trainer_classes, target.max_file_size)
+        key = identity(reported(self.root), options, documents)
         name = digest(os.path.abspath(self.root).encode("utf-8", "surrogateescape")).hex()
         return Cache(folder / name, key, digests, content)
 
     # -- judging --------------------------------------------------------------------------------------------
 
-    def report(self, sites: Sequence[Site], failures: Iterable[Finding], excluded: int) -> Report:
+    def report(
+        self, answers: Sequence[Answer], failures: Iterable[Failure] = (), excluded: int = 0
+    ) -> Report:
+        sites = sorted((site for answer in answers for site in answer.sites), key=lambda site: site.place)
         wanted = [site for site in sites if site.settings.context in self.config.contexts]
         others = [site for site in sites if site.settings.context not in self.config.contexts]
-        found = [*failures, *self._judged(wanted)]
+        found = [failure.finding() for failure in failures]
+        found += [failure.finding() for look in self.looks.values() for failure in look.failures]
+        found += [finding for answer in answers for finding in answer.failures]
+        found += self._judged(wanted)
         kept, suppressed = self._suppressed([f for f in found if self._selected(f)], others)
         ordered = tuple(sorted(dict.fromkeys(kept), key=lambda finding: finding.sort_key))
         return Report(ordered, tuple(sites), len(self.looks), suppressed, excluded, self.sources)
@@ -315,40 +323,3 @@ class _Run:
         if any(isinstance(content, bytes) and self._gate.has_site(content) for content in contents):
             return frozenset()
         return frozenset(self.looks)
-
-
-# --- the project around the files -----------------------------------------------------------------
-
-
-def project_root(files: Iterable[Path]) -> Path:
-    """The directory whose files can import one another: the nearest one upward that looks like a project's,
-    else the innermost one that holds all of `files`.
-
-    A home directory is no project, even where somebody keeps it in git.
-    """
-    directories = {os.path.dirname(os.path.abspath(file)) for file in files} or {os.getcwd()}
-    try:
-        common = Path(os.path.commonpath(directories))
-    except ValueError:  # different drives
-        return Path.cwd()
-    for directory in (common, *common.parents):
-        if directory in (Path.home(), directory.parent):
-            break
-        if any((directory / marker).exists() for marker in PROJECT_MARKERS):
-            return directory
-    return common
-
-
-def _around(root: Path, files: Mapping[str, Path], config: Config) -> Iterable[Path]:
-    """The files of the project at `root`. Without a project: those beside the given ones, not the whole
-    tree."""
-    if any((root / marker).exists() for marker in PROJECT_MARKERS):
-        return discover([root], respect_gitignore=config.respect_gitignore).files
-    directories = {os.path.dirname(path) or "." for path in map(os.fspath, files.values())}
-    return [
-        Path(entry.path)
-        for directory in sorted(directories)
-        if os.path.isdir(directory)
-        for entry in os.scandir(directory)
-        if entry.name.endswith(ENDINGS) and entry.is_file()
-    ]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from klguard.config import Config, ConfigError
     from klguard.output.terminal import Paint
 
-CLEAN, FINDINGS, UNUSABLE, NOTHING_CHECKED = 0, 1, 2, 3
+CLEAN, FINDINGS, UNUSABLE, NOTHING_CHECKED, INTERRUPTED = 0, 1, 2, 3, 130
 
 CONTEXTS = ("rollout", "evaluation", "inference", "unknown", "all")
 
@@ -65,13 +65,20 @@ class Options:
 
 
 def main() -> None:
-    """The console script. A fault of klguard's own ends in status 2: status 1 would pass for findings."""
+    """The console script. Status 1 means findings and nothing else: an interruption or a fault of klguard's
+    own has another one."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # Messages quote source code; a terminal that cannot show a character gets its escape.
             stream.reconfigure(errors="backslashreplace")
     try:
-        cli(prog_name="klguard")
+        sys.exit(cli(prog_name="klguard", standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("klguard: interrupted", err=True)
+        sys.exit(INTERRUPTED)
     except Exception:  # noqa: BLE001
         import traceback
 
@@ -241,10 +248,11 @@ def _run(options: Options, configure: Callable[[Config], Config]) -> Report:
     from klguard.check import MissingPaths, check_paths
     from klguard.config import ConfigError, load, load_file
     from klguard.output.progress import Progress
+    from klguard.roots import common_directory
 
     paths, text = _inputs(options)
     try:
-        start, rules = _common_directory(paths), _Rules()
+        start, rules = common_directory(paths), _Rules()
         file = options.config
         config = configure(load_file(file, rules=rules) if file else load(start, rules=rules))
     except ConfigError as error:
@@ -276,17 +284,6 @@ def _inputs(options: Options) -> tuple[list[str], dict[str, bytes]]:
         raise click.UsageError("Standard input is checked on its own: leave out the other paths.")
     name = reported(options.stdin_filename) if options.stdin_filename else "<stdin>"
     return [name], {name: sys.stdin.buffer.read()}
-
-
-def _common_directory(paths: Iterable[str]) -> Path:
-    """The innermost directory that all `paths` lie in: where the search for a configuration begins."""
-    directories = [
-        path if os.path.isdir(path) else os.path.dirname(path) for path in map(os.path.abspath, paths)
-    ]
-    try:
-        return Path(os.path.commonpath(directories))
-    except ValueError:  # different drives
-        return Path.cwd()
 
 
 def _overrides(options: Options) -> dict[str, Any]:

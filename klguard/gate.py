@@ -13,8 +13,8 @@ from klguard.read.files import DEFAULT_LIMIT, Failure, load, read_bytes, reporte
 
 MARKERS = tuple(
     b"generate respond_to_batch trlx BeamSearchParams GRPOConfig GRPOTrainer GenerationConfig"
-    b" NashMDConfig NashMDTrainer OnlineDPOConfig OnlineDPOTrainer PPOConfig PPOTrainer PPOv2Config PPOv2Trainer"
-    b" RLOOConfig RLOOTrainer SamplingParams TRLConfig XPOConfig XPOTrainer".split()
+    b" NashMDConfig NashMDTrainer OnlineDPOConfig OnlineDPOTrainer PPOConfig PPOTrainer PPOv2Config"
+    b" PPOv2Trainer RLOOConfig RLOOTrainer SamplingParams TRLConfig XPOConfig XPOTrainer".split()
 )
 """Words without one of which a file holds no site: those that the reader of Python looks for, written out,
 since most runs end here and importing the reader would take them longer than all the rest."""

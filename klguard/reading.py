@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 SHARE = 256
 """Files that are read together: what they share is worked out once, and callers among them are found."""
 
-Progress = Callable[[int, int], None]
-"""`progress(done, total)`."""
-
 
 @dataclass(frozen=True)
 class Target:
@@ -59,7 +56,7 @@ class Answer:
 
 
 def read_all(
-    target: Target, jobs: int, cache: Cache | None, progress: Progress = lambda done, total: None
+    target: Target, jobs: int, cache: Cache | None, progress: Callable[[int, int], None]
 ) -> list[Answer]:
     """The answers about all files in `target.versions`, in their order."""
     paths = tuple(target.versions)

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from klguard import reading
-from klguard.cache import FOLDER, Cache, Trail, digest, identity
-from klguard.check import MissingPaths, Report, check_paths, check_source, project_root
-from klguard.config import Config, known_rules, load
+from klguard.cache import Cache, Trail, digest, identity
+from klguard.check import FOLDER, MissingPaths, Report, check_paths, check_source
+from klguard.config import load
 from klguard.findings import Severity
 from klguard.gate import MARKERS
 from klguard.read.python import sites
+from klguard.roots import project_root
 from klguard.rules import RULES
 from klguard.rules.programs import ppo
 from klguard.settings import Context, Known, Opaque
@@ -312,6 +313,22 @@ def test_a_file_that_appears_can_change_what_an_import_means(project: Path):
     assert codes(check(cache=True)) == [("shared.py", "KLG101")]
 
 
+def test_a_change_in_a_document_that_code_loads_ends_all_answers(project: Path):
+    loaded = "import yaml\nsettings = yaml.safe_load(open('rollout.yaml'))\n"
+    write(project, train=loaded + ppo("**settings, do_sample=True, max_new_tokens=32"))
+    document = "top_k: %d\ntop_p: 1.0\ntemperature: 1.0\nrepetition_penalty: 1.0\n"
+    for top_k in (50, 0):
+        (project / "rollout.yaml").write_text(document % top_k)
+        assert ("KLG101" in [code for _, code in codes(check(cache=True))]) == bool(top_k)
+
+
+def test_a_stray_script_gets_no_folder_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, train=BAD)
+    assert codes(check("train.py", cache=True)) == [("train.py", "KLG101")]
+    assert not (tmp_path / FOLDER).exists()
+
+
 def test_other_versions_are_another_question(project: Path, reads: list[str]):
     write(project, train=CLEAN)
     check(cache=True, config='target-versions = {transformers = "4.40.0"}')
@@ -433,6 +450,8 @@ def test_notebooks_are_reported_by_cell(project: Path):
     assert BAD.split("\n")[found.place.line - 1][found.place.column - 1 :].startswith("50")
 
 
-def test_the_configuration_given_by_hand_needs_no_file():
-    config = Config(Path("."), rules=known_rules()).override(select=["top-k"])
-    assert config.enabled == {"KLG101"}
+def test_without_a_configuration_the_nearest_one_is_used(project: Path):
+    write(project, train=BAD)
+    assert [f.code for f in check_paths(["train.py"]).findings] == ["KLG101"]
+    Path("klguard.toml").write_text('ignore = ["top-k"]\n')
+    assert check_paths(["train.py"]).findings == ()

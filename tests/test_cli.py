@@ -36,16 +36,18 @@ def klguard(*arguments: str, input: str | bytes | None = None) -> Result:
     return result
 
 
-def process(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root, **options.pop("env", {})}
-    return subprocess.run(
-        [sys.executable, "-m", "klguard", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        **options,
-    )
+    environment = {**os.environ, "PYTHONPATH": root, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-m", "klguard", *arguments], **environment)
+
+
+def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-c", program, *arguments])
 
 
 # --- exit status ----------------------------------------------------------------------------------
@@ -109,15 +111,21 @@ def test_status_2_for_a_configuration_that_cannot_be_used():
 
 def test_status_2_and_a_traceback_for_a_fault_of_klguards_own():
     program = "import klguard.check, klguard.cli; klguard.check.check_paths = None; klguard.cli.main()"
-    root = str(Path(__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, "-c", program, "check"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": root},
-    )
+    done = python(program, "check")
     assert done.returncode == 2
     assert "TypeError" in done.stderr and "please report" in done.stderr
+
+
+def test_an_interruption_is_not_taken_for_findings():
+    program = (
+        "import klguard.check, klguard.cli\n"
+        "def interrupted(*_, **__): raise KeyboardInterrupt\n"
+        "klguard.check.check_paths = interrupted\n"
+        "klguard.cli.main()\n"
+    )
+    done = python(program, "check")
+    assert done.returncode == 130
+    assert done.stderr.split() == ["klguard:", "interrupted"]
 
 
 def test_status_3_when_nothing_was_checked():
@@ -275,9 +283,7 @@ def test_it_says_its_version_and_imports_nothing_heavy_for_it():
     assert done.stdout == f"klguard {__version__}\n"
     heavy = ("libcst", "torch", "yaml", "pathspec")
     program = f"import sys, klguard.cli; print([m for m in {heavy} if m in sys.modules])"
-    root = str(Path(__file__).parent.parent)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
-    assert done.stdout == "[]\n"
+    assert python(program).stdout == "[]\n"
 
 
 def test_a_run_without_a_site_never_imports_the_reader():
@@ -287,26 +293,15 @@ def test_a_run_without_a_site_never_imports_the_reader():
         "try: klguard.cli.main()\n"
         "finally: print([m for m in sys.modules if m in ('libcst', 'klguard.engines', 'klguard.rules')])\n"
     )
-    root = str(Path(__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, "-c", program, "check"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": root},
-    )
+    done = python(program, "check")
     assert done.stdout.splitlines() == ["Nothing found: 1 file checked, 0 rollouts among 0 sites.", "[]"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
     Path("train.py").write_text(BAD)
-    root = str(Path(__file__).parent.parent)
     for arguments in ("check", "sites --output-format json", "rule --all --output-format json"):
-        done = subprocess.run(
-            ["bash", "-c", f"$PYTHON -m klguard {arguments} | head -c 1; echo $'\\n'${{PIPESTATUS[0]}}"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": root, "PYTHON": sys.executable},
-        )
+        pipe = f"$PYTHON -m klguard {arguments} | head -c 1; echo $'\\n'${{PIPESTATUS[0]}}"
+        done = run(["bash", "-c", pipe], PYTHON=sys.executable)
         assert done.stderr == ""
         assert done.stdout.splitlines()[-1] == ("1" if arguments == "check" else "0")
 
@@ -315,7 +310,7 @@ def test_any_character_can_be_printed_on_any_terminal():
     Path("caf\u00e9.py").write_text(
         BAD.replace("top_k=50", "top_k=50,  # \u540d\u524d \U0001f642\n  "), encoding="utf-8"
     )
-    done = process("check", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    done = process("check", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 1
     assert "caf\\xe9.py" in done.stdout
 

@@ -73,6 +73,7 @@ ONLINE_DPO_ORDER = (
 )
 ORDERS = {
     "PPOTrainer": (
+        During("<0.2", ("model", "ref_model", "tokenizer")),  # and the settings as further keywords
         During(">=0.12,<0.13", ("config", "processing_class", *ON_POLICY_ORDER, "value_model")),
         During(">=0.13,<0.29", (
             "args", "processing_class", "model", "ref_model", "reward_model", "train_dataset", "value_model",

@@ -54,9 +54,9 @@ def _settings(values: Mapping[str, Value], paint: Paint) -> Iterator[str]:
     for name, value in written.items():
         yield f"  {name:<{names}} = {texts[name]:<{widest}}  {paint(clean(_origin(value)), 'dim')}".rstrip()
     defaults: dict[str, list[str]] = {}
-    for name, value in sorted(values.items()):
-        if isinstance(value, Default) and value.value is not None:
-            defaults.setdefault(default_text(value), []).append(f"{name}={value_text(value)}")
+    for name, default in sorted(values.items()):
+        if isinstance(default, Default) and default.value is not None:
+            defaults.setdefault(default_text(default), []).append(f"{name}={value_text(default)}")
     for whose, texts_of in sorted(defaults.items()):
         yield paint(f"  {whose}: {clean(', '.join(texts_of))}", "dim")
 

@@ -133,7 +133,7 @@ def bound_method(s: Scope, depth: int, made: Dict) -> None:
 # --- control flow ----------------------------------------------------------------------------------
 @SITES("loop, changed inside")
 def loop(s: Scope, depth: int, made: Dict) -> None:
-    each = s.fresh("round")
+    each = s.fresh("epoch")
     s.uses("import recorder")
     header = s.pick(
         f"for {each} in range(2):",

@@ -441,14 +441,14 @@ def comprehension_names(s: Scope, depth: int) -> Dict:
     listed = ", ".join(f'"{name}"' for name in names)
     value = s.value(kind, depth)
     text = s.pick(
-        f"{{name: {value} for name in [{listed}]}}",
-        f"{{name: len(name) for name in ({listed},)}}",
-        f"{{n: i for i, n in enumerate([{listed}])}}",
-        f"{{n: {value} * i for i, n in enumerate(({listed},), 1)}}",
-        f"{{name: {value} for name in {{{listed}}}}}",
-        f"{{n: x for n in [{listed}] for x in (1, {value})}}",
-        f'{{n: {value} for n in [{listed}] if n != "top_k"}}',
-        f"{{n: {value} for n in '{' '.join(names)}'.split()}}",
+        f"{{key: {value} for key in [{listed}]}}",
+        f"{{key: len(key) for key in ({listed},)}}",
+        f"{{key: i for i, key in enumerate([{listed}])}}",
+        f"{{key: {value} * i for i, key in enumerate(({listed},), 1)}}",
+        f"{{key: {value} for key in {{{listed}}}}}",
+        f"{{key: x for key in [{listed}] for x in (1, {value})}}",
+        f'{{key: {value} for key in [{listed}] if key != "top_k"}}',
+        f"{{key: {value} for key in '{' '.join(names)}'.split()}}",
     )
     return hold(s, text, may=names)
 

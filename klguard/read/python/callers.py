@@ -31,6 +31,12 @@ COMMON_METHODS = frozenset(
 
 ITERATORS = frozenset({"iter", "next", "enumerate", "tqdm", "list", "zip", "DataLoader"})
 
+FLUENT = frozenset("to cuda cpu eval train half float bfloat16 requires_grad_".split())
+"""Methods of a torch module that return the module."""
+
+WRAPPING = frozenset("unwrap_model prepare compile deepcopy DataParallel DistributedDataParallel DDP FSDP".split())
+"""Functions of which the result behaves as their only argument does."""
+
 WORD = re.compile(r"[A-Z][A-Z0-9]*(?=[A-Z][a-z])|[A-Z]?[a-z][a-z0-9]*|[A-Z][A-Z0-9]*")
 
 Receiver = ClassInfo | Literal["external"] | None
@@ -172,6 +178,10 @@ class CallGraph:
 
     def _class_of_call(self, module: Module, call: ast.Call) -> Receiver:
         target = callee(call)
+        if callee_name(call) in FLUENT and isinstance(target, ast.Attribute):
+            return self.class_of(module, target.value)
+        if callee_name(call) in WRAPPING and len(call.args) == 1:
+            return self.class_of(module, call.args[0])
         if name := dotted(target):
             found = self.lookup(module, call, name)
             if isinstance(found, ClassInfo):

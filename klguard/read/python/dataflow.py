@@ -37,6 +37,15 @@ NEUTRAL_METHODS = frozenset(
     "to cpu cuda detach clone copy items values tolist numpy contiguous long squeeze unsqueeze view".split()
 )
 
+COLLECTIVES = {
+    "all_gather": (0, "tensor_list"),
+    "all_gather_object": (0, "object_list"),
+    "all_gather_into_tensor": (0, "output_tensor"),
+    "gather_object": (1, "object_gather_list"),
+    "scatter_object_list": (0, "scatter_object_output_list"),
+}
+"""Functions of torch.distributed -> the argument they fill."""
+
 
 class Flow:
     """One question: follow a value from `start` and tell `watcher`."""
@@ -328,6 +337,9 @@ class Flow:
         if (file := self._memory_file(spot, call)) is not None:
             self._store(spot, file, ())
             return
+        if (filled := self._filled(spot, call)) is not None:
+            self._store(spot, filled, spot.path)
+            return
         if self.watcher.argument(spot, call, slot, value):  # type: ignore[arg-type]
             return
         if self.watcher.scores(call):
@@ -371,6 +383,16 @@ class Flow:
                 if isinstance(made, ast.Call) and callee_name(made) in ("BytesIO", "StringIO"):
                     return place
         return None
+
+    def _filled(self, spot: Spot, call: ast.Call) -> ast.expr | None:
+        """The list or tensor that torch.distributed fills with what the processes hold (`all_gather(into, x)`)."""
+        place = COLLECTIVES.get(callee_name(call))
+        if place is None or self.graph.target(spot.module, call) is not None:
+            return None
+        index, name = place
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        into = call.args[index] if index < len(call.args) else given.get(name)
+        return into if into is not None and into is not spot.node else None
 
     def _through(self, spot: Spot, call: ast.Call, name: str, slot: int | str | None) -> None:
         """A call into code that is not visible: what it returns is made of what it got."""

@@ -255,14 +255,19 @@ class Models(Calls):
         owner, name, default = (args.get("", i) for i in range(3))
         if owner is None or not (isinstance(name, Const) and isinstance(name.value, str)):
             return None
-        found = self.has_attribute(owner, name.value, state)
+        return join(self._getattr_one(m, name.value, default, node, state, frame) for m in members(owner))
+
+    def _getattr_one(
+        self, owner: Abstract, name: str, default: Abstract | None, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
+        found = self.has_attribute(owner, name, state)
         if found is False and default is not None:
             return default
-        value = self.get_attribute(owner, name.value, state, frame, node)
+        value = self.get_attribute(owner, name, state, frame, node)
         if found or default is None:
             return value
         step = Step(HopKind.DEFAULT, frame.unit, node, f"fallback of {self.text(node)}")
-        return join((with_step(default, step), value if isinstance(value, Unk) else Unk(Reason.RUNTIME, self.text(node))))
+        return join((with_step(default, step), value))
 
     def has_attribute(self, owner: Abstract, name: str, state: State) -> bool | None:
         """Whether an object certainly has an attribute, certainly has not, or None."""

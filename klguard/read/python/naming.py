@@ -35,6 +35,8 @@ DIRECTORY_WORDS = frozenset(
 """What a directory's name may decide: the others are too often the name of the project."""
 TRAINING_WORDS = frozenset({"train", "training", "trainer", "ppo", "grpo", "rloo"})
 """Beside these, the words of inference tell nothing (`app_train_loop`)."""
+REINFORCE_WORDS = frozenset({"reinforce", "ppo", "grpo", "rloo", "a2c", "gradient"})
+"""Beside these, a baseline is what is subtracted from the reward (`reinforce_with_baseline`)."""
 REFERENCE_WORDS = frozenset({"ref", "reference", "baseline"})
 """A model to compare with: weak evidence of training is none here."""
 ROLLOUT_WORDS = frozenset(
@@ -70,7 +72,8 @@ class Scopes:
 def _telling(name: str, said: str) -> set[str]:
     """The words of a name that may decide something: of a directory's, a few, at either end of it."""
     if not said.endswith("/"):
-        return words(name)
+        found = words(name)
+        return found - {"baseline"} if found & REINFORCE_WORDS else found
     parts = name.lower().replace("-", "_").split("_")
     return {parts[0], parts[-1]} & DIRECTORY_WORDS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +25,16 @@ COMPARISON: dict[str, Callable[[Any, Any], Any]] = {
     "IsNot": lambda a, b: not COMPARISON["Is"](a, b),
 }
 
+SET_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "Subtract": operator.sub, "BitAnd": operator.and_, "BitOr": operator.or_, "BitXor": operator.xor,
+}
+
 UNARY: dict[str, Callable[[Any], Any]] = {
     "Minus": operator.neg, "Plus": operator.pos, "BitInvert": operator.invert, "Not": operator.not_,
 }
+
+_WIDE = re.compile(r"\d{5,}|\*|\{[^{}]*\{")
+"""A width or precision of a format that is large, or taken from an argument."""
 
 
 class NotComputed(Exception):
@@ -35,7 +43,7 @@ class NotComputed(Exception):
 
 def compute(name: str, left: Any, right: Any) -> Any:
     """`left <name> right` for plain values; raises NotComputed."""
-    if name in ("Power", "LeftShift", "Multiply"):
+    if name in ("Power", "LeftShift", "Multiply", "Add", "Modulo"):
         _check_size(name, left, right)
     try:
         return (BINARY.get(name) or COMPARISON[name])(left, right)
@@ -45,16 +53,32 @@ def compute(name: str, left: Any, right: Any) -> Any:
 
 def _check_size(name: str, left: Any, right: Any) -> None:
     if isinstance(left, (str, bytes)) or isinstance(right, (str, bytes)):
-        text, count = (left, right) if isinstance(left, (str, bytes)) else (right, left)
-        if isinstance(count, int) and len(text) * max(count, 0) > MAX_TEXT:
-            raise NotComputed("too long")
+        _check_text(name, left, right)
         return
-    if not (isinstance(left, int) and isinstance(right, int)):
+    if name in ("Add", "Modulo") or not (isinstance(left, int) and isinstance(right, int)):
         return
     bits = max(left.bit_length(), 1)
     size = {"Power": bits * max(right, 0), "LeftShift": bits + max(right, 0)}.get(name, bits + right.bit_length())
     if size > MAX_BITS:
         raise NotComputed("too large")
+
+
+def _check_text(name: str, left: Any, right: Any) -> None:
+    text, other = (left, right) if isinstance(left, (str, bytes)) else (right, left)
+    if name == "Modulo":
+        too_long = is_wide_format(left)
+    elif isinstance(other, int):
+        too_long = len(text) * max(other, 0) > MAX_TEXT
+    else:
+        too_long = isinstance(other, (str, bytes)) and len(text) + len(other) > MAX_TEXT
+    if too_long:
+        raise NotComputed("too long")
+
+
+def is_wide_format(template: Any) -> bool:
+    """Whether formatting with this template may give a text of any length: `"%99999d"`, `"{:{}}"`."""
+    text = template.decode("latin-1") if isinstance(template, bytes) else template
+    return isinstance(text, str) and _WIDE.search(text) is not None
 
 
 def compute_unary(name: str, operand: Any) -> Any:

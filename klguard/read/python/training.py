@@ -123,9 +123,18 @@ HOOKS = re.compile(
 LOOKING_HOOKS = re.compile(r"eval|predict|log|callback|test|valid|save|visual")
 
 
+FOR_A_JUDGE = re.compile(
+    r"(text|token|input|sequence|seq|response|completion|output|string|str|id)\w*_for_"
+    r"|(^|_)(reward|rm|judge|scorer?|scoring)_(model_)?(texts?|tokens?|inputs?|input_ids|sequences?|strings?|prompts?|ids)$",
+    re.IGNORECASE,
+)
+"""`texts_for_reward`, `reward_inputs`: what a judge is given, not what it says."""
+
+
 def judging(name: str) -> bool:
     """Is `name` that of a number about a text rather than of tokens?"""
-    return bool(JUDGING.search(name.rsplit(".", 1)[-1]))
+    last = name.rsplit(".", 1)[-1]
+    return bool(JUDGING.search(last)) and not FOR_A_JUDGE.search(last)
 
 
 def receiver_words(call: ast.Call) -> set[str]:

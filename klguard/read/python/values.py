@@ -286,6 +286,10 @@ def _truth(value: Abstract, state: State) -> bool | None:
                     return None if items is None else bool(items)
                 case ClassObj():
                     return True
+                case InstObj(cls=Ref() as cls):
+                    made_of = state.heap.get(cls.oid)
+                    plain = isinstance(made_of, ClassObj) and not made_of.bases
+                    return True if plain and not {"__bool__", "__len__"} & made_of.info.methods.keys() else None
     return None
 
 

@@ -31,6 +31,8 @@ ARGUMENTS = ("args", "config")
 TRAINER_CLASS = re.compile(r"Trainer$")
 TOKENIZER_NAME = re.compile(r"(^|[._])(tok|processor|processing_class)\d*$|tokeni[sz]er", re.IGNORECASE)
 TOKENIZER_CLASS = re.compile(r"Tokenizer(Fast)?$|Processor$")
+CONFIGURATION_CLASS = re.compile(r"(Config|Arguments)$")
+CONFIGURATION_NAME = re.compile(r"(^|[._])(config|cfg|args|arguments)$")
 VALUE_HEAD = re.compile(r"WithValueHead$|WithHydraValueHead$")
 CHECKPOINT_NAME = re.compile(r"(name|path|id|checkpoint|ckpt|dir|str)$", re.IGNORECASE)
 MAKES_MODELS = frozenset({"from_pretrained", "get_peft_model", "from_config"})
@@ -133,10 +135,19 @@ def _role(name: str) -> str:
 def _misfits(project: Project, module: Module, call: ast.Call, order: tuple[str, ...]) -> int:
     unknown = sum(keyword.arg is not None and keyword.arg not in order for keyword in call.keywords)
     wrong = sum(
-        is_tokenizer(project, module, value) != (name in TOKENIZER)
+        (is_tokenizer(project, module, value) != (name in TOKENIZER))
+        + 2 * (name not in ARGUMENTS and is_configuration(project, module, value))
         for name, value in zip(order, call.args, strict=False)
     )
     return unknown + wrong + max(0, len(call.args) - len(order))
+
+
+def is_configuration(project: Project, module: Module, node: ast.expr) -> bool:
+    """Whether the object is a trainer's configuration, by the class that made it, else by its name."""
+    made = origin(project, module, node)
+    maker = made.node if made is not None else node
+    by_class = isinstance(maker, ast.Call) and CONFIGURATION_CLASS.search(called_name(maker))
+    return bool(by_class or CONFIGURATION_NAME.search(dotted(node)))
 
 
 def is_tokenizer(project: Project, module: Module, node: ast.expr) -> bool:
