@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from klguard.engines import ENGINES
 from klguard.rules.bending import BendingRule, may_draw, rejected
 from klguard.rules.programs import by_hand, ppo, vllm
 from klguard.rules.rule import Example, Hazard, Rule, judge
 from klguard.rules.words import engine_of, neutral, release, safe, shown
-from klguard.settings import Known, Settings, SiteKind
+from klguard.settings import HopKind, Known, Settings, SiteKind, Value, members
 
 
 class WrongOffValue(Rule):
@@ -46,6 +47,8 @@ class WrongOffValue(Rule):
         for name, value in settings.values.items():
             if may_draw(settings, name) is False:
                 continue
+            if _meant_for_vllm(settings, name, value):
+                continue
             found = judge(value, lambda v, n=name: rejected(settings, n, v), self.severity)
             offenders = tuple(v for v in found.offenders if isinstance(v, Known)) if found else ()
             if found is None or not offenders:
@@ -75,3 +78,15 @@ class WrongOffValue(Rule):
         Example(ppo("do_sample=True, top_k=-1, max_new_tokens=32"), "0 turns top-k off, not -1"),
         Example(by_hand("do_sample=True, top_k=0, top_p=0.0, max_new_tokens=32"), "keeps one token"),
     )
+
+
+def _meant_for_vllm(settings: Settings, name: str, value: Value) -> bool:
+    """Whether a trainer samples with vLLM when a command line says so, and the value is one of vLLM's."""
+    switch = settings.values.get("use_vllm")
+    if settings.engine != "trl" or switch is None:
+        return False
+    hops = (hop for member in members(switch) for hop in getattr(member, "hops", ()))
+    at_run_time = any(hop.kind in (HopKind.ARGPARSE, HopKind.FLAG) for hop in hops)
+    plain = [m.value for m in members(value) if isinstance(m, Known)]
+    vllm = ENGINES["vllm"]
+    return at_run_time and all(vllm.error(name, v, settings.versions) is None for v in plain)

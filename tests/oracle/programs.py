@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from . import calls, changes, conditions, functions, mappings, objects, values  # noqa: F401  (they fill the tables)
+from . import styles  # noqa: F401  (fills the tables)
 from .choices import Choices
-from .modules import IMPORTS, helper, reach
 from .scope import ALL_STYLES, SETTINGS, File, Program, Scope, Styles
+from .styles.imports import IMPORTS, helper, reach
 
 PLACES = Styles("place", nest=False)
 FORMS = Styles("form", nest=False)
@@ -47,7 +47,8 @@ def seeded(seed: int) -> Source:
 
 def write(choices: Choices) -> Source:
     """One program."""
-    program = Program(choices, opaque=choices.chance(30), fuel=10 + choices.below(70))
+    featured = {style.name for style in choices.sample(STYLES, 8)}
+    program = Program(choices, choices.chance(30), fuel=10 + choices.below(70), featured=featured)
     main = File("main.py")
     program.files.append(main)
     body = Scope(program, main, main.body, main.names)

@@ -28,6 +28,7 @@ SETTINGS = {
     "renormalize_logits": "bool",
     "cache_implementation": "str",
     "suppress_tokens": "ints",
+    "begin_suppress_tokens": "ints",
     "min_p": "maybe",
 }
 # Written beside a splat; never put into a dict whose keys are not certain, so that no name is passed twice.
@@ -111,12 +112,14 @@ class File:
 class Program:
     """All files, in the order in which they may import: a file imports only files that come later.
 
-    `documents` are files of data, by path from the folder the program runs in.
+    `documents` are files of data, by path from the folder the program runs in; `featured` names styles to use
+    if there is an occasion, so that rare ones get their share.
     """
 
     choices: Choices
     opaque: bool
     fuel: int
+    featured: set[str]
     files: list[File] = field(default_factory=list)
     documents: dict[str, str] = field(default_factory=dict)
     styles: list[str] = field(default_factory=list)
@@ -336,7 +339,11 @@ class Styles:
         if program.opaque:
             fitting += 2 * [style for style in fitting if style.opaque]
         style = scope.choices.pick(fitting)
-        if style.name in program.styles and scope.chance(60):
+        wanted = [each for each in fitting if each.name in program.featured]
+        if wanted and scope.chance(60):
+            style = scope.choices.pick(wanted)
+            program.featured.remove(style.name)
+        elif style.name in program.styles and scope.chance(60):
             style = scope.choices.pick(fitting)
         program.fuel -= 1
         program.styles.append(style.name)

@@ -223,6 +223,12 @@ def test_a_wrong_value_on_some_path_is_a_warning(hazards):
     )
 
 
+def test_a_value_for_vllm_is_right_where_the_command_line_chooses_the_engine(hazards):
+    switch = Known(False, (Hop(HopKind.ARGPARSE, None, "default of --use_vllm"),))
+    assert hazards("KLG505", **GRPO, generation_kwargs={"top_k": -1}, use_vllm=switch) == []
+    assert hazards("KLG505", **GRPO, generation_kwargs={"top_k": -1})
+
+
 def test_a_value_that_is_misread_says_what_that_does_to_the_kl(hazards):
     (hazard,) = hazards("KLG505", do_sample=True, top_p=0.0)
     assert "it keeps one token" in hazard.message and "what is sampled is not the policy" in hazard.message

@@ -34,7 +34,9 @@ ITERATORS = frozenset({"iter", "next", "enumerate", "tqdm", "list", "zip", "Data
 FLUENT = frozenset("to cuda cpu eval train half float bfloat16 requires_grad_".split())
 """Methods of a torch module that return the module."""
 
-WRAPPING = frozenset("unwrap_model prepare compile deepcopy DataParallel DistributedDataParallel DDP FSDP".split())
+WRAPPING = frozenset(
+    "unwrap_model prepare compile deepcopy DataParallel DistributedDataParallel DDP FSDP".split()
+)
 """Functions of which the result behaves as their only argument does."""
 
 WORD = re.compile(r"[A-Z][A-Z0-9]*(?=[A-Z][a-z])|[A-Z]?[a-z][a-z0-9]*|[A-Z][A-Z0-9]*")
@@ -218,7 +220,7 @@ class CallGraph:
         for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs):
             if arg.arg == name and arg.annotation is not None and (text := _annotation(arg.annotation)):
                 found = self.project.resolve(text, info.module)
-                if isinstance(found, ClassInfo):
+                if isinstance(found, ClassInfo) and not _is_protocol(found):
                     return found
                 if isinstance(found, str) and "." in found:
                     return "external" if not found.startswith("typing") else None
@@ -246,7 +248,7 @@ class CallGraph:
                         if (text := _annotation(node.annotation))
                         else None
                     )
-                    if isinstance(found, ClassInfo):
+                    if isinstance(found, ClassInfo) and not _is_protocol(found):
                         return found
         return None
 
@@ -436,6 +438,11 @@ class CallGraph:
             own = self.own_class(module, value)
             return text == f"self.{name}" and own is not None and self.related(own, info.cls)
         return self.lookup(module, value, text) is info
+
+
+def _is_protocol(cls: ClassInfo) -> bool:
+    """A `typing.Protocol` says which methods an object has, not which class it is of."""
+    return any(base.rsplit(".", 1)[-1] == "Protocol" for base in cls.bases)
 
 
 def argument(info: FunctionInfo, call: ast.Call, name: str) -> ast.expr | None:

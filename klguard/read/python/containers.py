@@ -12,13 +12,32 @@ from typing import Any
 
 import libcst as cst
 
-from klguard.read.python.calls import Calls
 from klguard.read.python.expressions import MAX_ITEMS
 from klguard.read.python.flow import Frame
 from klguard.read.python.operators import SET_OPERATIONS, NotComputed, compute
+from klguard.read.python.roots import Roots
 from klguard.read.python.values import (
-    Abstract, Alt, ClassObj, Const, DictObj, Func, InstObj, ListObj, Method, Missing, Mod, Object, Ref, State, Step,
-    Steps, Tup, Unk, join, join_states, members,
+    Abstract,
+    Alt,
+    ClassObj,
+    Const,
+    DictObj,
+    Func,
+    InstObj,
+    ListObj,
+    Method,
+    Missing,
+    Mod,
+    Object,
+    Ref,
+    State,
+    Step,
+    Steps,
+    Tup,
+    Unk,
+    join,
+    join_states,
+    members,
 )
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Reason
 
@@ -27,7 +46,9 @@ VIEWS = frozenset({"dict_keys", "dict_values", "dict_items"})
 MAPPINGS = frozenset({"module-dict", "chain-map"})
 """Mappings whose contents are kept elsewhere: in a module's variables, in other dicts."""
 
-CONTAINERS = SETS | VIEWS | MAPPINGS | {"iterator", "itemgetter", "attrgetter", "namedtuple", "namedtuple-type"}
+CONTAINERS = SETS | VIEWS | MAPPINGS | {
+    "iterator", "itemgetter", "attrgetter", "namedtuple", "namedtuple-type", "subparsers",
+}
 
 DICT_LIKE_KINDS = frozenset({"dict-like", "transformers.GenerationConfig"})
 
@@ -44,7 +65,7 @@ class NotPlain:
 NOT_PLAIN = NotPlain()
 
 
-class Containers(Calls):
+class Containers(Roots):
     """Reading and writing containers, and the operators that work on them."""
 
     call_instance: Callable[..., Abstract | None]
@@ -205,7 +226,9 @@ class Containers(Calls):
         part = self.part(value, state)
         if kind == "module-dict" and isinstance(part, Mod):
             doubt = Unk(Reason.RUNTIME, f"the names of {part.module.name}")
-            return self.new_dict(dict(state.variables(("module", part.module.path))), state, doubt)
+            home = ("module", part.module.path)
+            names = {name: self.lookup(home, name, state) or doubt for name in list(state.variables(home))}
+            return self.new_dict(names, state, doubt)
         merged = self.new_dict({}, state)
         for mapping in reversed(part.items) if isinstance(part, Tup) else (part,):
             self.merge_into(merged, mapping, state, "ChainMap")
@@ -325,7 +348,8 @@ class Containers(Calls):
             self._assign_module(module, key.value, value, state, weak)
             return
         home = ("module", module.module.path)
-        for name, old in list(state.variables(home).items()):
+        for name in list(state.variables(home)):
+            old = self.lookup(home, name, state) or Missing()
             state.bind(home, name, join((old, Unk(Reason.DYNAMIC_KEY, "a global name"))))
 
     def _set_first(self, maps: Abstract, key: Abstract, value: Abstract, state: State, weak: bool) -> None:

@@ -385,7 +385,7 @@ class Flow:
         return None
 
     def _filled(self, spot: Spot, call: ast.Call) -> ast.expr | None:
-        """The list or tensor that torch.distributed fills with what the processes hold (`all_gather(into, x)`)."""
+        """What torch.distributed fills with the values of all processes: `all_gather(into, x)`."""
         place = COLLECTIVES.get(callee_name(call))
         if place is None or self.graph.target(spot.module, call) is not None:
             return None

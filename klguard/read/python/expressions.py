@@ -14,13 +14,39 @@ from klguard.read.python.flow import Flow, Frame
 from klguard.read.python.operators import NotComputed, compute, compute_unary
 from klguard.read.python.source import shorten
 from klguard.read.python.values import (
-    Abstract, Alt, ClassObj, Const, DictObj, Ext, Func, InstObj, ListObj, Method, Missing, Mod, Object, Partial, Ref,
-    State, Step, Steps, Tup, Unk, identity, join, join_states, members, reachable, truth, with_step,
+    Abstract,
+    Alt,
+    ClassObj,
+    Const,
+    DictObj,
+    Ext,
+    Func,
+    InstObj,
+    Later,
+    ListObj,
+    Method,
+    Missing,
+    Mod,
+    Object,
+    Partial,
+    Ref,
+    State,
+    Step,
+    Steps,
+    Tup,
+    Unk,
+    identity,
+    join,
+    join_states,
+    members,
+    reachable,
+    truth,
+    with_step,
 )
 from klguard.settings import HopKind, Reason
 
 if TYPE_CHECKING:
-    from klguard.read.python.values import Code
+    pass
 
 BUILTINS = frozenset(dir(builtins))
 KEYWORDS = {"True": True, "False": False, "None": None}
@@ -35,6 +61,7 @@ class Expressions(Flow):
     module_variable: Callable[..., Abstract | None]
     super_method: Callable[..., Abstract | None]
     harmless: Callable[[Abstract, str], bool]
+    lookup: Callable[[Any, str, State], Abstract | None]
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +135,8 @@ class Expressions(Flow):
         home = frame.outer.get(name)
         for scope in (home,) if home is not None else frame.scopes:
             value = state.variables(scope).get(name)
+            if isinstance(value, Later):
+                return self.lookup(scope, name, state)
             if value is not None:
                 return value
         if (found := self.module_variable(name, state, frame)) is not None:
@@ -134,7 +163,7 @@ class Expressions(Flow):
             case Ref():
                 return self._ref_attribute(owner, name, state, frame)
             case Mod():
-                found = state.variables(("module", owner.module.path)).get(name)
+                found = self.lookup(("module", owner.module.path), name, state)
                 return found if found is not None else self.import_name(owner.module.name, name, state, frame)
             case Ext():
                 return Ext(f"{owner.name}.{name}")

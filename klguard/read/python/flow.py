@@ -14,8 +14,26 @@ import libcst as cst
 
 from klguard.read.python.source import Unit, shorten
 from klguard.read.python.values import (
-    Abstract, Alt, Const, DictObj, Func, InstObj, ListObj, Missing, Mod, Ref, State, Step, Tup, Unk, identity, join,
-    join_states, members, truth, with_step,
+    Abstract,
+    Alt,
+    Const,
+    DictObj,
+    Func,
+    InstObj,
+    ListObj,
+    Missing,
+    Mod,
+    Ref,
+    State,
+    Step,
+    Tup,
+    Unk,
+    identity,
+    join,
+    join_states,
+    members,
+    truth,
+    with_step,
 )
 from klguard.settings import HopKind, Reason
 

@@ -14,8 +14,24 @@ from klguard.read.python.expressions import MAX_ITEMS
 from klguard.read.python.flow import Frame
 from klguard.read.python.methods import Methods
 from klguard.read.python.values import (
-    MISSING, Abstract, Alt, Const, DictObj, Func, InstObj, ListObj, Missing, Ref, State, Tup, Unk, join, join_states,
-    members, truth,
+    MISSING,
+    Abstract,
+    Alt,
+    Const,
+    DictObj,
+    Func,
+    InstObj,
+    Later,
+    ListObj,
+    Missing,
+    Ref,
+    State,
+    Tup,
+    Unk,
+    join,
+    join_states,
+    members,
+    truth,
 )
 from klguard.settings import Reason
 
@@ -183,7 +199,7 @@ class Iteration(Methods):
         finally:
             state.heap.watchers[:] = [watcher for watcher in state.heap.watchers if watcher is not written]
         touched = any(oid in state.heap for oid in written)
-        if touched or any(branch.frames.get(key) is not value for key, value in state.frames.items()):
+        if touched or any(_rebound(names, branch.variables(key)) for key, names in state.frames.items()):
             merged = join_states([state, branch])
             assert merged is not None
             state.become(merged)
@@ -401,7 +417,7 @@ class Iteration(Methods):
         if weak:
             target = state.copy()
         for condition in clause.ifs:
-            answer = self.decide(self.eval(condition.test, target, frame), target)
+            answer = truth(self.eval(condition.test, target, frame), target)
             if answer is False:
                 break
             if answer is None:
@@ -421,6 +437,12 @@ class Iteration(Methods):
         certain = self._comprehend(node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame)
         elements = self.elements_of(Tup(tuple(found)), state) if certain else None
         return self.make_set(elements, state, self.text(node))
+
+
+def _rebound(before: dict[str, Abstract], after: dict[str, Abstract]) -> bool:
+    """Whether a variable got another value; a definition that was waiting to be read is none."""
+    return before is not after and any(
+        after.get(name) is not value and not isinstance(value, Later) for name, value in before.items())
 
 
 def _first_of(value: Abstract, plain: Callable[..., Any], state: State) -> Any:

@@ -1,8 +1,4 @@
-"""What the libraries that carry settings do: command lines, configuration files, and the objects of transformers.
-
-A value that a command line may replace keeps its default and a step that says so (`HopKind.ARGPARSE`): it is what a
-run without flags uses, but no branch is decided by it.
-"""
+"""What the libraries that carry settings do: configuration files, the objects of transformers, harmless calls."""
 
 from __future__ import annotations
 
@@ -15,16 +11,28 @@ from typing import Any
 import libcst as cst
 
 from klguard.read.python.calls import Arguments
+from klguard.read.python.command_lines import PARSERS, CommandLines
 from klguard.read.python.documents import load_document
 from klguard.read.python.flow import Frame
-from klguard.read.python.models import Models
+from klguard.read.python.methods import READING
 from klguard.read.python.values import (
-    Abstract, ClassObj, Const, DictObj, Ext, Func, InstObj, ListObj, Method, Missing, Ref, State, Step, Tup, Unk,
-    join, members, with_step,
+    Abstract,
+    Const,
+    DictObj,
+    Ext,
+    Func,
+    InstObj,
+    ListObj,
+    Method,
+    Ref,
+    State,
+    Step,
+    Tup,
+    Unk,
+    join,
+    members,
 )
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Reason
-
-PARSERS = frozenset({"argparse.ArgumentParser", "configargparse.ArgumentParser", "configargparse.ArgParser"})
 
 DATACLASS_PARSERS = frozenset({
     "transformers.HfArgumentParser", "transformers.hf_argparser.HfArgumentParser", "trl.TrlParser",
@@ -62,11 +70,18 @@ QUIET_METHODS = frozenset(
 """Methods of objects that are not visible which, by their name, only read what they are given."""
 
 
+_STEADY = frozenset({"open", "path", "field", "dataclass-field", "nullcontext", "dict_keys", "dict_items", "dict_values"})
+"""Kinds of objects whose methods do not change them."""
+
+_CHANGES = re.compile(
+    r"_*(set|update|merge|load|reset|clear|pop|apply|override|remove|delete|add|register|assign|insert|append|extend)")
+"""Beginnings of the names of methods that change the object they belong to."""
+
 MAX_DOCUMENTS = 40
 """Configuration files of the project that are opened where code does not say which one it loads."""
 
 
-class Libraries(Models):
+class Libraries(CommandLines):
     """Calls of library functions."""
 
     def __init__(self, *args: Any) -> None:
@@ -78,22 +93,68 @@ class Libraries(Models):
     ) -> Abstract | None:
         name = callee.name
         if name in PARSERS:
-            options = self.new_dict({}, state)
-            return self.new_instance("argparse.ArgumentParser", {"options": options}, state, text=self.text(node))
+            return self.make_parser(args, node, state)
+        for value in args.positional:
+            self.forget_parser(value, state)
         if name in DATACLASS_PARSERS or name.endswith((".HfArgumentParser", ".TrlParser")):
             types = args.get("dataclass_types", 0) or Unk(Reason.RUNTIME, self.text(node))
             return self.new_instance("transformers.HfArgumentParser", {"types": types}, state, text=self.text(node))
         if name in FUNCTION_CLIS and args.positional and isinstance(args.positional[0], Func):
             return self.run_command(args.positional[0], node, state, frame)
         if name in DATACLASS_CLIS and args.positional:
-            return self._from_command_line(args.positional[0], node, state, frame)
+            return self.from_command_line(args.positional[0], args.get("args"), node, state, frame)
         if name in OPTIONS:
-            return self._option(args, node, frame)
+            return self.option(args, node, frame)
         if name in LOADERS:
             return self._load(name, args, node, state, frame)
         if name.endswith("GenerationConfig.from_dict") and args.positional:
             return self._object("transformers.GenerationConfig", args.positional[0], node, state)
+        if name.startswith("omegaconf.OmegaConf."):
+            return self._omegaconf(name.rpartition(".")[2], args, node, state)
         return self._foreign_instance(callee, args, node, state, frame)
+
+    def _omegaconf(self, name: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
+        """OmegaConf.merge, to_container, structured; what else may change a configuration makes it unknown."""
+        if name == "merge" and args.positional and args.more_positional is None:
+            merged: Abstract = self.new_dict({}, state)
+            for source in args.positional:
+                merged = self._merged(merged, source, self.text(node), state)
+            return self.dict_like(merged, state)
+        if name in ("to_container", "to_object") and args.positional:
+            return self._plain_dict(args.positional[0], state)
+        if name in ("update", "set_struct", "set_readonly", "resolve", "clear_resolvers") and name != "set_readonly":
+            if name in ("update", "resolve"):
+                self.escape(args.positional[:1], f"{self.text(node.func)}()", state)
+            return Const(None)
+        return None
+
+    def _merged(self, left: Abstract, right: Abstract, text: str, state: State) -> Abstract:
+        """A dict with the contents of both, the right one's first, level by level."""
+        mine, theirs = self.dict_of(left, state), self.dict_of(right, state)
+        ref = self.new_dict(dict(mine.entries) if mine is not None else {}, state, mine.rest if mine is not None else None)
+        if theirs is None:
+            self.merge_into(ref, right, state, text)
+            return ref
+        entries = {
+            key: self._merged(mine.entries[key], value, text, state)
+            if mine is not None and self.dict_of(mine.entries.get(key, value), state) is not None
+            and key in mine.entries and self.dict_of(value, state) is not None else value
+            for key, value in theirs.entries.items()
+        }
+        self.merge_into(ref, self.new_dict(entries, state, theirs.rest), state, text)
+        return ref
+
+    def _plain_dict(self, value: Abstract, state: State) -> Abstract | None:
+        """A copy of a configuration as plain dicts."""
+        obj = self.dict_of(value, state)
+        if obj is None:
+            return None
+        return self.new_dict({key: self._plain_entry(inner, state) for key, inner in obj.entries.items()}, state, obj.rest)
+
+    def _plain_entry(self, value: Abstract, state: State) -> Abstract:
+        nested = isinstance(value, Ref) and self.dict_of(value, state) is not None
+        plain = self._plain_dict(value, state) if nested else None
+        return plain if plain is not None else self.duplicate(value, state, {}, deep=True)
 
     # -- instances of library classes --------------------------------------------------------------------------
 
@@ -127,18 +188,21 @@ class Libraries(Models):
         if not isinstance(obj, InstObj) or not isinstance(callee.owner, Ref):
             return None
         if obj.made_by == "argparse.ArgumentParser":
-            return self._parser_method(callee.owner, obj, callee.name, args, node, state, frame)
+            return self.parser_method(callee.owner, callee.name, args, node, state, frame)
+        if obj.made_by == "subparsers":
+            known = callee.name == "add_parser"
+            return self.subparser(callee.owner, args, node, state) if known else Unk(Reason.RUNTIME, self.text(node))
         if obj.made_by == "transformers.HfArgumentParser":
-            return self._dataclass_parser(obj, callee.name, node, state, frame)
+            return self.dataclass_parser(obj, callee.name, args, node, state, frame)
         if obj.made_by in ("transformers.GenerationConfig", "dict-like") and callee.name == "to_dict":
             attrs = self.dict_of(Ref(obj.attrs), state) or DictObj()
             return self.new_dict(dict(attrs.entries), state, attrs.rest)
         if obj.made_by == "transformers.GenerationConfig" and callee.name == "update":
-            self._merge_keywords(Ref(obj.attrs), args, state)
+            self.merge_keywords(Ref(obj.attrs), args, state)
             return Const(None)
         if obj.made_by == "open" and callee.name in ("read", "readlines"):
             return Unk(Reason.RUNTIME, self.text(node))
-        return None
+        return self.object_call(callee, obj.made_by, args, node, state)
 
     def enter(self, value: Abstract, state: State, frame: Frame) -> Abstract:  # type: ignore[override]
         """What `with value as x` binds."""
@@ -147,119 +211,11 @@ class Libraries(Models):
             method = self.class_attribute(obj.cls, "__enter__", state)
             if isinstance(method, Func):
                 return self.invoke(replace(method, bound=value), Arguments(), None, state, frame)
+        if isinstance(obj, InstObj) and obj.made_by == "nullcontext":
+            return self.get_attribute(value, "enter_result", state, frame)
         if isinstance(value, Tup) and len(value.items) == 1:
             return value.items[0]
         return value
-
-    # -- argparse ----------------------------------------------------------------------------------------------
-
-    def _parser_method(
-        self, owner: Ref, obj: InstObj, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
-    ) -> Abstract:
-        options = self.dict_of(Ref(obj.attrs), state).entries["options"]  # type: ignore[union-attr]
-        assert isinstance(options, Ref)
-        if name == "add_argument":
-            self._add_argument(options, args, node, state, frame)
-            return Const(None)
-        if name in ("add_argument_group", "add_mutually_exclusive_group", "add_parser"):
-            return owner
-        if name == "set_defaults":
-            for key, value in args.keywords.items():
-                self.set_item(options, Const(key), with_step(value, self._flag(node, frame, key)), state)
-            return Const(None)
-        if name in ("parse_args", "parse_known_args", "parse_intermixed_args"):
-            found = self.dict_of(options, state) or DictObj()
-            namespace = self.new_instance("namespace", found.entries, state, rest=found.rest, text=self.text(node))
-            return Tup((namespace, Unk(Reason.RUNTIME, "unparsed arguments"))) if "known" in name else namespace
-        return Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
-
-    def _flag(self, node: cst.CSTNode, frame: Frame, name: str) -> Step:
-        return Step(HopKind.ARGPARSE, frame.unit, node, f"default of the command-line option {name}")
-
-    def _add_argument(self, options: Ref, args: Arguments, node: cst.Call, state: State, frame: Frame) -> None:
-        flags = [v.value for v in args.positional if isinstance(v, Const) and isinstance(v.value, str)]
-        if len(flags) != len(args.positional) or args.rest is not None or not flags:
-            state.heap[options.oid] = replace(
-                state.heap[options.oid], rest=Unk(Reason.DYNAMIC_KEY, self.text(node)))  # type: ignore[arg-type]
-            return
-        named = args.keywords.get("dest")
-        long = next((flag for flag in flags if flag.startswith("--")), flags[0])
-        dest = str(named.value) if isinstance(named, Const) else long.lstrip("-").replace("-", "_")
-        value = self._default(args, flags, node, state)
-        self.set_item(options, Const(dest), with_step(value, self._flag(node, frame, long)), state)
-
-    def _default(self, args: Arguments, flags: list[str], node: cst.Call, state: State) -> Abstract:
-        action = args.keywords.get("action")
-        default = args.keywords.get("default")
-        if default is not None:
-            return self._typed(default, args.keywords.get("type"), node)
-        if isinstance(action, Const) and action.value in ("store_true", "store_false"):
-            return Const(action.value == "store_false")
-        required = args.keywords.get("required")
-        if not flags[0].startswith("-") or (isinstance(required, Const) and required.value):
-            return Unk(Reason.RUNTIME, f"the command-line argument {flags[-1]}")
-        return Const(None)
-
-    def _typed(self, default: Abstract, kind: Abstract | None, node: cst.Call) -> Abstract:
-        """argparse passes a default through `type` when it is a string."""
-        if not (isinstance(default, Const) and isinstance(default.value, str)) or kind is None:
-            return default
-        convert = {"builtins.int": int, "builtins.float": float, "builtins.str": str}.get(
-            kind.name if isinstance(kind, Ext) else "")
-        try:
-            return replace(default, value=convert(default.value)) if convert else Unk(Reason.RUNTIME, self.text(node))
-        except ValueError:
-            return Unk(Reason.RUNTIME, self.text(node))
-
-    # -- other command lines -----------------------------------------------------------------------------------
-
-    def _dataclass_parser(self, obj: InstObj, name: str, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        types = self.dict_of(Ref(obj.attrs), state).entries["types"]  # type: ignore[union-attr]
-        items = self.items_of(types, state) if not self._is_class(types, state) else (types,)
-        if items is None:
-            return Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
-        made = tuple(self._from_command_line(kind, node, state, frame) for kind in items)
-        if name in ("parse_args_into_dataclasses", "parse_args_and_config", "parse_dict", "parse_yaml_file",
-                    "parse_json_file"):
-            return Tup(made)
-        return Unk(Reason.RUNTIME, self.text(node))
-
-    def _is_class(self, value: Abstract, state: State) -> bool:
-        return isinstance(value, Ext) or (isinstance(value, Ref) and isinstance(state.heap.get(value.oid), ClassObj))
-
-    def _from_command_line(self, kind: Abstract, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        """An instance whose fields the command line may replace."""
-        instance = self._call_one(kind, Arguments(), node, state, frame)
-        obj = state.heap.get(instance.oid) if isinstance(instance, Ref) else None
-        if isinstance(obj, InstObj):
-            self._soften(obj, node, state, frame)
-        return instance
-
-    def _soften(self, obj: InstObj, node: cst.Call, state: State, frame: Frame) -> None:
-        attrs = state.heap.get(obj.attrs)
-        if not isinstance(attrs, DictObj):
-            return
-        soft: dict[Any, Abstract] = {}
-        for name, value in attrs.entries.items():
-            inner = state.heap.get(value.oid) if isinstance(value, Ref) else None
-            if isinstance(inner, InstObj):
-                self._soften(inner, node, state, frame)
-            soft[name] = value if isinstance(value, Missing) else with_step(value, self._flag(node, frame, f"--{name}"))
-        state.heap[obj.attrs] = DictObj(soft, attrs.rest)
-
-    def _option(self, args: Arguments, node: cst.Call, frame: Frame) -> Abstract:
-        default = args.get("default", 0)
-        if default is None or (isinstance(default, Const) and default.value is ...):
-            return Unk(Reason.RUNTIME, self.text(node))
-        return with_step(default, self._flag(node, frame, self.text(node)))
-
-    def run_command(self, function: Func, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        """Run a function whose parameters are command-line options."""
-        code = replace(function.code)
-        code.defaults = {
-            name: with_step(value, self._flag(node, frame, f"--{name}")) for name, value in function.code.defaults.items()
-        }
-        return self.invoke(replace(function, code=code), Arguments(), node, state, frame)
 
     # -- configuration files -----------------------------------------------------------------------------------
 
@@ -267,7 +223,7 @@ class Libraries(Models):
         unknown = Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
         path = self._path_of(args.get("stream", 0), state)
         if path is not None:
-            contents = self._read_document(path, LOADERS[name], state, frame)
+            contents = self.read_document(path, LOADERS[name], state, frame)
         else:
             contents = self._any_document(LOADERS[name], unknown, node, state, frame)
         if contents is None:
@@ -285,7 +241,7 @@ class Libraries(Models):
         ]
         if not found or len(found) > MAX_ALTERNATIVES - 1:
             return None
-        soft = (self._flag(node, frame, "that names the file"),)
+        soft = (self.flag_step(node, frame, "that names the file"),)
         return self._one_of_documents(found, unknown, soft, state)
 
     def _one_of_documents(self, items: list[Any], unknown: Unk, soft: tuple[Step, ...], state: State) -> Abstract:
@@ -316,7 +272,7 @@ class Libraries(Models):
             source = attrs.entries.get("path") if attrs else None
         return source if isinstance(source, Const) and isinstance(source.value, str) else None
 
-    def _read_document(self, path: Const, kind: str, state: State, frame: Frame) -> Abstract | None:
+    def read_document(self, path: Const, kind: str, state: State, frame: Frame) -> Abstract | None:
         """The contents of a configuration file of the project, looked for where the program would find it."""
         here = self.project.paths.get(frame.module.path, Path(frame.module.path)).parent
         for base in dict.fromkeys((self.project.root, Path("."), here, *list(here.parents)[:3])):
@@ -351,3 +307,8 @@ class Libraries(Models):
             return callee.name in QUIET_METHODS
         return False
 
+    def is_quiet(self, kind: str, method: str) -> bool:  # type: ignore[override]
+        """Whether a method of a library object leaves what is known of the object as it is."""
+        if method in QUIET_METHODS or method in READING:
+            return True
+        return kind.split(".")[0] in QUIET_PACKAGES and _CHANGES.match(method) is None or kind in _STEADY

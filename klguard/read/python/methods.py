@@ -10,12 +10,30 @@ import libcst as cst
 
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import (
-    DICT_LIKE_KINDS, MAPPINGS, NOT_PLAIN, SETS, VIEWS, Containers,
+    DICT_LIKE_KINDS,
+    MAPPINGS,
+    NOT_PLAIN,
+    SETS,
+    VIEWS,
+    Containers,
 )
 from klguard.read.python.flow import Frame
 from klguard.read.python.operators import MAX_TEXT, SET_OPERATIONS, is_wide_format
 from klguard.read.python.values import (
-    Abstract, Const, DictObj, ListObj, Method, Missing, Ref, State, Step, Tup, Unk, identity, join, members,
+    Abstract,
+    Const,
+    DictObj,
+    ListObj,
+    Method,
+    Missing,
+    Ref,
+    State,
+    Step,
+    Tup,
+    Unk,
+    identity,
+    join,
+    members,
     with_step,
 )
 from klguard.settings import HopKind, Reason
@@ -52,7 +70,7 @@ class Methods(Containers):
     """Calls of `Method` values."""
 
     object_method: Callable[..., Abstract | None]
-    sort_items: Callable[..., "tuple[Abstract, ...] | None"]
+    sort_items: Callable[..., tuple[Abstract, ...] | None]
 
     def call_of_method(
         self, callee: Method, args: Arguments, node: cst.Call, state: State, frame: Frame

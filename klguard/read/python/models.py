@@ -1,32 +1,55 @@
-"""What built-in and standard library code does to the values klguard follows."""
+"""What built-in and standard library code does to the values klguard follows: the table, and what is called by name."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import libcst as cst
 
-from klguard.read.python.calls import Arguments, Calls
+from klguard.read.python.calls import Arguments
+from klguard.read.python.containers import DICT_LIKE_KINDS, NOT_PLAIN
+from klguard.read.python.documents import parse_text
+from klguard.read.python.expressions import MAX_ITEMS
 from klguard.read.python.flow import Frame
-from klguard.read.python.operators import MAX_TEXT
+from klguard.read.python.methods import READING
+from klguard.read.python.operators import NotComputed, compute
+from klguard.read.python.records import Records
 from klguard.read.python.values import (
-    Abstract, ClassObj, Const, DictObj, Ext, Func, InstObj, ListObj, Method, Missing, Mod, Partial, Ref, State, Step,
-    Tup, Unk, join, members, truth, with_step,
+    Abstract,
+    Alt,
+    ClassObj,
+    Const,
+    DictObj,
+    Ext,
+    Func,
+    InstObj,
+    ListObj,
+    Method,
+    Mod,
+    Partial,
+    Ref,
+    State,
+    Step,
+    Tup,
+    Unk,
+    join,
+    members,
+    truth,
 )
 from klguard.settings import HopKind, Reason
 
-Model = Callable[..., "Abstract | None"]
-
 CONVERSIONS: dict[str, Callable[..., Any]] = {
-    "int": int, "float": float, "bool": bool, "str": str, "len": len, "abs": abs, "round": round, "min": min, "max": max,
-    "sum": sum, "repr": repr, "complex": complex, "divmod": divmod, "pow": None, "ord": ord, "chr": chr,  # type: ignore
+    "int": int, "float": float, "bool": bool, "str": str, "abs": abs, "round": round, "min": min, "max": max,
+    "sum": sum, "repr": repr, "complex": complex, "divmod": divmod, "ord": ord, "chr": chr, "bytes": bytes,
+    "format": format, "hex": hex, "bin": bin, "ascii": ascii,
 }
 
-SAFE_TEXT_METHODS = frozenset(
-    "lower upper strip lstrip rstrip split rsplit replace startswith endswith join format title capitalize removeprefix "
-    "removesuffix partition rpartition casefold isdigit isnumeric isalpha splitlines encode decode count find".split()
+SAFE_MATH = frozenset(
+    "ceil floor trunc sqrt exp log log2 log10 log1p fabs isnan isinf isfinite isclose copysign fmod hypot sin cos tan "
+    "tanh sinh cosh atan degrees radians gcd fsum prod".split()
 )
 
 DICTS = frozenset({"builtins.dict", "collections.OrderedDict", "OrderedDict", "typing.Dict"})
@@ -39,44 +62,50 @@ DICT_LIKE = frozenset({
 
 NAMESPACES = frozenset({"types.SimpleNamespace", "argparse.Namespace"})
 
-IDENTITIES = frozenset({
-    "typing.cast", "builtins.iter", "builtins.print", "builtins.id", "omegaconf.OmegaConf.to_container",
-    "omegaconf.OmegaConf.structured", "functools.wraps", "functools.update_wrapper",
-})
+TEXT_READERS = {
+    "json.loads": "json", "ast.literal_eval": "python", "yaml.safe_load": "yaml", "yaml.full_load": "yaml",
+    "yaml.load": "yaml", "tomllib.loads": "toml", "tomli.loads": "toml", "toml.loads": "toml",
+}
+
+OWNERS = frozenset("dict list str set frozenset bytes".split())
+"""Built-in classes whose methods may be called through the class: `dict.update(kw, top_k=5)`."""
+
+EXECUTORS = frozenset({"builtins.exec", "builtins.eval", "builtins.compile", "runpy.run_path", "runpy.run_module"})
+
+_CALLABLE = (Func, Partial)
 
 
-class Models(Calls):
-    """Calls of built-ins and of methods of dicts, lists and strings."""
+class Models(Records):
+    """The table of modelled functions, constructors, conversions, and texts that hold data."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._library: dict[str, Model] = {
+        self._library |= {
             **dict.fromkeys(DICTS, self._make_dict), **dict.fromkeys(DICT_LIKE, self._make_dict_like),
-            **dict.fromkeys(NAMESPACES, self._make_namespace),
+            **dict.fromkeys(NAMESPACES, self._make_namespace), **dict.fromkeys(EXECUTORS, self._execute),
             "collections.defaultdict": self._make_defaultdict, "collections.ChainMap": self._make_chain_map,
-            "builtins.list": self._make_list, "builtins.tuple": self._make_tuple,
-            "builtins.range": self._make_range, "builtins.enumerate": self._enumerate, "builtins.zip": self._zip,
-            "builtins.sorted": self._sorted, "builtins.reversed": self._reversed,
-            "builtins.isinstance": self._isinstance, "builtins.getattr": self._getattr,
-            "builtins.setattr": self._setattr, "builtins.hasattr": self._hasattr, "builtins.vars": self._vars,
-            "builtins.globals": self._globals, "builtins.locals": self._locals, "builtins.any": self._any,
-            "builtins.all": self._all, "builtins.map": self._map, "builtins.next": self._next,
-            "builtins.open": self._open, "builtins.callable": self._callable,
+            "types.MappingProxyType": self._first, "builtins.dict.fromkeys": self._from_keys,
+            "collections.OrderedDict.fromkeys": self._from_keys, "builtins.list": self._make_list,
+            "builtins.tuple": self._make_tuple, "builtins.range": self._make_range, "builtins.len": self._len,
+            "builtins.min": self._extreme, "builtins.max": self._extreme, "builtins.pow": self._pow,
+            "builtins.open": self._open, "io.open": self._open, "builtins.callable": self._callable,
             "copy.copy": self._copy, "copy.deepcopy": self._deepcopy, "functools.partial": self._partial,
-            "functools.wraps": self._wraps, "klguard.identity": self._first,
-            "typing.cast": self._cast, "dataclasses.field": self._field, "dataclasses.asdict": self._asdict,
-            "pydantic.Field": self._field, "dataclasses.replace": self._replace,
-            "os.getenv": self._getenv, "os.environ.get": self._getenv,
-            "operator.or_": self._merge_two,
+            "functools.wraps": self._wraps, "klguard.identity": self._first, "typing.cast": self._cast,
+            "contextlib.nullcontext": self._nullcontext, "os.getenv": self._getenv, "os.environ.get": self._getenv,
+            "operator.or_": self._merge_two, "operator.ior": self._merge_two, "operator.getitem": self._get_by_call,
+            "operator.setitem": self._set_by_call, "operator.delitem": self._delete_by_call,
+            "json.dumps": self._dumps, "random.choice": self._choice, "random.shuffle": self._shuffle,
         }
 
     def model_call(  # type: ignore[override]
         self, callee: Abstract, arguments: Arguments, node: cst.Call, state: State, frame: Frame
     ) -> Abstract | None:
         if isinstance(callee, Method):
-            return self._method(callee, arguments, node, state, frame)
+            return self.call_of_method(callee, arguments, node, state, frame)
+        if isinstance(callee, Ref):
+            return self._call_object(callee, arguments, node, state, frame)
         if isinstance(callee, Unk) and callee.owner is not None:
-            return self._unknown_method(callee, arguments, node, state, frame)
+            return self._method_of_object(callee, arguments, node, state, frame)
         if not isinstance(callee, Ext):
             return None
         model = self._library.get(callee.name)
@@ -85,9 +114,68 @@ class Models(Calls):
         package, _, name = callee.name.rpartition(".")
         if package == "builtins" and name in CONVERSIONS:
             return self._convert(name, arguments, node, state)
+        if package == "math" and name in SAFE_MATH:
+            return self._compute_one(getattr(math, name), arguments.positional, arguments.keywords, node, state)
+        if package.startswith("builtins.") and package.removeprefix("builtins.") in OWNERS and arguments.positional:
+            owner, *rest = arguments.positional
+            return self.call(Method(owner, name), replace(arguments, positional=rest), node, state, frame)
+        if callee.name in TEXT_READERS and (read := self._parse(TEXT_READERS[callee.name], arguments, node, state, frame)):
+            return read
         return self.library_call(callee, arguments, node, state, frame)
 
     library_call: Callable[..., Abstract | None]
+    is_quiet: Callable[[str, str], bool]
+
+    def _call_object(
+        self, callee: Ref, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract | None:
+        kind = self.kind_of(callee, state)
+        if kind in ("itemgetter", "attrgetter"):
+            return self.call_getter(callee, kind, args, node, state, frame)
+        return self.call_namedtuple(callee, args, node, state) if kind == "namedtuple-type" else None
+
+    def _method_of_object(
+        self, callee: Unk, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract | None:
+        """A method nobody defined visibly: of something unknown, or of an instance of a library's class."""
+        owner = callee.owner
+        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
+        if isinstance(obj, ClassObj) and obj.flavour == "namedtuple" and callee.name == "_make" and args.positional:
+            items = self.items_of(args.positional[0], state)
+            return None if items is None else self.call(owner, Arguments(list(items)), node, state, frame)
+        if isinstance(obj, InstObj) and isinstance(owner, Ref):
+            if obj.made_by == "namedtuple":
+                return self.namedtuple_method(owner, callee.name, args, node, state)
+            if obj.cls is not None and callee.name in ("model_dump", "dict", "model_copy", "copy"):
+                return self._pydantic_method(owner, callee.name, args, node, state, frame)
+            if obj.cls is None and not self.is_quiet(obj.made_by, callee.name):
+                self.doubt_attributes(owner, state, f"{self.text(node.func)}()")
+        return self.unknown_method(callee, args, node, state, frame)
+
+    def _pydantic_method(
+        self, owner: Ref, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract | None:
+        """`model_dump()` and `model_copy(update=...)` of a pydantic model."""
+        cls = self._class_object(owner, state)
+        models = cls is not None and any(
+            isinstance(base, Ext) and base.name.endswith("BaseModel") for base in self.mro(cls[0], state))
+        if not models or set(args.keywords) - {"update", "deep"} or args.rest is not None:
+            return None
+        if name in ("model_dump", "dict"):
+            return None if args.keywords else self._asdict(Arguments([owner]), node, state, frame)
+        twin = self.duplicate(owner, state, {}, deep=args.keywords.get("deep") is not None)
+        home = state.heap[twin.oid]  # type: ignore[union-attr]
+        if (update := args.keywords.get("update")) is not None:
+            self.merge_into(Ref(home.attrs), update, state, self.text(node))  # type: ignore[union-attr]
+        return twin
+
+    def object_call(self, callee: Method, kind: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
+        """A method of a library object that no model knows: unless it only reads, the object is unknown after it."""
+        if kind == "namedtuple" and isinstance(callee.owner, Ref):
+            return self.namedtuple_method(callee.owner, callee.name, args, node, state)
+        if callee.name not in READING and not self.is_quiet(kind, callee.name):
+            self.escape([callee.owner], f"{self.text(node.func)}()", state)
+        return None
 
     # -- constructors ------------------------------------------------------------------------------------------
 
@@ -97,55 +185,89 @@ class Models(Calls):
             self.merge_into(ref, args.positional[0], state, self.text(node))
         elif args.more_positional is not None:
             self.merge_into(ref, args.more_positional, state, self.text(node))
-        self._merge_keywords(ref, args, state)
+        self.merge_keywords(ref, args, state)
         return ref
 
-    def _merge_keywords(self, ref: Ref, args: Arguments, state: State) -> None:
-        keywords = self.new_dict(dict(args.keywords), state, args.rest)
-        self.merge_into(ref, keywords, state, "")
-
     def _make_dict_like(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+        first = args.get("obj", 0)
+        if isinstance(first, Const) and isinstance(first.value, str):
+            read = self._parse("yaml", Arguments([first]), node, state, frame)
+            args = replace(args, positional=[read] if read is not None else [Unk(Reason.RUNTIME, self.text(node))])
         return self.dict_like(self._make_dict(args, node, state, frame), state)
 
     def dict_like(self, value: Abstract, state: State) -> Abstract:
-        """An object whose items are also its attributes (OmegaConf, EasyDict), nested ones too."""
+        """A copy as an object whose items are also its attributes (OmegaConf, EasyDict), nested ones too."""
         obj = self.dict_of(value, state)
         if not isinstance(value, Ref) or obj is None:
             return value
-        entries = {
-            key: self.dict_like(entry, state) if isinstance(entry, Ref) and isinstance(state.heap.get(entry.oid), DictObj)
-            else entry for key, entry in obj.entries.items()
-        }
-        state.heap[value.oid] = DictObj(entries, obj.rest)
-        return self.new(InstObj(None, "dict-like", value.oid), state, value.steps)
+        home = self.new_dict({key: self._dict_like_entry(v, state) for key, v in obj.entries.items()}, state, obj.rest)
+        return self.new(InstObj(None, "dict-like", home.oid), state, value.steps)
+
+    def _dict_like_entry(self, value: Abstract, state: State) -> Abstract:
+        if isinstance(value, Alt):
+            return join(self._dict_like_entry(member, state) for member in value.values)
+        if isinstance(value, Const) and isinstance(value.value, str) and "${" in value.value:
+            return Unk(Reason.RUNTIME, value.value, value.steps)
+        obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
+        nested = isinstance(obj, DictObj) or self.kind_of(value, state) == "dict-like"
+        return self.dict_like(value, state) if nested else self.duplicate(value, state, {}, deep=True)
 
     def _make_namespace(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        return self.new_instance("namespace", args.keywords, state, rest=args.rest, text=self.text(node))
+        made = self.new_instance("namespace", args.keywords, state, rest=args.rest, text=self.text(node))
+        for value in args.positional[:1]:
+            self.merge_into(Ref(state.heap[made.oid].attrs), value, state, self.text(node))  # type: ignore[union-attr]
+        return made
 
     def _make_defaultdict(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        return self._make_dict(replace(args, positional=args.positional[1:]), node, state, frame)
+        made = self._make_dict(replace(args, positional=args.positional[1:]), node, state, frame)
+        if args.positional and isinstance(made, Ref):
+            state.heap[("factory", made.oid)] = ListObj((args.positional[0],))
+        return made
 
-    def _make_chain_map(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        ref = self.new_dict({}, state)
-        for mapping in reversed(args.positional):
-            self.merge_into(ref, mapping, state, self.text(node))
+    def _make_chain_map(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        if args.more_positional is not None:
+            return None
+        return self.make("chain-map", Tup(tuple(args.positional) or (self.new_dict({}, state),)), state, self.text(node))
+
+    def _from_keys(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+        keys = self.unordered(args.positional[0], state) if args.positional else None
+        value = args.get("value", 1) or Const(None)
+        ref = self.new_dict({}, state, Unk(Reason.RUNTIME, self.text(node)) if keys is None else None)
+        for key in keys or ():
+            self.set_item(ref, key, value, state)
         return ref
 
     def _merge_two(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 2:
             return None
-        return self.binary("BitOr", args.positional[0], args.positional[1], node, state, frame)
+        in_place = self.text(node.func).endswith("ior")
+        return self.binary("BitOr", args.positional[0], args.positional[1], node, state, frame, in_place=in_place)
 
-    def _sequence(self, args: Arguments, state: State) -> tuple[Abstract, ...] | None:
-        if args.more_positional is not None:
+    def _get_by_call(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        known = len(args.positional) == 2
+        return self.get_item(args.positional[0], args.positional[1], state, self.text(node)) if known else None
+
+    def _set_by_call(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        if len(args.positional) != 3:
+            self.escape(args.all(), self.text(node), state)
             return None
-        return self.items_of(args.positional[0], state) if args.positional else ()
+        self.set_item(args.positional[0], args.positional[1], args.positional[2], state)
+        return Const(None)
+
+    def _delete_by_call(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        if len(args.positional) != 2:
+            self.escape(args.all(), self.text(node), state)
+            return None
+        self.delete_item(args.positional[0], args.positional[1], state)
+        return Const(None)
 
     def _make_list(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        return self.new(ListObj(self._sequence(args, state)), state)
+        empty = not args.positional and args.more_positional is None
+        return self.new(ListObj(() if empty else self.sequence(args, state)), state)
 
     def _make_tuple(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        items = self._sequence(args, state)
+        empty = not args.positional and args.more_positional is None
+        items = () if empty else self.sequence(args, state)
         return Tup(items) if items is not None else Unk(Reason.RUNTIME, self.text(node))
 
     def _make_range(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
@@ -156,196 +278,181 @@ class Models(Calls):
             numbers = range(*bounds)
         except (TypeError, ValueError):
             return None
-        return Tup(tuple(Const(n) for n in numbers)) if len(numbers) <= 256 else None
+        return Tup(tuple(Const(n) for n in numbers)) if len(numbers) <= MAX_ITEMS else None
 
-    def _enumerate(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        items = self._sequence(args, state)
-        start = args.get("start", 1)
-        if items is None or (start is not None and not isinstance(start, Const)):
-            return None
-        first = start.value if isinstance(start, Const) else 0
-        return Tup(tuple(Tup((Const(first + index), item)) for index, item in enumerate(items)))
-
-    def _zip(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        columns = [self.items_of(value, state) for value in args.positional]
-        if not columns or any(c is None for c in columns) or args.more_positional is not None:
-            return None
-        return Tup(tuple(Tup(row) for row in zip(*columns)))  # type: ignore[arg-type]
-
-    def _sorted(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        items = self._sequence(args, state)
-        if items is None or args.keywords or not all(_sort_key(i, self, state) is not None for i in items):
-            return self.new(ListObj(None), state)
-        try:
-            ordered = sorted(items, key=lambda item: _sort_key(item, self, state))  # type: ignore[arg-type,return-value]
-        except TypeError:
-            return self.new(ListObj(None), state)
-        return self.new(ListObj(tuple(ordered)), state)
-
-    def _reversed(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        items = self._sequence(args, state)
-        return Tup(tuple(reversed(items))) if items is not None else None
+    # -- conversions -------------------------------------------------------------------------------------------
 
     def _convert(self, name: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
         if args.more_positional is not None or args.rest is not None:
             return None
-        if name in ("len", "bool") and args.positional:
-            answer = self._length(args.positional[0], state)
-            if name == "bool" and (known := truth(args.positional[0], state)) is not None:
-                return Const(known)
-            return Const(answer) if answer is not None and name == "len" else None
-        results: list[Abstract] = []
         values = args.positional
-        if name in ("min", "max", "sum") and len(values) == 1:
+        if name == "bool" and len(values) == 1:
+            return join(self._bool_of(member, state) for member in members(values[0]))
+        if name == "sum" and values:
             items = self.items_of(values[0], state)
-            if items is None:
-                return None
-            values = [Tup(items)]
+            values = [*([Tup(items)] if items is not None else values[:1]), *values[1:]]
         if len(values) == 1 and not args.keywords:
-            for member in members(values[0]):
-                results.append(self._convert_one(name, [member], {}, node))
-            return join(results)
-        return self._convert_one(name, values, args.keywords, node)
+            found = [self._compute_one(CONVERSIONS[name], [member], {}, node, state) for member in members(values[0])]
+            return join(found)
+        return self._compute_one(CONVERSIONS[name], values, args.keywords, node, state)
 
-    def _convert_one(
-        self, name: str, values: list[Abstract], keywords: dict[str, Abstract], node: cst.Call
+    def _bool_of(self, value: Abstract, state: State) -> Abstract:
+        known, soft = truth(value, state), self.soft_steps([value], state)
+        return join((Const(True), Const(False))) if known is None else Const(known, soft)
+
+    def _compute_one(
+        self, function: Callable[..., Any], values: list[Abstract], keywords: dict[str, Abstract], node: cst.Call,
+        state: State,
     ) -> Abstract:
-        plain = [_plain(value) for value in values]
-        named = {key: _plain(value) for key, value in keywords.items()}
-        if any(p is _NOT_PLAIN for p in (*plain, *named.values())) or name == "pow":
+        plain = [self.plain(value, state) for value in values]
+        named = {key: self.plain(value, state) for key, value in keywords.items()}
+        if any(p is NOT_PLAIN for p in (*plain, *named.values())):
             return Unk(Reason.RUNTIME, self.text(node))
         try:
-            result = CONVERSIONS[name](*plain, **named)
+            if function is bytes or (function is format and len(str(plain[-1])) > 12):
+                return Unk(Reason.RUNTIME, self.text(node))
+            result = function(*plain, **named)
         except Exception:
             return Unk(Reason.RUNTIME, self.text(node))
-        steps = values[0].steps if values else ()
-        return Const(result, steps) if not isinstance(result, tuple) else Tup(tuple(Const(r) for r in result))
+        own = values[0].steps if values else ()
+        soft = tuple(step for step in self.soft_steps([*values, *keywords.values()], state) if step not in own)
+        return self.from_plain(result, state, (*own, *soft))
+
+    def _pow(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        plain = [self.plain(value, state) for value in args.positional]
+        if len(plain) != 2 or any(value is NOT_PLAIN for value in plain):
+            return None
+        try:
+            return Const(compute("Power", *plain), self.soft_steps(args.positional, state))
+        except NotComputed:
+            return None
+
+    def _extreme(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        """`min` and `max`, with or without `key` and `default`."""
+        if args.more_positional is not None or args.rest is not None or not args.positional:
+            return None
+        items = tuple(args.positional) if len(args.positional) > 1 else self.unordered(args.positional[0], state)
+        key, default = args.keywords.get("key"), args.keywords.get("default")
+        if items is None or len(items) > MAX_ITEMS:
+            return None
+        if not items:
+            return default
+        keys = [self.call_method(key, [item], node, state, frame) for item in items] if isinstance(key, _CALLABLE) else items
+        plain = [self.plain(value, state) for value in keys]
+        if any(value is NOT_PLAIN for value in plain) or (key is not None and not isinstance(key, _CALLABLE)):
+            return join(items)
+        choose = max if self.text(node.func).endswith("max") else min
+        try:
+            best = items[choose(range(len(items)), key=plain.__getitem__)]
+        except TypeError:
+            return None
+        soft = tuple(step for step in self.soft_steps(items, state) if step not in best.steps)
+        return replace(best, steps=(*best.steps, *soft)) if not isinstance(best, Alt) else best
+
+    def _len(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        if len(args.positional) != 1:
+            return None
+        lengths = [self._length(member, state) for member in members(args.positional[0])]
+        return join(Unk(Reason.RUNTIME, self.text(node)) if n is None else Const(n) for n in lengths)
 
     def _length(self, value: Abstract, state: State) -> int | None:
-        items = self.items_of(value, state)
-        if isinstance(value, Const) and isinstance(value.value, str):
-            return len(value.value)
+        if isinstance(value, Const):
+            return len(value.value) if isinstance(value.value, (str, bytes)) else None
+        items = self.unordered(value, state)
         return len(items) if items is not None else None
 
-    # -- attributes and scopes ---------------------------------------------------------------------------------
+    def _eval_FormattedString(self, node: cst.FormattedString, state: State, frame: Frame) -> Abstract:
+        """An f-string; where a part is one of several values, so is the text."""
+        texts, soft = [""], list[Step]()
+        for part in node.parts:
+            if isinstance(part, cst.FormattedStringText):
+                pieces = None if "\\" in part.value else [part.value.replace("{{", "{").replace("}}", "}")]
+            else:
+                value = self.eval(part.expression, state, frame)
+                soft.extend(self.soft_steps([value], state))
+                pieces = self._pieces(value, part, state)
+            texts = [] if pieces is None else [text + piece for text in texts for piece in pieces]
+            if not 0 < len(texts) <= 8 or len(texts[0]) > MAX_TEXT_PIECE:
+                return Unk(Reason.RUNTIME, self.text(node))
+        return join(Const(text, (*self._literal(node, frame), *soft)) for text in texts)
 
-    def _isinstance(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        value, kind = args.get("", 0), args.get("", 1)
-        kinds = kind.items if isinstance(kind, Tup) else (kind,)
-        if not all(isinstance(k, Ext) and k.name.startswith("builtins.") for k in kinds) or value is None:
+    def _pieces(self, value: Abstract, part: cst.FormattedStringExpression, state: State) -> list[str] | None:
+        """What an expression in an f-string is written as."""
+        spec = ""
+        if part.format_spec is not None:
+            texts = [p.value for p in part.format_spec if isinstance(p, cst.FormattedStringText)]
+            spec = "".join(texts)
+            if len(texts) < len(part.format_spec) or len(spec) > 8:
+                return None
+        if part.equal is not None:
             return None
-        names = {k.name.removeprefix("builtins.") for k in kinds}  # type: ignore[union-attr]
-        answers = {self._is_instance(member, names, state) for member in members(value)}
-        answer = answers.pop() if len(answers) == 1 else None
-        return Const(answer) if answer is not None else None
-
-    def _is_instance(self, value: Abstract, names: set[str], state: State) -> bool | None:
-        if isinstance(value, Const):
-            return any(base.__name__ in names for base in type(value.value).__mro__)
-        if isinstance(value, Tup):
-            return "tuple" in names
-        obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
-        if isinstance(obj, DictObj):
-            return "dict" in names
-        if isinstance(obj, ListObj):
-            return "list" in names
-        return None
-
-    def _getattr(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        owner, name, default = (args.get("", i) for i in range(3))
-        if owner is None or not (isinstance(name, Const) and isinstance(name.value, str)):
+        plain = [self.plain(member, state) for member in members(value)]
+        if any(p is NOT_PLAIN for p in plain):
             return None
-        return join(self._getattr_one(m, name.value, default, node, state, frame) for m in members(owner))
+        shown = {"r": repr, "s": str, "a": ascii, None: lambda p: p}[part.conversion]
+        try:
+            return [format(shown(p), spec) for p in plain]
+        except (TypeError, ValueError):
+            return None
 
-    def _getattr_one(
-        self, owner: Abstract, name: str, default: Abstract | None, node: cst.Call, state: State, frame: Frame
-    ) -> Abstract:
-        found = self.has_attribute(owner, name, state)
-        if found is False and default is not None:
-            return default
-        value = self.get_attribute(owner, name, state, frame, node)
-        if found or default is None:
-            return value
-        step = Step(HopKind.DEFAULT, frame.unit, node, f"fallback of {self.text(node)}")
-        return join((with_step(default, step), value))
+    # -- texts that hold data ----------------------------------------------------------------------------------
 
-    def has_attribute(self, owner: Abstract, name: str, state: State) -> bool | None:
-        """Whether an object certainly has an attribute, certainly has not, or None."""
-        if isinstance(owner, Mod):
-            return True if name in state.variables(("module", owner.module.path)) else None
-        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
-        if isinstance(obj, (InstObj, ClassObj)):
-            attrs = state.heap.get(obj.attrs)
-            cls = obj.cls if isinstance(obj, InstObj) else owner
-            if isinstance(attrs, DictObj) and name in attrs.entries:
-                missing = [isinstance(m, Missing) for m in members(attrs.entries[name])]
-                return None if any(missing) else True
-            if cls is not None and self.class_attribute(cls, name, state) is not None:
-                return True
-            closed = isinstance(attrs, DictObj) and attrs.rest is None
-            plain = isinstance(obj, InstObj) and obj.made_by in ("", "namespace", "namedtuple")
-            return False if closed and plain and (cls is None or not self.has_foreign_base(cls, state)) else None
-        return None
+    def _parse(self, kind: str, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        """`json.loads("...")` and its kin, of a text that is known."""
+        text = args.positional[0] if args.positional else None
+        if not isinstance(text, Const) or not isinstance(text.value, str) or set(args.keywords) - {"Loader"}:
+            return None
+        read = parse_text(text.value, kind)
+        if read is None:
+            return None
+        step = Step(HopKind.LITERAL, frame.unit, node, f"read by {self.text(node.func)}()")
+        return self.from_plain(read[0], state, (*text.steps, step))
 
-    def _setattr(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        owner, name, value = (args.get("", i) for i in range(3))
-        if owner is None or value is None:
-            return Const(None)
-        if isinstance(name, Const) and isinstance(name.value, str):
-            step = Step(HopKind.ATTRIBUTE, frame.unit, node, f"set by {self.text(node)}")
-            self.set_attribute(owner, name.value, with_step(value, step), state)
-        else:
-            self._doubt_attributes(owner, state, self.text(node))
+    def _dumps(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        import json
+
+        plain = self.plain(args.positional[0], state) if len(args.positional) == 1 else NOT_PLAIN
+        named = {key: self.plain(value, state) for key, value in args.keywords.items()}
+        allowed = set(named) <= {"indent", "sort_keys", "ensure_ascii"} and args.rest is None
+        if plain is NOT_PLAIN or not allowed or any(value is NOT_PLAIN for value in named.values()):
+            return None
+        try:
+            return Const(json.dumps(plain, **named), self.soft_steps(args.positional, state))
+        except (TypeError, ValueError):
+            return None
+
+    # -- other functions ---------------------------------------------------------------------------------------
+
+    def _execute(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+        """Code given as a text may do anything to the variables around."""
+        first = args.positional[0] if args.positional else None
+        if self.text(node.func) == "eval" and (read := self._parse("python", args, node, state, frame)) is not None:
+            return read
+        if not self.text(node.func).endswith("compile") and first is not None:
+            where = f"{self.text(node.func)}()"
+            for scope in frame.scopes:
+                variables = state.variables(scope)
+                self.escape([v for v in variables.values() if not isinstance(v, (Func, Mod, Ext))], where, state)
+                for name, value in list(variables.items()):
+                    if isinstance(value, (Const, Tup, Alt)):
+                        state.bind(scope, name, Unk(Reason.ESCAPED, where, value.steps))
+        return Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
+
+    def _choice(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        items = self.sequence(args, state)
+        return join(items) if items else None
+
+    def _shuffle(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+        for value in args.positional[:1]:
+            items = self.items_of(value, state)
+            for member in members(value):
+                if isinstance(member, Ref) and isinstance(state.heap.get(member.oid), ListObj):
+                    state.heap[member.oid] = ListObj(tuple(join(items) for _ in items) if items else None)
         return Const(None)
 
-    def _doubt_attributes(self, owner: Abstract, state: State, text: str) -> None:
-        for member in members(owner):
-            obj = state.heap.get(member.oid) if isinstance(member, Ref) else None
-            attrs = state.heap.get(obj.attrs) if isinstance(obj, InstObj) else None
-            if isinstance(obj, InstObj) and isinstance(attrs, DictObj):
-                doubt = Unk(Reason.DYNAMIC_KEY, text)
-                state.heap[obj.attrs] = DictObj({k: join((v, doubt)) for k, v in attrs.entries.items()}, doubt)
-
-    def _hasattr(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        owner, name = args.get("", 0), args.get("", 1)
-        if owner is None or not isinstance(name, Const):
-            return None
-        found = self.has_attribute(owner, name.value, state)
-        return Const(found) if found is not None else None
-
-    def _vars(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        owner = args.get("", 0)
-        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
-        return Ref(obj.attrs) if isinstance(obj, InstObj) else None
-
-    def _globals(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        return self.new_dict(dict(state.variables(("module", frame.module.path))), state)
-
-    def _locals(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        return self.new_dict(dict(state.variables(frame.id)), state)
-
-    def _any(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        return self._quantify(args, state, True)
-
-    def _all(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        return self._quantify(args, state, False)
-
-    def _quantify(self, args: Arguments, state: State, wanted: bool) -> Abstract | None:
-        items = self._sequence(args, state)
-        if items is None:
-            return None
-        answers = [truth(item, state) for item in items]
-        if wanted in answers:
-            return Const(wanted)
-        return None if None in answers else Const(not wanted)
-
-    def _map(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        if len(args.positional) != 2 or (items := self.items_of(args.positional[1], state)) is None:
-            return None
-        return Tup(tuple(self.call(args.positional[0], Arguments([item]), node, state, frame) for item in items))
-
-    def _next(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        return None
+    def _nullcontext(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+        value = args.get("enter_result", 0) or Const(None)
+        return self.new_instance("nullcontext", {"enter_result": value}, state, text=self.text(node))
 
     def _open(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         path = args.get("file", 0)
@@ -353,9 +460,7 @@ class Models(Calls):
 
     def _callable(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("", 0)
-        return Const(True) if isinstance(value, (Func, Partial)) else None
-
-    # -- copies and wrappers -----------------------------------------------------------------------------------
+        return Const(True) if isinstance(value, _CALLABLE) else None
 
     def _first(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         return args.get("", 0)
@@ -374,291 +479,18 @@ class Models(Calls):
         value = args.get("x", 0)
         return self.duplicate(value, state, {}, deep=True) if value is not None else None
 
-    def duplicate(self, value: Abstract, state: State, done: dict[Any, Ref], *, deep: bool) -> Abstract:
-        """A copy of an object, with (`deep`) or without copies of what is in it."""
-        if not deep and not isinstance(value, Ref):
-            return value if not (hasattr(value, "values")) else join(
-                self.duplicate(m, state, done, deep=deep) for m in members(value))
-        match value:
-            case Tup():
-                return replace(value, items=tuple(self.duplicate(i, state, done, deep=True) for i in value.items))
-            case Ref():
-                return self._duplicate_object(value, state, done, deep)
-            case _ if len(members(value)) > 1:
-                return join(self.duplicate(m, state, done, deep=deep) for m in members(value))
-        return value
-
-    def _duplicate_object(self, value: Ref, state: State, done: dict[Any, Ref], deep: bool) -> Abstract:
-        if value.oid in done:
-            return done[value.oid]
-        obj = state.heap.get(value.oid)
-        if obj is None or isinstance(obj, ClassObj) or (isinstance(obj, InstObj) and obj.made_by == "enum"):
-            return value
-        twin = done[value.oid] = self.new(obj, state, value.steps)
-
-        def inner(item: Abstract) -> Abstract:
-            return self.duplicate(item, state, done, deep=True) if deep else item
-
-        if isinstance(obj, DictObj):
-            state.heap[twin.oid] = DictObj({k: inner(v) for k, v in obj.entries.items()}, obj.rest)
-        elif isinstance(obj, ListObj):
-            state.heap[twin.oid] = ListObj(tuple(inner(i) for i in obj.items) if obj.items is not None else None)
-        elif isinstance(obj, InstObj):
-            attrs = self.duplicate(Ref(obj.attrs), state, done if deep else {}, deep=deep)
-            assert isinstance(attrs, Ref)
-            state.heap[twin.oid] = replace(obj, attrs=attrs.oid)
-        return twin
-
     def _partial(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         if not args.positional:
             return None
         kwargs = self.new_dict(dict(args.keywords), state, args.rest)
         return Partial(args.positional[0], tuple(args.positional[1:]), kwargs)
 
-    def _field(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        entries = dict(args.keywords)
-        if args.positional and not (isinstance(args.positional[0], Const) and args.positional[0].value is ...):
-            entries.setdefault("default", args.positional[0])
-        return self.new_instance("field", entries, state)
-
-    def _asdict(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        value = args.get("obj", 0)
-        obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
-        if not isinstance(obj, InstObj):
-            return None
-        attrs = self.dict_of(Ref(obj.attrs), state)
-        cls = state.heap.get(obj.cls.oid) if obj.cls is not None else None
-        if attrs is None or not isinstance(cls, ClassObj):
-            return None
-        fields = {name: attrs.entries[name] for name in cls.fields if name in attrs.entries}
-        return self.new_dict({k: self._plain_copy(v, state) for k, v in fields.items()}, state, attrs.rest)
-
-    def _plain_copy(self, value: Abstract, state: State) -> Abstract:
-        obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
-        if isinstance(obj, InstObj) and obj.cls is not None:
-            attrs = self.dict_of(Ref(obj.attrs), state)
-            if attrs is not None:
-                return self.new_dict({k: self._plain_copy(v, state) for k, v in attrs.entries.items()}, state, attrs.rest)
-        return self.duplicate(value, state, {}, deep=True)
-
-    def _replace(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        if not args.positional:
-            return None
-        twin = self.duplicate(args.positional[0], state, {}, deep=False)
-        obj = state.heap.get(twin.oid) if isinstance(twin, Ref) else None
-        if not isinstance(obj, InstObj):
-            return None
-        self._merge_keywords(Ref(obj.attrs), args, state)
-        return twin
-
     def _getenv(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
         unknown = Unk(Reason.RUNTIME, self.text(node))
         default = args.get("default", 1)
         return join((default, unknown)) if default is not None else unknown
 
-    # -- methods of dicts, lists, strings ----------------------------------------------------------------------
 
-    def _method(
-        self, callee: Method, args: Arguments, node: cst.Call, state: State, frame: Frame
-    ) -> Abstract | None:
-        owner = callee.owner
-        if isinstance(owner, Const) and isinstance(owner.value, (str, bytes)):
-            return self._text_method(owner, callee.name, args, node, state)
-        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
-        if isinstance(obj, InstObj) and obj.made_by == "dict-like" and hasattr(self, f"_dict_{callee.name}"):
-            owner, obj = Ref(obj.attrs), state.heap.get(obj.attrs)
-        kind = "dict" if isinstance(obj, DictObj) else "list" if isinstance(obj, ListObj) else None
-        if kind is None:
-            return self.object_method(callee, obj, args, node, state, frame)
-        handler = getattr(self, f"_{kind}_{callee.name}", None)
-        if handler is None:
-            if kind == "list" and callee.name in ("index", "count"):
-                return None
-            self.escape([owner], f"{self.text(node.func)}()", state)
-            return None
-        return handler(owner, obj, args, node, state, frame)
+MAX_TEXT_PIECE = 20_000
 
-    object_method: Callable[..., Abstract | None]
-
-    def _text_method(
-        self, owner: Const, name: str, args: Arguments, node: cst.Call, state: State
-    ) -> Abstract | None:
-        values = [self._deep_plain(value, state) for value in args.positional]
-        named = {key: self._deep_plain(value, state) for key, value in args.keywords.items()}
-        if name not in SAFE_TEXT_METHODS or any(v is _NOT_PLAIN for v in (*values, *named.values())):
-            return None
-        if args.more_positional is not None or args.rest is not None or len(owner.value) > MAX_TEXT:
-            return None
-        try:
-            result = getattr(owner.value, name)(*values, **named)
-        except Exception:
-            return None
-        if isinstance(result, (list, tuple)):
-            items = tuple(Const(part, owner.steps) for part in result)
-            return self.new(ListObj(items), state) if isinstance(result, list) else Tup(items)
-        return Const(result, owner.steps)
-
-    def _deep_plain(self, value: Abstract, state: State) -> Any:
-        items = self.items_of(value, state) if not isinstance(value, Const) else None
-        if items is not None:
-            plain = [_plain(item) for item in items]
-            return _NOT_PLAIN if any(p is _NOT_PLAIN for p in plain) else plain
-        return _plain(value)
-
-    def _dict_get(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        key, default = args.get("key", 0), args.get("default", 1) or Const(None)
-        plain, known = self.hashable(key) if key is not None else (None, False)
-        step = Step(HopKind.DEFAULT, frame.unit, node, f"fallback of {self.text(node)}")
-        fallback = with_step(default, step) if not isinstance(default, Missing) else default
-        if not known:
-            return Unk(Reason.DYNAMIC_KEY, self.text(node))
-        value = obj.entries.get(plain)
-        if value is None:
-            if obj.rest is None:
-                return fallback
-            return join((fallback, replace(obj.rest, detail=self.text(node), oid=None)))
-        present = [member for member in members(value) if not isinstance(member, Missing)]
-        return join(present if len(present) == len(members(value)) else [*present, fallback])
-
-    def _dict_setdefault(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
-    ) -> Abstract:
-        key, default = args.get("key", 0), args.get("default", 1) or Const(None)
-        plain, known = self.hashable(key) if key is not None else (None, False)
-        if not known or key is None:
-            self.escape([owner], self.text(node), state)
-            return Unk(Reason.DYNAMIC_KEY, self.text(node))
-        step = Step(HopKind.UPDATE, frame.unit, node, f"stored by {self.text(node)}")
-        value = obj.entries.get(plain, obj.rest or Missing())
-        present = [m for m in members(value) if not isinstance(m, Missing)]
-        settled = join([*present, with_step(default, step)] if len(present) < len(members(value)) or obj.rest is value
-                       else present)
-        self.set_item(owner, key, settled, state)
-        return settled
-
-    def _dict_pop(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        value = self._dict_get(owner, obj, args, node, state, frame)
-        key = args.get("key", 0)
-        if key is not None:
-            self.delete_item(owner, key, state)
-            for member in members(key):
-                if not self.hashable(member)[1]:
-                    return Unk(Reason.DYNAMIC_KEY, self.text(node))
-        return value
-
-    def _dict_popitem(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
-    ) -> Abstract:
-        certain = obj.rest is None and not any(isinstance(m, Missing) for v in obj.entries.values() for m in members(v))
-        if not obj.entries or not certain:
-            self.escape([owner], self.text(node), state)
-            return Unk(Reason.RUNTIME, self.text(node))
-        key, value = list(obj.entries.items())[-1]
-        state.heap[owner.oid] = DictObj({k: v for k, v in obj.entries.items() if k != key})
-        return Tup((Const(key), value))
-
-    def _dict_update(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        step = Step(HopKind.UPDATE, frame.unit, node, f"updated by {self.text(node)}")
-        if args.positional:
-            self.merge_into(owner, args.positional[0], state, self.text(node), step)
-        elif args.more_positional is not None:
-            self.merge_into(owner, args.more_positional, state, self.text(node), step)
-        self._merge_keywords(owner, args, state)
-        return Const(None)
-
-    def _dict_copy(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        return self.new_dict(dict(obj.entries), state, obj.rest, owner.steps)
-
-    def _dict_clear(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        state.heap[owner.oid] = DictObj()
-        return Const(None)
-
-    def _dict_keys(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        items = self.items_of(owner, state)
-        return Tup(items) if items is not None else Unk(Reason.RUNTIME, self.text(node))
-
-    def _dict_values(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        known = self.items_of(owner, state) is not None
-        return Tup(tuple(obj.entries.values())) if known else Unk(Reason.RUNTIME, self.text(node))
-
-    def _dict_items(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        keys = self.items_of(owner, state)
-        if keys is None:
-            return Unk(Reason.RUNTIME, self.text(node))
-        return Tup(tuple(Tup((key, value)) for key, value in zip(keys, obj.entries.values())))
-
-    def _list_append(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        if obj.items is not None and args.positional:
-            state.heap[owner.oid] = ListObj((*obj.items, args.positional[0]))
-        return Const(None)
-
-    def _list_extend(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        more = self._sequence(args, state)
-        state.heap[owner.oid] = ListObj(None if more is None or obj.items is None else (*obj.items, *more))
-        return Const(None)
-
-    def _list_pop(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        index = args.get("", 0) or Const(-1)
-        items = obj.items
-        if items and isinstance(index, Const) and type(index.value) is int and -len(items) <= index.value < len(items):
-            rest = list(items)
-            value = rest.pop(index.value)
-            state.heap[owner.oid] = ListObj(tuple(rest))
-            return value
-        state.heap[owner.oid] = ListObj(None)
-        return Unk(Reason.RUNTIME, self.text(node))
-
-    def _list_copy(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        return self.new(obj, state)
-
-    def _unknown_method(
-        self, callee: Unk, args: Arguments, node: cst.Call, state: State, frame: Frame
-    ) -> Abstract | None:
-        """A method of an object that is not known, where its name says enough: `cfg.get(key, default)`."""
-        owner = callee.owner
-        if callee.name == "get" and args.positional:
-            value = self.get_item(owner, args.positional[0], state, self.text(node))
-            if not isinstance(value, Unk):
-                return value
-            default = args.get("default", 1)
-            unknown = replace(value, detail=self.text(node))
-            if default is None:
-                return unknown
-            step = Step(HopKind.DEFAULT, frame.unit, node, f"fallback of {self.text(node)}")
-            return join((with_step(default, step), unknown))
-        if callee.name == "update" and isinstance(owner, Unk) and owner.oid is not None:
-            self._update_unknown(owner, args, node, state)
-            return Const(None)
-        return None
-
-    def _update_unknown(self, owner: Unk, args: Arguments, node: cst.Call, state: State) -> None:
-        key = ("items", owner.oid)
-        state.heap.setdefault(key, DictObj({}, replace(owner, oid=None)))
-        for value in args.positional:
-            self.merge_into(Ref(key), value, state, self.text(node))
-        self._merge_keywords(Ref(key), args, state)
-
-
-class _NotPlain:
-    """Marks a value that is not plain data."""
-
-
-_NOT_PLAIN = _NotPlain()
-
-
-def _plain(value: Abstract) -> Any:
-    """The Python value of an abstract one, _NOT_PLAIN where there is none."""
-    if isinstance(value, Const):
-        return value.value
-    if isinstance(value, Tup):
-        items = [_plain(item) for item in value.items]
-        return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else tuple(items)
-    return _NOT_PLAIN
-
-
-def _sort_key(item: Abstract, models: Models, state: State) -> Any:
-    if isinstance(item, Const) and isinstance(item.value, (int, float, str)):
-        return item.value
-    if isinstance(item, Tup) and item.items:
-        return _sort_key(item.items[0], models, state)
-    return None
+__all__ = ["DICT_LIKE_KINDS", "Models"]

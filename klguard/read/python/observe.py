@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,13 +14,41 @@ from klguard.engines import ENGINES
 from klguard.read.python.calls import Arguments
 from klguard.read.python.flow import Frame
 from klguard.read.python.libraries import Libraries
-from klguard.read.python.source import Module, Unit
+from klguard.read.python.source import ClassInfo, FunctionInfo, Module, Unit
 from klguard.read.python.values import (
-    Abstract, ClassObj, Const, DictObj, Ext, Func, InstObj, ListObj, Method, Missing, Mod, Partial, Ref, State, Step,
-    Steps, Tup, Unk, members,
+    Abstract,
+    ClassObj,
+    Const,
+    DictObj,
+    Ext,
+    Func,
+    InstObj,
+    ListObj,
+    Method,
+    Missing,
+    Mod,
+    Partial,
+    Ref,
+    State,
+    Step,
+    Steps,
+    Tup,
+    Unk,
+    members,
 )
 from klguard.settings import (
-    Absent, Hop, HopKind, Known, Layer, LayerKind, OneOf, Opaque, Reason, SiteKind, Unknown, Value, join,
+    Absent,
+    Hop,
+    Known,
+    Layer,
+    LayerKind,
+    OneOf,
+    Opaque,
+    Reason,
+    SiteKind,
+    Unknown,
+    Value,
+    join,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +104,7 @@ class Observer(Libraries):
         self._count = 0
         self._hops: dict[int, tuple[Step, Hop]] = {}
         self._latest: list[Observation] = []
+        self._behind: dict[cst.Call, FunctionInfo | None] = {}
         self.class_names = {
             name: kind for engine in ENGINES.values() for name, kind in engine.sites.items() if name[:1].isupper()
         }
@@ -116,7 +146,7 @@ class Observer(Libraries):
             if kind is None:
                 continue
             assert frame.unit is not None
-            layers = self._layers(engine, kind, class_name or name, option, arguments, state, frame)
+            layers = self._layers(engine, kind, class_name or name, option, node, arguments, state)
             return Observation(
                 frame.module, self._span(frame.unit, node), self.text(node.func), kind, engine, class_name, layers,
                 frame.chain, frame.dead,
@@ -164,7 +194,7 @@ class Observer(Libraries):
         return last, "", None, ""
 
     def _project_class(self, callee: Abstract, obj: ClassObj, state: State) -> tuple[str, str, SiteKind | None, str]:
-        for base in self._order(callee, state)[1:]:
+        for base in self.mro(callee, state)[1:]:
             if isinstance(base, Ext):
                 name, engine, kind, class_name = self._external(base.name, Arguments(), state)
                 if kind is not None and engine != "local":
@@ -199,7 +229,7 @@ class Observer(Libraries):
         owner = callee.owner
         if owner is not None and isinstance(owner, Ref) and isinstance(state.heap.get(owner.oid), (DictObj, ListObj)):
             return name, "", None, ""
-        engine = self._engine_of(owner, arguments, state, frame)
+        engine = self._engine_of(owner, node, arguments, state, frame)
         return name, engine, SiteKind.GENERATE, self._trainer_class(owner, state) or name
 
     def _last_name(self, node: cst.Call) -> str:
@@ -218,7 +248,9 @@ class Observer(Libraries):
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
         return obj.made_by if isinstance(obj, InstObj) and obj.made_by.startswith("trl") else ""
 
-    def _engine_of(self, owner: Abstract | None, arguments: Arguments, state: State, frame: Frame) -> str:
+    def _engine_of(
+        self, owner: Abstract | None, node: cst.Call, arguments: Arguments, state: State, frame: Frame
+    ) -> str:
         makers = [self._maker(owner, state)] if owner is not None else []
         makers += [self._maker(value, state) for value in arguments.all()]
         for maker in makers:
@@ -230,9 +262,27 @@ class Observer(Libraries):
             value = arguments.keywords["sampling_params"]
             return "sglang" if self.dict_of(value, state) is not None else "vllm"
         known = makers[0] if makers else ""
-        if not known and isinstance(owner, (Unk, type(None))) and self._has_own_generate(frame.module, owner):
-            return "local"
+        if not known and isinstance(owner, (Unk, type(None))):
+            behind = self._method_behind(node, frame)
+            if behind is not None:
+                return "transformers" if _passes_on(behind.node) else "local"
+            if self._has_own_generate(frame.module, owner):
+                return "local"
         return "transformers"
+
+    def _method_behind(self, node: cst.Call, frame: Frame) -> FunctionInfo | None:
+        """The generate() of the project that a call enters although the interpreter does not know the receiver: the
+        call graph infers classes from all assignments there are."""
+        from klguard.read.python.context import analysis_of
+
+        if node not in self._behind:
+            self._behind[node] = None
+            span = self._span(frame.unit, node) if frame.unit is not None else None
+            call = next((c for c in frame.module.calls.get("generate", ()) if frame.module.ast_span(c) == span), None)
+            if call is not None and isinstance(call.func, ast.Attribute):
+                found = analysis_of(self.project).graph.class_of(frame.module, call.func.value)
+                self._behind[node] = found.methods.get("generate") if isinstance(found, ClassInfo) else None
+        return self._behind[node]
 
     def _maker(self, value: Abstract, state: State) -> str:
         """Dotted name of the library class that made an object, "" where that is not known."""
@@ -265,19 +315,25 @@ class Observer(Libraries):
     # -- which settings arrive ---------------------------------------------------------------------------------
 
     def _layers(
-        self, engine: str, kind: SiteKind, name: str, callee: Abstract, arguments: Arguments, state: State, frame: Frame
+        self, engine: str, kind: SiteKind, name: str, callee: Abstract, node: cst.Call, arguments: Arguments, state: State
     ) -> tuple[Layer, ...]:
         positional = ENGINES[engine].constructor_order(name if kind is not SiteKind.GENERATE else (
             name if name.rpartition(".")[2] in ("respond_to_batch",) else "generate"), {})
         if engine == "local" and isinstance(callee, Func):
             positional = tuple(p.name.value for p in (*callee.code.params.posonly_params, *callee.code.params.params))
             positional = positional[1:] if callee.bound is not None else positional
+        elif kind is SiteKind.GENERATE and (behind := self._behind.get(node)) is not None:
+            parameters = behind.node.args
+            positional = tuple(a.arg for a in (*parameters.posonlyargs, *parameters.args))[1:]
+        if engine == "transformers" and kind is SiteKind.GENERATE and self._behind.get(node) is None:
+            positional = positional[:1]  # further ones are told by what they are: tensors, masks, settings objects
         written = dict(zip(positional, arguments.positional)) if arguments.more_positional is None else {}
         written.update(arguments.keywords)
         objects = [written.pop(key) for key in ("generation_config",) if key in written and kind is SiteKind.GENERATE]
         for value in arguments.positional:
             if kind is SiteKind.GENERATE and self._maker(value, state).endswith(("SamplingParams", "GenerationConfig")):
                 objects.append(value)
+                written = {key: other for key, other in written.items() if other is not value}
         if kind is SiteKind.GENERATE and "sampling_params" in written:
             objects.append(written.pop("sampling_params"))
         values, rest = self._flat(written, arguments.rest, state)
@@ -498,8 +554,6 @@ def _names_inputs(name: str) -> bool:
 
 def _passes_on(node: Any) -> bool:
     """Whether a generate() hands its **kwargs to another generate()."""
-    import ast
-
     return any(
         isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "generate"
         for call in ast.walk(node)
@@ -522,5 +576,3 @@ def _distinct(values: list[Abstract]) -> list[Abstract]:
             found.append(value)
     return found
 
-
-__all__ = ["HopKind", "Observation", "Observer", "join_layers"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 from klguard.read.files import DEFAULT_LIMIT, Failure, SourceText, discover, read, read_bytes, reported
@@ -36,6 +37,7 @@ class Project:
         self.failures: dict[str, tuple[Failure, ...]] = {}
         self.read_paths: set[str] = set()
         self.words: set[str] = set()
+        self._mentions: dict[str, tuple[list[str], Iterator[str]]] = {}
 
     @classmethod
     def of_text(cls, text: str, path: str) -> Project:
@@ -83,16 +85,28 @@ class Project:
         return self._bytes[path]
 
     def mentioning(self, word: str) -> Iterator[Module]:
-        """Modules whose text holds `word` as a whole word, nearest names first in path order."""
+        """Modules whose text holds `word` as a whole word, in path order. Files are searched as far as somebody asks."""
         self.words.add(word)
-        pattern = re.compile(rb"(?<!\w)" + re.escape(word.encode()) + rb"(?!\w)")
-        for path in sorted(self.paths.keys() | self._modules.keys()):
-            if path in self._modules and (module := self._modules[path]) is not None:
-                if word in module.text and pattern.search(module.text.encode()):
-                    yield module
-            elif path in self.paths and word.encode() in (content := self._content(path)) and pattern.search(content):
-                if (module := self.module(path)) is not None:
-                    yield module
+        found, rest = self._mentions.setdefault(word, ([], self._search(word)))
+        for index in count():
+            if index == len(found):
+                path = next(rest, None)
+                if path is None:
+                    return
+                found.append(path)
+            if (module := self.module(found[index])) is not None:
+                yield module
+
+    def _search(self, word: str) -> Iterator[str]:
+        plain = word.encode()
+        pattern = re.compile(rb"(?<!\w)" + re.escape(plain) + rb"(?!\w)")
+        for path in self._order:
+            if plain in (content := self._content(path)) and pattern.search(content):
+                yield path
+
+    @cached_property
+    def _order(self) -> list[str]:
+        return sorted(self.paths)
 
     # -- names -------------------------------------------------------------------------------------------------
 

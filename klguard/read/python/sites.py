@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any
 from klguard.engines import ENGINES
 from klguard.engines.checkpoints import layer_for
 from klguard.findings import Confidence, Finding, Severity
+from klguard.read.python.calls import Arguments
 from klguard.read.python.flow import BudgetSpent
 from klguard.read.python.observe import METHODS, Observation, Observer, join_layers
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
+from klguard.read.python.values import State
 from klguard.settings import (
-    Context, Known, Layer, LayerKind, Reason, Settings, Site, SiteKind, Unknown, members,
+    Context,
+    Known,
+    Layer,
+    LayerKind,
+    Reason,
+    Settings,
+    Site,
+    SiteKind,
+    Unknown,
+    members,
 )
 
 if TYPE_CHECKING:
@@ -156,6 +167,10 @@ class SiteReader(Observer):
         functions = list(dict.fromkeys(home for _, _, home in homes if home is not None))
         called_from, callers = self._callers_of(functions)
         self.closure |= set(called_from)
+        for function in called_from:
+            # What makes the object is followed as far as the method that uses it.
+            if function.cls is not None:
+                self.closure |= {m for n, m in function.cls.methods.items() if n in ("__init__", "__post_init__")}
         at_top = [module for module, _, home in homes if home is None]
         at_top += [module for module, _ in held if "generation_config" in module.text]
         for script in dict.fromkeys([*at_top, *callers]):
@@ -300,7 +315,7 @@ class SiteReader(Observer):
 
     def _site(self, module: Module, node: ast.expr, visits: list[Observation]) -> Site:
         live = [visit for visit in visits if not visit.dead] or visits
-        context, why, live = self._context(module, node, live)
+        context, why, live = self._context(module, node, live[0].kind, live)
         first = live[0]
         layers = join_layers(_distinct_layers(live))
         return self._finish(module, node, first.call, first.kind, first.engine, first.class_name, layers, context, why)
@@ -310,18 +325,23 @@ class SiteReader(Observer):
         call = candidate.node
         unknown = Unknown(Reason.BUDGET, "this call was not reached by the analysis")
         layer = Layer(LayerKind.KWARGS, {k.arg: unknown for k in call.keywords if k.arg}, unknown)
-        context, why, _ = self._context(module, call, [])
-        name = called_name(call)
-        engine = "transformers" if candidate.kind is SiteKind.GENERATE else "local"
-        return self._finish(module, call, module.segment(call.func), candidate.kind, engine, name, (layer,), context, why)
+        context, why, _ = self._context(module, call, candidate.kind, [])
+        target = self.project.resolve(dotted(call.func), module)
+        name = target if isinstance(target, str) and target else called_name(call)
+        _, engine, kind, class_name = self._external(name, Arguments(), State())
+        if candidate.kind is SiteKind.GENERATE:
+            kind, engine, class_name = candidate.kind, "transformers", called_name(call)
+        return self._finish(
+            module, call, module.segment(call.func), kind or candidate.kind, engine or "local", class_name, (layer,),
+            context, why,
+        )
 
     def _context(
-        self, module: Module, node: ast.expr, visits: list[Observation]
+        self, module: Module, node: ast.expr, kind: SiteKind, visits: list[Observation]
     ) -> tuple[Context, str, list[Observation]]:
         """Whether the output is trained on, and the visits that decide: those of rollouts where there are any."""
         from klguard.read.python.context import analysis_of
 
-        kind = visits[0].kind if visits else SiteKind.GENERATE
         if not isinstance(node, ast.Call):
             return Context.UNKNOWN, "an assignment to a generation_config", visits
         analysis = analysis_of(self.project)

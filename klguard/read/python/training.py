@@ -91,6 +91,8 @@ DEAD_ATTRIBUTES = frozenset(
         "requires_grad",
         "config",
         "__class__",
+        "prompt_logprobs",  # of the tokens that were given, not of those that were drawn
+        "prompt_token_ids",
     }
 )
 
@@ -122,6 +124,9 @@ HOOKS = re.compile(
 
 LOOKING_HOOKS = re.compile(r"eval|predict|log|callback|test|valid|save|visual")
 
+
+OFFLINE_TRAINERS = re.compile(r"(^|[._a-z])(?<!Online)(DPO|CPO|KTO|ORPO|BCO|SFT|Reward)Trainer$")
+"""Trainers that train on data sets: what their subclasses sample is there to be looked at."""
 
 FOR_A_JUDGE = re.compile(
     r"(text|token|input|sequence|seq|response|completion|output|string|str|id)\w*_for_"

@@ -134,9 +134,21 @@ class Partial:
     steps: Steps = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Later:
+    """A definition or import of a module that nobody has read yet. `what` is a FunctionInfo or ClassInfo, or
+    (module, name) of an import; `owner` is the class of a method."""
+
+    kind: str
+    module: Module
+    what: Any
+    owner: Abstract | None = None
+    steps: Steps = ()
+
+
 MISSING = Missing()
 
-Abstract = Union[Const, Unk, Missing, Alt, Ref, Tup, Func, Mod, Ext, Method, Partial]
+Abstract = Union[Later, Const, Unk, Missing, Alt, Ref, Tup, Func, Mod, Ext, Method, Partial]
 
 
 @dataclass(eq=False)
@@ -232,6 +244,8 @@ def identity(value: Abstract) -> tuple:
             return ("ext", value.name)
         case Method():
             return ("method", value.name, identity(value.owner))
+        case Later():
+            return ("later", value.module.path, value.what if value.kind == "import" else id(value.what))
         case Partial():
             return ("partial", identity(value.func), value.kwargs.oid)
         case _:
@@ -410,8 +424,10 @@ def _join_variables(left: dict[str, Abstract], right: dict[str, Abstract]) -> di
     changed: dict[str, Abstract] = {}
     for name, value in right.items():
         mine = left.get(name)
-        if mine is None:
+        if mine is None or isinstance(mine, Later):
             changed[name] = value
+        elif isinstance(value, Later):
+            continue
         elif mine is not value and (met := _meet(mine, value)) is not mine:
             changed[name] = met
     return {**left, **changed} if changed else left

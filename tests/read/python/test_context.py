@@ -65,6 +65,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # -- trained on ----------------------------------------------------------------------------------------------
 
 ROLLOUTS = {
+    "gathered from all processes": """
+        def gather(record):
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, record)
+            return parts
+
+        def train(policy, prompts):
+            groups = gather({"ids": [policy.generate(p) for p in prompts]})  # site
+            for group in groups:
+                logp = sequence_logprobs(policy, group["ids"])
+                (-(logp * advantage).mean()).backward()
+        """,
+    "texts for a reward model, which the policy scores too": """
+        def reinforce_with_baseline(policy, reward_model, loader):
+            for batch in loader:
+                ids = policy.generate(**batch, do_sample=True)  # site
+                texts_for_reward = tokenizer.batch_decode(ids)
+                reward_inputs = tokenizer(texts_for_reward, return_tensors="pt")
+                reward = reward_model(**reward_inputs).logits
+                logits = policy(**reward_inputs).logits
+                (-(reward - baseline) * F.log_softmax(logits, dim=-1)).mean().backward()
+        """,
     "a trainer's step": """
         for batch in loader:
             responses = ppo_trainer.generate(batch["input_ids"], **kwargs)  # site
@@ -252,6 +274,37 @@ TRAINING = """
 """
 
 OTHERS = {
+    "log-probs of tokens that were drawn before": (
+        INFERENCE,
+        """
+        def train(llm, policy, sequences):
+            scored = llm.generate(prompt_token_ids=sequences, sampling_params=only_logprobs)  # site
+            old = torch.tensor([[t.logprob for t in s.prompt_logprobs] for s in scored])
+            ratio = torch.exp(get_per_token_logps(policy, sequences) - old)
+            (-(ratio * advantages).mean()).backward()
+        """,
+    ),
+    "samples of a trainer that trains on pairs of a data set": (
+        UNKNOWN,
+        """
+        from transformers import Trainer
+
+        class MarginDPOTrainer(Trainer):
+            def get_batch_samples(self, model, batch):
+                ids = model.generate(batch["prompt_input_ids"], do_sample=True)  # site
+                return self.tokenizer.batch_decode(ids)
+
+            def compute_loss(self, model, inputs):
+                return dpo_loss(model, inputs)
+        """,
+    ),
+    "a baseline to compare with": (
+        EVALUATION,
+        """
+        def sample_baseline(model, prompts):
+            return [model.generate(p) for p in prompts]  # site
+        """,
+    ),
     "samples printed within the loop": (
         EVALUATION,
         """
@@ -555,6 +608,53 @@ def test_settings_nobody_uses() -> None:
 
 
 # -- trainers ------------------------------------------------------------------------------------------------
+
+
+def test_an_object_moved_to_a_device_is_still_of_its_class(here: Path) -> None:
+    """`sample` is a method of many classes, and what is handed to the loop says which one is meant."""
+    policy = """
+        class Policy:
+            def sample(self, ids):
+                return self.lm.generate(ids)  # site
+        """
+    loop = """
+        from models import Policy
+
+        def train(agent, loader):
+            for ids in loader:
+                (-sequence_logprobs(agent, agent.sample(ids))).mean().backward()
+
+        net = Policy().to("cuda").eval()
+        train(net, loader)
+        """
+    project = project_of(here, {"models.py": policy, "loop.py": loop})
+    module = module_at(project, "models.py")
+    assert classify(project, module, marked(module), SiteKind.GENERATE).context is ROLLOUT
+
+
+def test_a_protocol_is_not_the_class_of_an_object(here: Path) -> None:
+    runner = """
+        class Runner:
+            def draw(self, prompts, sampling):
+                return self.llm.generate(prompts, sampling)  # site
+        """
+    collector = """
+        from typing import Protocol
+
+        class RunnerLike(Protocol):
+            def draw(self, prompts, sampling): ...
+
+        class Collector:
+            def __init__(self, runner: RunnerLike):
+                self.runner = runner
+
+            def train_step(self, prompts, sampling):
+                loss = -sequence_logprobs(self.policy, self.runner.draw(prompts, sampling)).mean()
+                loss.backward()
+        """
+    project = project_of(here, {"runner.py": runner, "collector.py": collector})
+    module = module_at(project, "runner.py")
+    assert classify(project, module, marked(module), SiteKind.GENERATE).context is ROLLOUT
 
 
 def test_a_trainer_that_is_run() -> None:

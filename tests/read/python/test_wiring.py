@@ -87,6 +87,23 @@ def test_two_names_of_one_object_are_the_same_object(code):
     assert same_object(trainer(code))
 
 
+def test_the_first_releases_of_trl_took_no_configuration_object():
+    """PPOTrainer(model, ref_model, tokenizer, **config), up to trl 0.1."""
+    code = (
+        "from trl.ppo import PPOTrainer\n"
+        "frozen = AutoModelForCausalLM.from_pretrained('gpt2')\n"
+        "settings = {'init_kl_coef': 0.2}\n"
+        "PPOTrainer(model, frozen, tokenizer, **settings)"
+    )
+    found = trainer(code)
+    assert not same_object(found) and value(found, "reference").name != "tokenizer"
+
+
+def test_a_tokenizer_in_the_slot_of_the_reference_is_told():
+    found = trainer("PPOTrainer(config, model, tokenizer)")
+    assert value(found, "reference").name == "tokenizer"
+
+
 @pytest.mark.parametrize(
     "code",
     [

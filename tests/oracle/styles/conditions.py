@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .scope import CONDITIONS, Scope
+from ..scope import CONDITIONS, Scope
 
 
 @CONDITIONS("flag", leaf=True)

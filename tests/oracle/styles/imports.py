@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .scope import File, Scope, Styles
+from ..scope import File, Scope, Styles
 
 IMPORTS = Styles("import", nest=False)
 _NAMES = ("defaults", "common", "sampling_values", "presets")
