@@ -12,26 +12,7 @@ from klguard.read.python.expressions import Expressions
 from klguard.read.python.flow import BudgetSpent, Frame
 from klguard.read.python.source import FunctionInfo, Module
 from klguard.read.python.values import (
-    Abstract,
-    ClassObj,
-    Code,
-    Const,
-    DictObj,
-    Ext,
-    Func,
-    InstObj,
-    Later,
-    Missing,
-    Partial,
-    Ref,
-    State,
-    Step,
-    Tup,
-    Unk,
-    join,
-    join_states,
-    members,
-    with_step,
+    Abstract, ClassObj, Code, Const, DictObj, Ext, Func, InstObj, Later, Missing, Partial, Ref, State, Step, Tup, Unk, identity, join, join_states, members, with_step,
 )
 from klguard.settings import HopKind, Reason
 
@@ -104,6 +85,7 @@ class Calls(Expressions):
         self.constructions: dict[Any, list[tuple[Arguments, State]]] = {}
         self.visited: set[Any] = set()
         self.too_long: set[Any] = set()
+        self._cached: dict[tuple, Abstract] = {}
 
     def spend(self) -> None:  # type: ignore[override]
         self.steps_left -= 1
@@ -204,9 +186,12 @@ class Calls(Expressions):
         self, callee: Partial, arguments: Arguments, node: cst.Call, state: State, frame: Frame
     ) -> Abstract:
         given = self.dict_of(callee.kwargs, state) or DictObj()
+        first = {k: v for k, v in given.entries.items() if isinstance(k, str)}
+        if arguments.rest is not None:
+            first = {name: join((value, arguments.rest)) for name, value in first.items()}
         merged = replace(
             arguments, positional=[*callee.args, *arguments.positional],
-            keywords={**{k: v for k, v in given.entries.items() if isinstance(k, str)}, **arguments.keywords},
+            keywords={**first, **arguments.keywords},
             rest=arguments.rest or given.rest,
         )
         return self.call(callee.func, merged, node, state, frame)
@@ -216,13 +201,13 @@ class Calls(Expressions):
     ) -> Abstract:
         """A call of code that is not visible: what it returns is unknown, what it can reach may be changed."""
         text = self.text(node.func)
+        self._inherited_call(callee, state, frame)
         same = self._same_object(callee, arguments, text)
         if same is not None:
             return same
         quiet = self.harmless(callee, text)
         if not quiet:
             self.escape(arguments.all(), f"passed to {text}()", state)
-        self._inherited_call(callee, state, frame)
         for value in arguments.all():
             self.call_back(value, state, frame, quiet)
         return Unk(Reason.INVISIBLE_CALL if not isinstance(callee, Ext) else Reason.RUNTIME, self.text(node),
@@ -255,9 +240,8 @@ class Calls(Expressions):
         unknown = Unk(Reason.INVISIBLE_CALL, function.code.name)
         branch = state.copy()
         self.invoke(function, Arguments(rest=unknown, more_positional=unknown), None, branch, frame)
-        merged = join_states([state, branch])
-        assert merged is not None
-        state.become(merged)
+        self._doubt_changes(branch, f"changed by {function.code.name}()", state)
+        state.absorb(branch)
 
     def _inherited_call(self, callee: Abstract, state: State, frame: Frame) -> None:
         """A method that an unseen base class brings may change the instance, and call its other methods."""
@@ -312,6 +296,7 @@ class Calls(Expressions):
             call = cst.Call(decorator, [])
             return self.call(applied, Arguments([value]), call, state, frame)
         if isinstance(value, Func) and not self.harmless(applied, last):
+            self._run_with_anything(value, state, frame)
             return replace(value, code=replace(value.code, wrapped=last))
         return value
 
@@ -333,9 +318,26 @@ class Calls(Expressions):
             self.escape(arguments.all(), f"passed to {code.name}()", state)
             return Unk(reason, f"{code.name}()", oid=("call", next(self._fresh)))
         self.visited.add(code)
+        if any("cache" in decorator for decorator in code.decorators) and not code.wrapped:
+            return self._invoke_cached(callee, arguments, link, state, frame)
         if not leads:
             return self._invoke_aside(callee, arguments, link, state, frame)
         return self._enter_function(callee, arguments, link, state, frame)
+
+    def _invoke_cached(
+        self, callee: Func, arguments: Arguments, link: tuple[Any, ...], state: State, frame: Frame
+    ) -> Abstract:
+        """A cached function gives the same object for the same arguments."""
+        key = (id(callee.code), tuple(map(identity, arguments.positional)),
+               tuple((name, identity(value)) for name, value in sorted(arguments.keywords.items())))
+        known = self._cached.get(key)
+        if known is not None and all(not isinstance(m, Ref) or m.oid in state.heap for m in members(known)):
+            return known
+        result = self._enter_function(callee, arguments, link, state, frame)
+        if known is not None or arguments.rest is not None or arguments.more_positional is not None:
+            self.escape([result], f"cached by {callee.code.name}()", state)
+        self._cached[key] = result
+        return result
 
     leads_to_site: Callable[[Code], bool]
 
@@ -371,8 +373,6 @@ class Calls(Expressions):
         result = self._run_body(code, arguments, state, inner)
         if not inner.captured[0]:
             state.frames.pop(inner.id, None)
-        if any("cache" in decorator for decorator in code.decorators):
-            self.escape([result], f"cached by {code.name}()", state)
         if code.wrapped:
             self.escape([*arguments.all(), result], f"passed through @{code.wrapped}", state)
             return Unk(Reason.INVISIBLE_CALL, f"{code.name}(), decorated by @{code.wrapped}")
@@ -398,17 +398,38 @@ class Calls(Expressions):
         branch = state.copy()
         inner.yields = []
         alive = self.run_suite(code.body, branch, inner)  # type: ignore[arg-type]
-        pure = all(branch.heap.get(oid) is obj for oid, obj in state.heap.items())
-        if not pure:
+        later = Unk(Reason.RUNTIME, f"{code.name}()", oid=("generator", next(self._fresh)))
+        if self._doubt_changes(branch, f"changed by the generator {code.name}()", state):
             self.escape(arguments.all(), f"passed to the generator {code.name}()", state)
-            return Unk(Reason.RUNTIME, f"{code.name}()")
-        for oid, obj in branch.heap.items():
-            state.heap.setdefault(oid, obj)
-        if inner.yields is None or not alive or inner.returns or any("contextmanager" in d for d in code.decorators):
-            return Unk(Reason.RUNTIME, f"{code.name}()") if not inner.yields else Tup(tuple(inner.yields[:1]))
-        if _conditional_yield(code.body):
-            return Unk(Reason.RUNTIME, f"{code.name}()")
-        return Tup(tuple(inner.yields))
+            return later
+        state.absorb(branch)
+        yielded = inner.yields
+        if any("contextmanager" in d for d in code.decorators):
+            return Tup(tuple(yielded[:1])) if yielded else later
+        if yielded is None or not alive or inner.returns or _conditional_yield(code.body):
+            return later
+        if self.leads_to_site(code) or (len(yielded) > 1 and any(isinstance(m, Ref) for v in yielded for m in members(v))):
+            self.escape(yielded, f"changed by the generator {code.name}()", state)
+            return later
+        return Tup(tuple(yielded))
+
+    def _doubt_changes(self, branch: State, where: str, state: State) -> bool:
+        """Make unknown what code changes that runs nobody knows when: False where it changes nothing."""
+        changed = False
+        gone = Unk(Reason.ESCAPED, where)
+        for oid, obj in list(state.heap.items()):
+            if branch.heap.get(oid, obj) is not obj:
+                changed = True
+                self.escape([Ref(oid)], where, state)
+        for frame, variables in list(state.frames.items()):
+            after = branch.frames.get(frame, variables)
+            if after is not variables:
+                for name in variables:
+                    old, new = variables[name], after.get(name)
+                    if new is not None and new is not old and not isinstance(old, Later):
+                        changed = True
+                        state.bind(frame, name, gone)
+        return changed
 
     def bind_parameters(self, callee: Func, arguments: Arguments, state: State, inner: Frame) -> None:
         params = callee.code.params

@@ -72,8 +72,9 @@ class Classes(Calls):
         def run(statement: ast.stmt, ref: Ref, body: Frame) -> list[str]:
             method = info.module.by_node.get(statement)
             if method is not None:
-                if not any(ast.unparse(d).endswith((".setter", ".deleter")) for d in method.node.decorator_list):
-                    state.bind(body.id, method.name, Later("method", info.module, method, ref))
+                marks = {ast.unparse(d).rpartition(".")[2] for d in method.node.decorator_list}
+                name = method.name if not marks & {"setter", "deleter"} else f"{method.name}.setter"
+                state.bind(body.id, name, Later("method", info.module, method, ref))
                 return []
             if isinstance(statement, ast.Expr):
                 return []
@@ -117,9 +118,8 @@ class Classes(Calls):
         scope = replace(body, scopes=around.scopes)
         method = info.methods.get(statement.name.value)
         value = self.define(statement, state, scope, owner=ref, info=method)
-        if isinstance(value, Func) and any(d.endswith(".setter") for d in value.code.decorators):
-            return
-        state.bind(body.id, statement.name.value, value)
+        setter = isinstance(value, Func) and any(d.endswith((".setter", ".deleter")) for d in value.code.decorators)
+        state.bind(body.id, f"{statement.name.value}.setter" if setter else statement.name.value, value)
 
     def _make_enum(self, info: ClassInfo, ref: Ref, body: Frame, state: State) -> None:
         for name, value in list(state.variables(body.id).items()):

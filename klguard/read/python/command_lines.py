@@ -1,19 +1,19 @@
 """Command lines: argparse, parsers that fill dataclasses, and functions whose parameters are options.
 
-A value that a command line may replace keeps its default and a step that says so (`HopKind.ARGPARSE`): it is what a
-run without flags uses, but no branch is decided by it. Arguments that the code itself gives to `parse_args` are
+A value that a command line may replace keeps its default and a step that says so (`HopKind.ARGPARSE`):
+it is what a
+run without flags uses, but no branch is decided by it. Arguments that the code itself gives to
+`parse_args` are
 applied by argparse, with conversion left to the model.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 import libcst as cst
-
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import NOT_PLAIN
 from klguard.read.python.flow import Frame
@@ -21,12 +21,9 @@ from klguard.read.python.models import Models
 from klguard.read.python.values import (
     MISSING,
     Abstract,
-    ClassObj,
     Const,
     DictObj,
     Ext,
-    Func,
-    InstObj,
     ListObj,
     Missing,
     Ref,
@@ -40,12 +37,20 @@ from klguard.read.python.values import (
 )
 from klguard.settings import HopKind, Reason
 
-PARSERS = frozenset({
-    "argparse.ArgumentParser", "configargparse.ArgumentParser", "configargparse.ArgParser",
-    "jsonargparse.ArgumentParser", "simple_parsing.ArgumentParser", "rich_argparse.ArgumentParser",
-})
+PARSERS = frozenset(
+    {
+        "argparse.ArgumentParser",
+        "configargparse.ArgumentParser",
+        "configargparse.ArgParser",
+        "jsonargparse.ArgumentParser",
+        "simple_parsing.ArgumentParser",
+        "rich_argparse.ArgumentParser",
+    }
+)
 
-_DECORATION = frozenset("description prog formatter_class epilog usage add_help allow_abbrev parents exit_on_error".split())
+_DECORATION = frozenset(
+    "description prog formatter_class epilog usage add_help allow_abbrev parents exit_on_error".split()
+)
 """Arguments of ArgumentParser that leave the values of options as they are, or are followed."""
 
 _ACTIONS = frozenset("store store_const store_true store_false append extend count".split())
@@ -73,12 +78,16 @@ class _Strict(argparse.ArgumentParser):
 class CommandLines(Models):
     """Models of command-line parsers."""
 
-    # -- argparse ----------------------------------------------------------------------------------------------
+    # -- argparse --------------------------------------------------------------------------------------------
 
     def make_parser(self, args: Arguments, node: cst.Call, state: State) -> Ref:
         """An ArgumentParser: its options by name, and what was said of each in order."""
         odd = set(args.keywords) - _DECORATION or args.rest is not None
-        doubt = Unk(Reason.RUNTIME, self.text(node)) if args.rest is not None or "argument_default" in args.keywords else None
+        doubt = (
+            Unk(Reason.RUNTIME, self.text(node))
+            if args.rest is not None or "argument_default" in args.keywords
+            else None
+        )
         options, specs = self.new_dict({}, state, doubt), self.new(ListObj(None if odd else ()), state)
         parts = {"options": options, "specs": specs, "preset": self.new_dict({}, state)}
         parser = self.new_instance("argparse.ArgumentParser", parts, state, text=self.text(node))
@@ -95,20 +104,28 @@ class CommandLines(Models):
     def _inherit(self, parser: Ref, parents: tuple[Abstract, ...] | None, state: State) -> None:
         mine = self._parser_parts(parser, state)
         for parent in parents or (None,):
-            if parent is None or self.kind_of(parent, state) != "argparse.ArgumentParser" or not isinstance(parent, Ref):
+            if (
+                parent is None
+                or self.kind_of(parent, state) != "argparse.ArgumentParser"
+                or not isinstance(parent, Ref)
+            ):
                 self.forget_parser(parser, state)
                 continue
             theirs = self._parser_parts(parent, state)
             self.merge_into(mine["options"], theirs["options"], state, "parents=")
             both = [self.items_of(mine["specs"], state), self.items_of(theirs["specs"], state)]
-            state.heap[mine["specs"].oid] = ListObj(None if None in both else (*(both[0] or ()), *(both[1] or ())))
+            state.heap[mine["specs"].oid] = ListObj(
+                None if None in both else (*(both[0] or ()), *(both[1] or ()))
+            )
 
     def forget_parser(self, parser: Abstract, state: State) -> None:
         """Code that is not visible may have added options."""
         if isinstance(parser, Ref) and self.kind_of(parser, state) == "argparse.ArgumentParser":
             parts = self._parser_parts(parser, state)
             options = self.dict_of(parts["options"], state) or DictObj()
-            state.heap[parts["options"].oid] = replace(options, rest=Unk(Reason.RUNTIME, "a command-line option"))
+            state.heap[parts["options"].oid] = replace(
+                options, rest=Unk(Reason.RUNTIME, "a command-line option")
+            )
             state.heap[parts["specs"].oid] = ListObj(None)
 
     def parser_method(
@@ -127,7 +144,9 @@ class CommandLines(Models):
         if name == "set_defaults":
             for key, value in args.keywords.items():
                 self.set_item(parts["preset"], Const(key), value, state)
-                self.set_item(parts["options"], Const(key), with_step(value, self.flag_step(node, frame, key)), state)
+                self.set_item(
+                    parts["options"], Const(key), with_step(value, self.flag_step(node, frame, key)), state
+                )
             if args.rest is not None or args.positional:
                 self.forget_parser(owner, state)
             return Const(None)
@@ -139,7 +158,9 @@ class CommandLines(Models):
             self.forget_parser(owner, state)
         return unknown
 
-    def _subparsers(self, owner: Ref, parts: dict[Any, Ref], args: Arguments, node: cst.Call, state: State) -> Abstract:
+    def _subparsers(
+        self, owner: Ref, parts: dict[Any, Ref], args: Arguments, node: cst.Call, state: State
+    ) -> Abstract:
         state.heap[parts["specs"].oid] = ListObj(None)
         named = args.keywords.get("dest")
         if isinstance(named, Const):
@@ -172,7 +193,9 @@ class CommandLines(Models):
         options = parts["options"]
         flags = [v.value for v in args.positional if isinstance(v, Const) and isinstance(v.value, str)]
         named = args.keywords.get("dest")
-        vague = len(flags) != len(args.positional) or args.rest is not None or args.more_positional is not None
+        vague = (
+            len(flags) != len(args.positional) or args.rest is not None or args.more_positional is not None
+        )
         if vague or (named is not None and not isinstance(named, Const)) or not (flags or named):
             known = self.dict_of(options, state) or DictObj()
             state.heap[options.oid] = replace(known, rest=Unk(Reason.DYNAMIC_KEY, self.text(node)))
@@ -180,15 +203,24 @@ class CommandLines(Models):
             return
         long = next((flag for flag in flags if flag.startswith("--")), flags[0] if flags else str(named))
         dest = str(named.value) if isinstance(named, Const) else long.lstrip("-").replace("-", "_")
-        value = with_step(self._default(dest, parts, args, flags, node, state, frame), self.flag_step(node, frame, long))
+        value = with_step(
+            self._default(dest, parts, args, flags, node, state, frame), self.flag_step(node, frame, long)
+        )
         self._set_option(dest, value, parts, state)
         specs = state.heap[parts["specs"].oid]
         if isinstance(specs, ListObj) and specs.items is not None:
-            spec = Tup((Const(dest), Tup(tuple(Const(flag) for flag in flags)), self.new_dict(dict(args.keywords), state)))
+            spec = Tup(
+                (
+                    Const(dest),
+                    Tup(tuple(Const(flag) for flag in flags)),
+                    self.new_dict(dict(args.keywords), state),
+                )
+            )
             state.heap[parts["specs"].oid] = ListObj((*specs.items, spec))
 
     def _set_option(self, dest: str, value: Abstract, parts: dict[Any, Ref], state: State) -> None:
-        """Where two options have one name, the first one's default holds; that of a subcommand may not be there."""
+        """Where two options have one name, the first one's default holds; that of a subcommand may not
+        be there."""
         options, preset = self.dict_of(parts["options"], state), self.dict_of(parts["preset"], state)
         assert options is not None and preset is not None
         old = options.entries.get(dest)
@@ -199,7 +231,13 @@ class CommandLines(Models):
         self.set_item(parts["options"], Const(dest), value, state)
 
     def _default(
-        self, dest: str, parts: dict[Any, Ref], args: Arguments, flags: list[str], node: cst.Call, state: State,
+        self,
+        dest: str,
+        parts: dict[Any, Ref],
+        args: Arguments,
+        flags: list[str],
+        node: cst.Call,
+        state: State,
         frame: Frame,
     ) -> Abstract:
         """What an option is when the command line does not give it."""
@@ -218,7 +256,11 @@ class CommandLines(Models):
             return self._typed(default, args.keywords.get("type"), node, state, frame)
         if isinstance(action, Const) and action.value in ("store_true", "store_false"):
             return Const(action.value == "store_false")
-        return self.new(ListObj(()), state) if positional and isinstance(nargs, Const) and nargs.value == "*" else Const(None)
+        return (
+            self.new(ListObj(()), state)
+            if positional and isinstance(nargs, Const) and nargs.value == "*"
+            else Const(None)
+        )
 
     def _typed(
         self, default: Abstract, kind: Abstract | None, node: cst.Call, state: State, frame: Frame
@@ -226,18 +268,23 @@ class CommandLines(Models):
         """argparse passes a default through `type` when it is a string."""
         if kind is None:
             return default
-        return join(self._converted(member, kind, node, state, frame)
-                    if isinstance(member, Const) and isinstance(member.value, str) else member
-                    for member in members(default))
+        return join(
+            self._converted(member, kind, node, state, frame)
+            if isinstance(member, Const) and isinstance(member.value, str)
+            else member
+            for member in members(default)
+        )
 
-    def _converted(self, value: Const, kind: Abstract, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _converted(
+        self, value: Const, kind: Abstract, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         call = cst.Call(cst.Name("type"), [cst.Arg(node)])
         if isinstance(kind, Ext) and kind.name == "builtins.str":
             return value
         result = self.call(kind, Arguments([value]), call, state, frame)
         return result if not isinstance(result, Unk) else replace(result, detail=self.text(node))
 
-    # -- arguments that are given ------------------------------------------------------------------------------
+    # -- arguments that are given ----------------------------------------------------------------------------
 
     def _parse_arguments(
         self, parts: dict[Any, Ref], known: bool, args: Arguments, node: cst.Call, state: State, frame: Frame
@@ -246,7 +293,12 @@ class CommandLines(Models):
         given, extra = args.get("args", 0), Unk(Reason.RUNTIME, "unparsed arguments")
         left: Abstract = extra
         entries, rest = dict(found.entries), found.rest
-        if "namespace" in args.keywords or len(args.positional) > 1 or args.rest is not None or args.more_positional:
+        if (
+            "namespace" in args.keywords
+            or len(args.positional) > 1
+            or args.rest is not None
+            or args.more_positional
+        ):
             self.escape(args.all(), f"passed to {self.text(node.func)}()", state)
             entries, rest = self._all_unknown(entries, node), Unk(Reason.RUNTIME, self.text(node))
         elif not self.from_outside(given):
@@ -261,24 +313,32 @@ class CommandLines(Models):
         return Tup((namespace, left)) if known else namespace
 
     def from_outside(self, given: Abstract | None) -> bool:
-        """Whether the arguments are those of the process: none, None, `sys.argv[1:]`, or a caller's who is not seen."""
+        """Whether the arguments are those of the process: none, None, `sys.argv[1:]`, or a caller's who
+        is not seen."""
         return given is None or all(
             (isinstance(m, Const) and m.value is None)
-            or (isinstance(m, Unk) and (m.reason is Reason.PARAMETER or "argv" in m.detail)) for m in members(given)
+            or (isinstance(m, Unk) and (m.reason is Reason.PARAMETER or "argv" in m.detail))
+            for m in members(given)
         )
 
     def _all_unknown(self, entries: dict[Any, Abstract], node: cst.Call) -> dict[Any, Abstract]:
-        return {key: Unk(Reason.RUNTIME, f"{key} of {self.text(node)}", value.steps) for key, value in entries.items()}
+        return {
+            key: Unk(Reason.RUNTIME, f"{key} of {self.text(node)}", value.steps)
+            for key, value in entries.items()
+        }
 
     def _replaced(self, entries: dict[Any, Abstract], given: dict[str, Abstract]) -> dict[Any, Abstract]:
-        """The options after arguments that are known: nothing about them depends on a command line any more."""
+        """The options after arguments that are known: nothing about them depends on a command line any
+        more."""
         hard: dict[Any, Abstract] = {}
         for key, value in {**entries, **given}.items():
             present = [m for m in members(value) if not isinstance(m, Missing)]
             if key not in given and len(present) < len(members(value)):
                 continue
             hard[key] = join(
-                replace(m, steps=tuple(s for s in m.steps if s.kind is not HopKind.ARGPARSE)) for m in members(value))
+                replace(m, steps=tuple(s for s in m.steps if s.kind is not HopKind.ARGPARSE))
+                for m in members(value)
+            )
         return hard
 
     def _apply(
@@ -286,7 +346,11 @@ class CommandLines(Models):
     ) -> tuple[dict[str, Abstract], list[str]] | None:
         """(the options that the arguments set, the arguments left over); None when that cannot be known."""
         specs = self.items_of(parts["specs"], state)
-        if specs is None or not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+        if (
+            specs is None
+            or not isinstance(words, (list, tuple))
+            or not all(isinstance(word, str) for word in words)
+        ):
             return None
         parser, kinds, defaults = _Strict(add_help=False), {}, {}
         for spec in specs:
@@ -339,16 +403,26 @@ class CommandLines(Models):
             options["const"] = _Given(keywords["const"])
         return options
 
-    def _given_value(self, raw: Any, kind: Abstract | None, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _given_value(
+        self, raw: Any, kind: Abstract | None, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         if isinstance(raw, list):
-            return self.new(ListObj(tuple(self._given_value(r, kind, node, state, frame) for r in raw)), state)
+            return self.new(
+                ListObj(tuple(self._given_value(r, kind, node, state, frame) for r in raw)), state
+            )
         if isinstance(raw, _Given):
             return raw.value
         steps = (Step(HopKind.KWARG, frame.unit, node, f"given to {self.text(node.func)}()"),)
         value = Const(raw, steps)
-        return self._converted(value, kind, node, state, frame) if kind is not None and isinstance(raw, str) else value
+        return (
+            self._converted(value, kind, node, state, frame)
+            if kind is not None and isinstance(raw, str)
+            else value
+        )
 
-    def _added(self, value: Abstract, action: Any, default: Abstract | None, node: cst.Call, state: State) -> Abstract:
+    def _added(
+        self, value: Abstract, action: Any, default: Abstract | None, node: cst.Call, state: State
+    ) -> Abstract:
         """What `append`, `extend` and `count` make of a default."""
         empty = default is None or (isinstance(default, Const) and default.value is None)
         if action not in ("append", "extend", "count") or empty:
@@ -358,145 +432,3 @@ class CommandLines(Models):
             return Const(sum(both)) if NOT_PLAIN not in both else Unk(Reason.RUNTIME, self.text(node))
         parts = [self.items_of(default, state), self.items_of(value, state)]  # type: ignore[arg-type]
         return self.new(ListObj(None if None in parts else (*(parts[0] or ()), *(parts[1] or ()))), state)
-
-    # -- parsers that fill dataclasses -------------------------------------------------------------------------
-
-    def dataclass_parser(
-        self, obj: InstObj, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
-    ) -> Abstract:
-        """A method of transformers' HfArgumentParser or trl's TrlParser."""
-        attrs = self.dict_of(Ref(obj.attrs), state)
-        assert attrs is not None
-        types = attrs.entries.get("types", Unk(Reason.RUNTIME, self.text(node)))
-        unknown = Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
-        if name in ("add_argument", "add_argument_group", "set_defaults"):
-            state.heap[obj.attrs] = DictObj({**attrs.entries, "extended": Const(True)})
-            return unknown
-        items = self.items_of(types, state) if not self._is_class(types, state) else (types,)
-        if items is None or not name.startswith("parse_"):
-            return unknown
-        if name in ("parse_dict", "parse_yaml_file", "parse_json_file"):
-            contents = self._given_contents(name, args, node, state, frame)
-            if contents is not None:
-                return Tup(tuple(self._filled(kind, contents, node, state, frame) for kind in items))
-        elif name not in ("parse_args_into_dataclasses", "parse_args_and_config"):
-            return unknown
-        made = [self.from_command_line(kind, args.get("args", 0), node, state, frame) for kind in items]
-        remaining = args.keywords.get("return_remaining_strings")
-        if "extended" in attrs.entries or (remaining is not None and not (
-                isinstance(remaining, Const) and not remaining.value)):
-            made.append(unknown)
-        return Tup(tuple(made))
-
-    def _given_contents(
-        self, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
-    ) -> Abstract | None:
-        first = args.positional[0] if args.positional else next(iter(args.keywords.values()), None)
-        if name == "parse_dict" or first is None:
-            return first if first is not None else Unk(Reason.RUNTIME, self.text(node))
-        if not isinstance(first, Const) or not isinstance(first.value, str):
-            return None
-        return self.read_document(first, "yaml" if "yaml" in name else "json", state, frame)
-
-    read_document: Any
-
-    def _filled(self, kind: Abstract, contents: Abstract, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        """An instance whose fields a dict gives."""
-        source = self.dict_of(contents, state) or DictObj({}, Unk(Reason.RUNTIME, self.text(node)))
-        cls = state.heap.get(kind.oid) if isinstance(kind, Ref) else None
-        fields = cls.fields if isinstance(cls, ClassObj) and not self.has_foreign_base(kind, state) else None
-        given = {k: v for k, v in source.entries.items() if isinstance(k, str) and (fields is None or k in fields)}
-        return self._call_one(kind, Arguments(keywords=given, rest=source.rest), node, state, frame)
-
-    def _is_class(self, value: Abstract, state: State) -> bool:
-        return isinstance(value, Ext) or (isinstance(value, Ref) and isinstance(state.heap.get(value.oid), ClassObj))
-
-    def from_command_line(
-        self, kind: Abstract, given: Abstract | None, node: cst.Call, state: State, frame: Frame
-    ) -> Abstract:
-        """An instance whose fields the command line may replace, or arguments that the code gives."""
-        instance = self._call_one(kind, Arguments(), node, state, frame)
-        obj = state.heap.get(instance.oid) if isinstance(instance, Ref) else None
-        if not isinstance(obj, InstObj):
-            return instance
-        if self.from_outside(given):
-            self._soften(obj, node, state, frame)
-        else:
-            self._blur(obj, self.plain(given, state) if given is not None else NOT_PLAIN, node, state)
-        return instance
-
-    def _blur(self, obj: InstObj, words: Any, node: cst.Call, state: State) -> None:
-        """Fields that known arguments mention are unknown; with arguments that are not known all are."""
-        attrs = state.heap.get(obj.attrs)
-        if not isinstance(attrs, DictObj):
-            return
-        names = _mentioned(words) if isinstance(words, (list, tuple)) else None
-        blurred = {
-            key: Unk(Reason.RUNTIME, f"{key} of {self.text(node)}", value.steps)
-            if names is None or any(str(key).startswith(name) for name in names) else value
-            for key, value in attrs.entries.items()
-        }
-        state.heap[obj.attrs] = DictObj(blurred, attrs.rest)
-
-    def _soften(self, obj: InstObj, node: cst.Call, state: State, frame: Frame) -> None:
-        attrs = state.heap.get(obj.attrs)
-        if not isinstance(attrs, DictObj):
-            return
-        soft: dict[Any, Abstract] = {}
-        for name, value in attrs.entries.items():
-            inner = state.heap.get(value.oid) if isinstance(value, Ref) else None
-            if isinstance(inner, InstObj):
-                self._soften(inner, node, state, frame)
-            soft[name] = value if isinstance(value, Missing) else with_step(value, self.flag_step(node, frame, f"--{name}"))
-        state.heap[obj.attrs] = DictObj(soft, attrs.rest)
-
-    # -- functions and settings classes ------------------------------------------------------------------------
-
-    def option(self, args: Arguments, node: cst.Call, frame: Frame) -> Abstract:
-        """`typer.Option(5)` as a default."""
-        default = args.get("default", 0)
-        if default is None or (isinstance(default, Const) and default.value is ...):
-            return Unk(Reason.RUNTIME, self.text(node))
-        return with_step(default, self.flag_step(node, frame, self.text(node)))
-
-    def run_command(self, function: Func, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        """Run a function whose parameters are command-line options."""
-        code = replace(function.code)
-        code.defaults = {
-            name: with_step(value, self.flag_step(node, frame, f"--{name}"))
-            for name, value in function.code.defaults.items()
-        }
-        return self.invoke(replace(function, code=code), Arguments(), node, state, frame)
-
-    def instantiate(
-        self, cls: Ref, obj: ClassObj, arguments: Arguments, node: cst.Call | None, state: State, frame: Frame
-    ) -> Abstract:
-        """Fields of pydantic's BaseSettings that a call leaves out come from the environment."""
-        made = super().instantiate(cls, obj, arguments, node, state, frame)
-        settings = any(isinstance(base, Ext) and base.name.endswith("BaseSettings") for base in self.mro(cls, state))
-        inst = state.heap.get(made.oid) if isinstance(made, Ref) else None
-        attrs = state.heap.get(inst.attrs) if isinstance(inst, InstObj) else None
-        if not settings or not isinstance(inst, InstObj) or not isinstance(attrs, DictObj):
-            return made
-        where = node if node is not None else cst.Name(obj.info.name)
-        entries = {
-            key: value if key in arguments.keywords or isinstance(value, Missing)
-            else with_step(value, self.flag_step(where, frame, f"{key} (environment)"))
-            for key, value in attrs.entries.items()
-        }
-        state.heap[inst.attrs] = DictObj(entries, attrs.rest)
-        return made
-
-
-def _mentioned(words: Sequence[Any]) -> list[str] | None:
-    """Names of fields that arguments set; argparse also takes the beginning of one. None when a file may be among them."""
-    names: list[str] = []
-    for word in words:
-        if not isinstance(word, str) or (not word.startswith("-") and word.endswith((".json", ".yaml", ".args"))):
-            return None
-        if word.startswith("--"):
-            name = word[2:].split("=")[0].replace("-", "_")
-            names += [name, name.removeprefix("no_")]
-        elif word.startswith("-") and not word[1:2].isdigit():
-            return None
-    return names

@@ -1,6 +1,8 @@
-"""Containers that are not plain dicts, lists and tuples: sets, views of dicts, namespaces seen as dicts, iterators.
+"""Containers that are not plain dicts, lists and tuples: sets, views of dicts, namespaces seen as dicts,
+iterators.
 
-Each is an instance (`InstObj`) without a class, whose `made_by` is its kind and whose parts have names that no
+Each is an instance (`InstObj`) without a class, whose `made_by` is its kind and whose parts have names
+that no
 attribute can have, so that copying, joining and losing track of it work as for every other object.
 """
 
@@ -11,10 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import libcst as cst
-
-from klguard.read.python.expressions import MAX_ITEMS
 from klguard.read.python.flow import Frame
-from klguard.read.python.operators import SET_OPERATIONS, NotComputed, compute
 from klguard.read.python.roots import Roots
 from klguard.read.python.values import (
     Abstract,
@@ -36,7 +35,6 @@ from klguard.read.python.values import (
     Tup,
     Unk,
     join,
-    join_states,
     members,
 )
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Reason
@@ -46,16 +44,14 @@ VIEWS = frozenset({"dict_keys", "dict_values", "dict_items"})
 MAPPINGS = frozenset({"module-dict", "chain-map"})
 """Mappings whose contents are kept elsewhere: in a module's variables, in other dicts."""
 
-CONTAINERS = SETS | VIEWS | MAPPINGS | {
-    "iterator", "itemgetter", "attrgetter", "namedtuple", "namedtuple-type", "subparsers",
-}
+CONTAINERS = (
+    SETS
+    | VIEWS
+    | MAPPINGS
+    | {"iterator", "itemgetter", "attrgetter", "namedtuple", "namedtuple-type", "subparsers"}
+)
 
 DICT_LIKE_KINDS = frozenset({"dict-like", "transformers.GenerationConfig"})
-
-_SET_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "Equal": lambda a, b: a == b, "NotEqual": lambda a, b: a != b, "LessThan": lambda a, b: a < b,
-    "LessThanEqual": lambda a, b: a <= b, "GreaterThan": lambda a, b: a > b, "GreaterThanEqual": lambda a, b: a >= b,
-}
 
 
 class NotPlain:
@@ -70,7 +66,7 @@ class Containers(Roots):
 
     call_instance: Callable[..., Abstract | None]
 
-    # -- kinds and parts ---------------------------------------------------------------------------------------
+    # -- kinds and parts -------------------------------------------------------------------------------------
 
     def kind_of(self, value: Abstract, state: State) -> str:
         """The kind of a library object; empty for instances of the project's classes and everything else."""
@@ -94,7 +90,12 @@ class Containers(Roots):
         state.heap[obj.attrs] = DictObj({_PART: part})
 
     def make_set(
-        self, elements: dict[Any, Abstract] | None, state: State, text: str, kind: str = "set", steps: Steps = ()
+        self,
+        elements: dict[Any, Abstract] | None,
+        state: State,
+        text: str,
+        kind: str = "set",
+        steps: Steps = (),
     ) -> Ref:
         """A set of known elements; None makes one of which nothing is known."""
         part: Abstract = Unk(Reason.RUNTIME, text) if elements is None else Tup(tuple(elements.values()))
@@ -137,7 +138,11 @@ class Containers(Roots):
             return NOT_PLAIN if items is None else items
         if isinstance(obj, DictObj) and obj.rest is None:
             values = self._plain_items(tuple(obj.entries.values()), state, depth)
-            return NOT_PLAIN if values is None or _has_objects(obj) else dict(zip(obj.entries, values))
+            return (
+                NOT_PLAIN
+                if values is None or _has_objects(obj)
+                else dict(zip(obj.entries, values, strict=True))
+            )
         return NOT_PLAIN
 
     def _plain_items(self, items: Sequence[Abstract] | None, state: State, depth: int) -> list[Any] | None:
@@ -152,7 +157,9 @@ class Containers(Roots):
             entries = {key: self.from_plain(inner, state, steps) for key, inner in value.items()}
             return self.new_dict(entries, state, steps=steps)
         if isinstance(value, list):
-            return self.new(ListObj(tuple(self.from_plain(item, state, steps) for item in value)), state, steps)
+            return self.new(
+                ListObj(tuple(self.from_plain(item, state, steps) for item in value)), state, steps
+            )
         if isinstance(value, tuple):
             return Tup(tuple(self.from_plain(item, state, steps) for item in value), steps)
         if isinstance(value, (set, frozenset)):
@@ -161,7 +168,7 @@ class Containers(Roots):
         simple = value is None or isinstance(value, (bool, int, float, complex, str, bytes))
         return Const(value, steps) if simple else Unk(Reason.UNSUPPORTED, f"a {type(value).__name__}", steps)
 
-    # -- what is inside ----------------------------------------------------------------------------------------
+    # -- what is inside --------------------------------------------------------------------------------------
 
     def items_of(self, value: Abstract, state: State) -> tuple[Abstract, ...] | None:  # type: ignore[override]
         """What iterating over a value gives. An iterator is used up, by how much is not known."""
@@ -170,7 +177,7 @@ class Containers(Roots):
             known = [column for column in columns if column is not None]
             if len(known) < len(columns) or len({len(column) for column in known}) != 1:
                 return None
-            return tuple(join(row) for row in zip(*known))
+            return tuple(join(row) for row in zip(*known, strict=False))
         kind = self.kind_of(value, state)
         if not kind:
             return self._items_of_project_object(value, state)
@@ -194,7 +201,11 @@ class Containers(Roots):
             if self.class_attribute(obj.cls, "__iter__", state) is not None:
                 return None
         items = super().items_of(value, state)
-        if items is not None and isinstance(obj, DictObj) and any(isinstance(key, tuple) for key in obj.entries):
+        if (
+            items is not None
+            and isinstance(obj, DictObj)
+            and any(isinstance(key, tuple) for key in obj.entries)
+        ):
             return tuple(_key(key) for key in obj.entries)
         return items
 
@@ -207,7 +218,7 @@ class Containers(Roots):
         if kind == "dict_values":
             return values
         keys = tuple(_key(key) for key in obj.entries)
-        return keys if kind == "dict_keys" else tuple(Tup(pair) for pair in zip(keys, values))
+        return keys if kind == "dict_keys" else tuple(Tup(pair) for pair in zip(keys, values, strict=False))
 
     def dict_of(self, value: Abstract, state: State) -> DictObj | None:
         if any(self.kind_of(member, state) in MAPPINGS for member in members(value)):
@@ -234,13 +245,16 @@ class Containers(Roots):
             self.merge_into(merged, mapping, state, "ChainMap")
         return merged
 
-    # -- subscripts --------------------------------------------------------------------------------------------
+    # -- subscripts ------------------------------------------------------------------------------------------
 
     def _eval_Subscript(self, node: cst.Subscript, state: State, frame: Frame) -> Abstract:
         owner = self.eval(node.value, state, frame)
         if len(node.slice) == 1 and isinstance(node.slice[0].slice, cst.Slice):
             part = node.slice[0].slice
-            bounds = [Const(None) if b is None else self.eval(b, state, frame) for b in (part.lower, part.upper, part.step)]
+            bounds = [
+                Const(None) if b is None else self.eval(b, state, frame)
+                for b in (part.lower, part.upper, part.step)
+            ]
             return self.slice_of(owner, bounds, self.text(node), state)
         key = self.subscript_key(node, state, frame)
         special = self._special_item(owner, key, node, state, frame)
@@ -409,7 +423,9 @@ class Containers(Roots):
             attrs = state.heap.get(obj.attrs) if isinstance(obj, (InstObj, ClassObj)) else None
             if isinstance(obj, (InstObj, ClassObj)) and isinstance(attrs, DictObj):
                 doubt = Unk(Reason.DYNAMIC_KEY, text)
-                state.heap[obj.attrs] = DictObj({k: join((v, doubt)) for k, v in attrs.entries.items()}, doubt)
+                state.heap[obj.attrs] = DictObj(
+                    {k: join((v, doubt)) for k, v in attrs.entries.items()}, doubt
+                )
 
     def escape(self, values: Sequence[Abstract], where: str, state: State) -> None:  # type: ignore[override]
         super().escape(values, where, state)
@@ -422,132 +438,13 @@ class Containers(Roots):
         if isinstance(obj, InstObj) and obj.cls is None and obj.made_by in CONTAINERS:
             if name == "_fields" and obj.made_by == "namedtuple":
                 attrs = state.heap.get(obj.attrs)
-                return Tup(tuple(Const(key) for key in attrs.entries)) if isinstance(attrs, DictObj) else Method(owner, name)
+                return (
+                    Tup(tuple(Const(key) for key in attrs.entries))
+                    if isinstance(attrs, DictObj)
+                    else Method(owner, name)
+                )
             return Method(owner, name)
         return super().instance_attribute(owner, obj, name, state, frame)
-
-    # -- displays and operators --------------------------------------------------------------------------------
-
-    def _eval_Set(self, node: cst.Set, state: State, frame: Frame) -> Abstract:
-        items = self._elements(node.elements, state, frame)
-        elements = self.elements_of(Tup(items), state) if items is not None else None
-        return self.make_set(elements, state, self.text(node), steps=self._literal(node, frame))
-
-    def binary(  # type: ignore[override]
-        self, name: str, left: Abstract, right: Abstract, node: cst.CSTNode, state: State, frame: Frame,
-        in_place: bool = False,
-    ) -> Abstract:
-        """An operation that changes one of several objects in place changes each on a path of its own."""
-        if not (in_place and isinstance(left, Alt) and any(isinstance(member, Ref) for member in left.values)):
-            return super().binary(name, left, right, node, state, frame, in_place)
-        states, results = [], []
-        for member in left.values:
-            branch = state.copy()
-            results.append(super().binary(name, member, right, node, branch, frame, True))
-            states.append(branch)
-        merged = join_states(states)
-        assert merged is not None
-        state.become(merged)
-        return join(results)
-
-    def _binary_one(
-        self, name: str, left: Abstract, right: Abstract, node: cst.CSTNode, state: State, frame: Frame, in_place: bool
-    ) -> Abstract:
-        kinds = (self.kind_of(left, state), self.kind_of(right, state))
-        if name in SET_OPERATIONS and (kinds[0] in SETS | VIEWS or kinds[1] in SETS | VIEWS):
-            return self.set_operation(name, left, right, kinds[0], node, state, in_place)
-        if kinds[0] in MAPPINGS | DICT_LIKE_KINDS and name == "BitOr" and not in_place:
-            left = self.as_dict(left, state)
-        if name in ("Add", "Multiply") and (result := self._sequence_operation(name, left, right, state, in_place)):
-            return result
-        if name == "Modulo" and isinstance(left, Const) and not isinstance(right, Const):
-            return self._format(left, right, node, state, frame)
-        return super()._binary_one(name, left, right, node, state, frame, in_place)
-
-    def _format(self, left: Const, right: Abstract, node: cst.CSTNode, state: State, frame: Frame) -> Abstract:
-        plain = self.plain(right, state)
-        if plain is NOT_PLAIN or not isinstance(left.value, (str, bytes)):
-            return Unk(Reason.RUNTIME, self.text(node))
-        try:
-            result = compute("Modulo", left.value, plain)
-        except NotComputed:
-            return Unk(Reason.RUNTIME, self.text(node))
-        soft = self.soft_steps([left, right], state)
-        return Const(result, (Step(HopKind.LITERAL, frame.unit, node, f"computed by {self.text(node)}"), *soft))
-
-    def _sequence_operation(
-        self, name: str, left: Abstract, right: Abstract, state: State, in_place: bool
-    ) -> Abstract | None:
-        """`list + list`, `list * 2`, `list += anything`, and the same of tuples."""
-        obj = state.heap.get(left.oid) if isinstance(left, Ref) else None
-        if not isinstance(left, Tup) and not isinstance(obj, ListObj):
-            return None
-        items = left.items if isinstance(left, Tup) else obj.items  # type: ignore[union-attr]
-        if name == "Multiply":
-            times = right.value if isinstance(right, Const) and type(right.value) is int else None
-            joined = None if times is None or items is None or len(items) * times > MAX_ITEMS else items * times
-        else:
-            more = self.items_of(right, state)
-            joined = None if items is None or more is None or len(items) + len(more) > 4 * MAX_ITEMS else (*items, *more)
-        if isinstance(left, Tup):
-            return Tup(joined, left.steps) if joined is not None else None
-        if not in_place:
-            return self.new(ListObj(joined), state)
-        assert isinstance(left, Ref)
-        state.heap[left.oid] = ListObj(joined)
-        return left
-
-    def set_operation(
-        self, name: str, left: Abstract, right: Abstract, kind: str, node: cst.CSTNode, state: State, in_place: bool
-    ) -> Abstract:
-        """`a - b`, `a & b`, `a | b`, `a ^ b` of sets and views."""
-        mine, theirs = self.elements_of(left, state), self.elements_of(right, state)
-        result: dict[Any, Abstract] | None = None
-        if mine is not None and theirs is not None:
-            kept = SET_OPERATIONS[name](mine.keys(), theirs.keys())
-            result = {key: value for key, value in {**theirs, **mine}.items() if key in kept}
-        if in_place and kind == "set":
-            assert isinstance(left, Ref)
-            part: Abstract = Unk(Reason.RUNTIME, self.text(node)) if result is None else Tup(tuple(result.values()))
-            self.set_part(left, part, state)
-            return left
-        return self.make_set(result, state, self.text(node), kind if kind in SETS else "set")
-
-    def _compare(self, name: str, left: Abstract, right: Abstract, state: State) -> Const | None:
-        kinds = (self.kind_of(left, state), self.kind_of(right, state))
-        if name in _SET_COMPARISONS and all(kind in SETS or kind in ("dict_keys", "dict_items") for kind in kinds):
-            mine, theirs = self.elements_of(left, state), self.elements_of(right, state)
-            if mine is None or theirs is None:
-                return None
-            return Const(_SET_COMPARISONS[name](mine.keys(), theirs.keys()), self.soft_steps([left, right], state))
-        answer = super()._compare(name, left, right, state)
-        if answer is None and name in _SET_COMPARISONS:
-            a, b = self.plain(left, state), self.plain(right, state)
-            if a is not NOT_PLAIN and b is not NOT_PLAIN:
-                try:
-                    return Const(_SET_COMPARISONS[name](a, b), self.soft_steps([left, right], state))
-                except TypeError:
-                    return None
-        return answer
-
-    def _contains(self, positive: bool, left: Abstract, right: Abstract, state: State, soft: Steps) -> Const | None:
-        kind = self.kind_of(right, state)
-        if kind == "iterator":
-            self.items_of(right, state)
-            return None
-        if kind == "dict_keys":
-            assert isinstance(right, Ref)
-            return self._contains(positive, left, self.part(right, state), state, soft)
-        if kind in MAPPINGS:
-            return super()._contains(positive, left, self.as_dict(right, state), state, soft)
-        if kind in SETS | VIEWS:
-            items = self.unordered(right, state)
-            wanted = self.plain(left, state)
-            values = [self.plain(item, state) for item in items] if items is not None else [NOT_PLAIN]
-            if wanted is NOT_PLAIN or any(value is NOT_PLAIN for value in values):
-                return None
-            return Const((wanted in values) is positive, soft)
-        return super()._contains(positive, left, right, state, soft)
 
     def soft_steps(self, values: Sequence[Abstract], state: State) -> Steps:
         """The steps of these values, and of what is in them, that say a command line can change them."""
@@ -556,7 +453,9 @@ class Containers(Roots):
             for member in members(value):
                 found.extend(step for step in member.steps if step.kind is HopKind.ARGPARSE)
                 obj = state.heap.get(member.oid) if isinstance(member, Ref) else None
-                inner = member.items if isinstance(member, Tup) else obj.items if isinstance(obj, ListObj) else ()
+                inner = (
+                    member.items if isinstance(member, Tup) else obj.items if isinstance(obj, ListObj) else ()
+                )
                 found.extend(self.soft_steps(inner or (), state))
         return tuple(found[:4])
 

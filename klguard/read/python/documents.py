@@ -1,4 +1,5 @@
-"""Configuration files that Python code loads, and texts in their formats: values, each with its place in the file."""
+"""Configuration files that Python code loads, and texts in their formats: values, each with its place in
+the file."""
 
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from klguard.read.files import reported
 from klguard.settings import Place
 
@@ -47,7 +47,9 @@ def load_document(file: Path, kind: str) -> Item | None:
 
 
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "json": json.loads, "yaml": yaml.safe_load, "python": ast.literal_eval,
+    "json": json.loads,
+    "yaml": yaml.safe_load,
+    "python": ast.literal_eval,
     "toml": lambda text: _toml().loads(text),
 }
 
@@ -98,7 +100,8 @@ def _place(node: yaml.Node, path: str) -> Place:
 
 
 def _load_json(text: str, path: str) -> Item:
-    """JSON's values (`1e-5` is a number, which YAML 1.1 reads as a string), with the places YAML's reader tells."""
+    """JSON's values (`1e-5` is a number, which YAML 1.1 reads as a string), with the places YAML's
+    reader tells."""
     plain = json.loads(text)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -115,8 +118,15 @@ def _with_places(value: Any, node: yaml.Node | None, path: str, around: Place) -
         nodes = {key.value: inner for key, inner in pairs}
         return Item({k: _with_places(inner, nodes.get(k), path, place) for k, inner in value.items()}, place)
     if isinstance(value, list):
-        found = node.value if isinstance(node, yaml.SequenceNode) and len(node.value) == len(value) else [None] * len(value)
-        return Item([_with_places(inner, other, path, place) for inner, other in zip(value, found)], place)
+        found = (
+            node.value
+            if isinstance(node, yaml.SequenceNode) and len(node.value) == len(value)
+            else [None] * len(value)
+        )
+        return Item(
+            [_with_places(inner, other, path, place) for inner, other in zip(value, found, strict=False)],
+            place,
+        )
     return Item(value, place)
 
 
@@ -143,7 +153,9 @@ def _toml_places(text: str, path: str) -> dict[tuple[str, ...], Place]:
         elif "=" in stripped and not stripped.startswith("#"):
             key, _, rest = line.partition("=")
             column = len(line) - len(rest.lstrip()) + 1
-            found.setdefault((*table, *_toml_key(key)), Place(path, None, number, column, number, len(line) + 1))
+            found.setdefault(
+                (*table, *_toml_key(key)), Place(path, None, number, column, number, len(line) + 1)
+            )
     return found
 
 

@@ -62,6 +62,7 @@ class Expressions(Flow):
     super_method: Callable[..., Abstract | None]
     harmless: Callable[[Abstract, str], bool]
     lookup: Callable[[Any, str, State], Abstract | None]
+    class_attribute: Callable[..., Abstract | None]
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,6 +212,10 @@ class Expressions(Flow):
             if isinstance(target, Ref):
                 obj = state.heap.get(target.oid)
                 key = obj.attrs if isinstance(obj, (InstObj, ClassObj)) else None
+                if isinstance(obj, InstObj) and obj.cls is not None and (
+                        self.class_attribute(obj.cls, f"{name}.setter", state) is not None):
+                    self.escape([target], f"changed by the setter of {name}", state)
+                    continue
             elif isinstance(target, Unk) and target.oid is not None:
                 key = ("overlay", target.oid)
             elif isinstance(target, Ext) and not self.harmless(target, name):
@@ -222,6 +227,7 @@ class Expressions(Flow):
 
     def _assign_module(self, module: Mod, name: str, value: Abstract, state: State, weak: bool) -> None:
         home = ("module", module.module.path)
+        self.settle_imports(name, state)
         old = state.variables(home).get(name)
         state.bind(home, name, join((old, value)) if weak and old is not None else value)
 
@@ -506,10 +512,23 @@ class Expressions(Flow):
         self, name: str, left: Abstract, right: Abstract, node: cst.CSTNode, state: State, frame: Frame,
         in_place: bool = False,
     ) -> Abstract:
+        if in_place and isinstance(left, Ref) and len(members(right)) > 1:
+            return self._change_in_place(name, left, right, node, state, frame)
         results = [
             self._binary_one(name, a, b, node, state, frame, in_place) for a in members(left) for b in members(right)
         ]
         return join(results)
+
+    def _change_in_place(
+        self, name: str, left: Ref, right: Abstract, node: cst.CSTNode, state: State, frame: Frame
+    ) -> Abstract:
+        """`kw |= a if x else b`: one object, changed in one of several ways."""
+        if name == "BitOr" and isinstance(state.heap.get(left.oid), DictObj):
+            step = Step(HopKind.UPDATE, frame.unit, node, f"merged by {self.text(node)}")
+            self.merge_into(left, right, state, self.text(node), step)
+        else:
+            self.escape([left], self.text(node), state)
+        return left
 
     def _binary_one(
         self, name: str, left: Abstract, right: Abstract, node: cst.CSTNode, state: State, frame: Frame, in_place: bool

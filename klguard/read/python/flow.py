@@ -14,26 +14,7 @@ import libcst as cst
 
 from klguard.read.python.source import Unit, shorten
 from klguard.read.python.values import (
-    Abstract,
-    Alt,
-    Const,
-    DictObj,
-    Func,
-    InstObj,
-    ListObj,
-    Missing,
-    Mod,
-    Ref,
-    State,
-    Step,
-    Tup,
-    Unk,
-    identity,
-    join,
-    join_states,
-    members,
-    truth,
-    with_step,
+    Abstract, Alt, Const, DictObj, Ext, Func, InstObj, ListObj, Missing, Mod, Ref, State, Step, Tup, Unk, identity, join, join_states, members, truth, with_step,
 )
 from klguard.settings import HopKind, Reason
 
@@ -117,6 +98,9 @@ class Flow:
     items_of: Callable[..., tuple[Abstract, ...] | None]
     binary: Callable[..., Abstract]
     spend: Callable[[], None]
+    settle_imports: Callable[[str, State], None]
+    harmless: Callable[..., bool]
+    call_back: Callable[..., None]
 
     def __init__(self) -> None:
         self.catchers: list[Catcher] = []
@@ -229,6 +213,7 @@ class Flow:
     def _run_Global(self, node: cst.Global, state: State, frame: Frame) -> bool:
         for item in node.names:
             frame.outer[item.name.value] = frame.scopes[-1]
+            self.settle_imports(item.name.value, state)
         return True
 
     def _run_Nonlocal(self, node: cst.Nonlocal, state: State, frame: Frame) -> bool:
@@ -360,8 +345,12 @@ class Flow:
         if items is not None and self._unrolls(node, items):
             return self._unroll(node, items, state, frame)
         item = self._item(iterable, items, node.iter, state, frame)
+        stepwise = _is_generator(iterable)
 
         def bind_item(start: State) -> None:
+            if stepwise:
+                # The generator's body runs between the rounds: what it does, it may do now.
+                self.eval(node.iter, start, frame)
             self.assign(node.target, item, start, frame)
 
         return self._repeat(node, bind_item, state, frame, endless=False)
@@ -501,14 +490,21 @@ class Flow:
 
     def _run_With(self, node: cst.With, state: State, frame: Frame) -> bool:
         swallows = False
+        managers: list[cst.BaseExpression] = []
         for item in node.items:
             value = self.eval(item.item, state, frame)
+            if _is_generator(value):
+                managers.append(item.item)
             swallows = swallows or self.text(item.item).startswith(("suppress(", "contextlib.suppress("))
             entered = self.enter(value, state, frame)
             if item.asname is not None:
                 self.assign(item.asname.name, entered, state, frame)
         if not swallows:
-            return self.run_suite(node.body, state, frame)
+            alive = self.run_suite(node.body, state, frame)
+            for manager in managers:
+                # What stands behind the yield runs when the block ends.
+                self.eval(manager, state, frame)
+            return alive
         caught, alive = self._run_caught(node.body, state, frame)
         return _arrive(state, [state.copy(), caught] if alive else [caught])
 
@@ -600,6 +596,8 @@ class Flow:
                 step = Step(HopKind.ATTRIBUTE, frame.unit, target, f"assigned to {self.text(target)}")
                 owner = self.eval(target.value, state, frame)
                 self.set_attribute(owner, target.attr.value, with_step(value, step), state)
+                if isinstance(owner, Ext) and not self.harmless(owner, ""):
+                    self.call_back(value, state, frame, False)
                 self.note_assignment(target, owner, value, state, frame)
             case cst.Subscript():
                 step = Step(HopKind.UPDATE, frame.unit, target, f"stored as {self.text(target)}")
@@ -658,6 +656,11 @@ def _arrive(state: State, arrived: list[State]) -> bool:
         return False
     state.become(merged)
     return True
+
+
+def _is_generator(value: Abstract) -> bool:
+    """A generator of the project whose body does more than to yield."""
+    return isinstance(value, Unk) and isinstance(value.oid, tuple) and value.oid[0] == "generator"
 
 
 def _is_exit(node: cst.BaseExpression) -> bool:

@@ -17,6 +17,7 @@ from klguard.read.python.values import (
     MISSING,
     Abstract,
     Alt,
+    Code,
     Const,
     DictObj,
     Func,
@@ -45,16 +46,30 @@ class Iteration(Methods):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._library: dict[str, Model] = {
-            "builtins.iter": self._iter, "builtins.next": self._next, "builtins.map": self._map,
-            "builtins.filter": self._filter, "builtins.zip": self._zip, "builtins.enumerate": self._enumerate,
-            "builtins.reversed": self._reversed, "builtins.sorted": self._sorted, "builtins.any": self._any,
-            "builtins.all": self._all, "builtins.set": self._make_set, "builtins.frozenset": self._make_frozenset,
-            "functools.reduce": self._reduce, "itertools.chain": self._chain,
-            "itertools.chain.from_iterable": self._chain_from, "itertools.product": self._product,
-            "itertools.islice": self._islice, "itertools.zip_longest": self._zip_longest,
-            "itertools.repeat": self._repeat_item, "itertools.starmap": self._starmap,
-            "itertools.permutations": self._combine_items, "itertools.combinations": self._combine_items,
-            "operator.itemgetter": self._itemgetter, "operator.attrgetter": self._attrgetter,
+            "builtins.iter": self._iter,
+            "builtins.next": self._next,
+            "builtins.map": self._map,
+            "builtins.filter": self._filter,
+            "builtins.zip": self._zip,
+            "builtins.enumerate": self._enumerate,
+            "builtins.reversed": self._reversed,
+            "builtins.sorted": self._sorted,
+            "builtins.any": self._any,
+            "builtins.all": self._all,
+            "builtins.set": self._make_set,
+            "builtins.frozenset": self._make_frozenset,
+            "functools.reduce": self._reduce,
+            "itertools.chain": self._chain,
+            "itertools.chain.from_iterable": self._chain_from,
+            "itertools.product": self._product,
+            "itertools.islice": self._islice,
+            "itertools.zip_longest": self._zip_longest,
+            "itertools.repeat": self._repeat_item,
+            "itertools.starmap": self._starmap,
+            "itertools.permutations": self._combine_items,
+            "itertools.combinations": self._combine_items,
+            "operator.itemgetter": self._itemgetter,
+            "operator.attrgetter": self._attrgetter,
         }
 
     def call_method(
@@ -76,7 +91,7 @@ class Iteration(Methods):
             return None
         return self.items_of(args.positional[0], state)
 
-    # -- making iterators --------------------------------------------------------------------------------------
+    # -- making iterators ------------------------------------------------------------------------------------
 
     def _iter(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 1:
@@ -91,7 +106,9 @@ class Iteration(Methods):
         start = args.get("start", 1) or Const(0)
         if items is None or not isinstance(start, Const):
             return None
-        return self.iterator((Tup((Const(start.value + i), item)) for i, item in enumerate(items)), node, state)
+        return self.iterator(
+            (Tup((Const(start.value + i), item)) for i, item in enumerate(items)), node, state
+        )
 
     def _columns(self, args: Arguments, state: State) -> list[Items] | None:
         """The items of every positional argument."""
@@ -101,14 +118,20 @@ class Iteration(Methods):
 
     def _zip(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         columns = self._columns(args, state)
-        return None if not columns else self.iterator((Tup(row) for row in zip(*columns)), node, state)
+        return (
+            None
+            if not columns
+            else self.iterator((Tup(row) for row in zip(*columns, strict=False)), node, state)
+        )
 
     def _zip_longest(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         columns = self._columns(args, state)
         fill = args.keywords.get("fillvalue", Const(None))
         if not columns:
             return None
-        return self.iterator((Tup(row) for row in itertools.zip_longest(*columns, fillvalue=fill)), node, state)
+        return self.iterator(
+            (Tup(row) for row in itertools.zip_longest(*columns, fillvalue=fill)), node, state
+        )
 
     def _reversed(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         items = self.sequence(args, state)
@@ -131,7 +154,12 @@ class Iteration(Methods):
 
     def _combine_items(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         items, length = self.sequence(args, state), args.get("r", 1)
-        if items is None or not isinstance(length, Const) or type(length.value) is not int or length.value < 0:
+        if (
+            items is None
+            or not isinstance(length, Const)
+            or type(length.value) is not int
+            or length.value < 0
+        ):
             return None
         make = itertools.permutations if "permutations" in self.text(node.func) else itertools.combinations
         return self.iterator((Tup(row) for row in make(items, length.value)), node, state)
@@ -147,13 +175,15 @@ class Iteration(Methods):
         times = args.get("times", 1)
         if not args.positional or not isinstance(times, Const) or type(times.value) is not int:
             return None
-        return self.iterator(itertools.repeat(args.positional[0], min(times.value, 5 * MAX_ITEMS)), node, state)
+        return self.iterator(
+            itertools.repeat(args.positional[0], min(times.value, 5 * MAX_ITEMS)), node, state
+        )
 
     def _map(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         if not args.positional or args.more_positional is not None:
             return None
         columns = self._columns(Arguments(args.positional[1:]), state)
-        rows = None if columns is None else [list(row) for row in zip(*columns)]
+        rows = None if columns is None else [list(row) for row in zip(*columns, strict=False)]
         results = self.lazily(args.positional[0], rows, node, state, frame)
         return self.iterator(results, node, state)
 
@@ -172,16 +202,23 @@ class Iteration(Methods):
         test, items = args.positional[0], self.items_of(args.positional[1], state)
         answers: Sequence[Abstract] | None = items
         if not (isinstance(test, Const) and test.value is None):
-            answers = self.lazily(test, None if items is None else [[item] for item in items], node, state, frame)
+            answers = self.lazily(
+                test, None if items is None else [[item] for item in items], node, state, frame
+            )
         if items is None or answers is None:
             return Unk(Reason.RUNTIME, self.text(node))
         kept = [truth(answer, state) for answer in answers]
         if None in kept:
             return Unk(Reason.RUNTIME, self.text(node))
-        return self.iterator((item for item, keep in zip(items, kept) if keep), node, state)
+        return self.iterator((item for item, keep in zip(items, kept, strict=False) if keep), node, state)
 
     def lazily(
-        self, function: Abstract, rows: Sequence[Sequence[Abstract]] | None, node: cst.Call, state: State, frame: Frame
+        self,
+        function: Abstract,
+        rows: Sequence[Sequence[Abstract]] | None,
+        node: cst.Call,
+        state: State,
+        frame: Frame,
     ) -> list[Abstract] | None:
         """What a function gives for each row, some time later; None unless it leaves everything as it is.
 
@@ -211,14 +248,28 @@ class Iteration(Methods):
         result = super()._eval_GeneratorExp(node, state, frame)
         return self.iterator(result.items, node, state) if isinstance(result, Tup) else result
 
-    # -- using them --------------------------------------------------------------------------------------------
+    def _run_generator(self, code: Code, arguments: Arguments, state: State, inner: Frame) -> Abstract:
+        """What a generator gives can be taken once; a context manager is entered instead."""
+        result = super()._run_generator(code, arguments, state, inner)
+        entered = any("contextmanager" in decorator for decorator in code.decorators)
+        return (
+            result
+            if entered or not isinstance(result, Tup)
+            else self.make("iterator", result, state, code.name)
+        )
+
+    # -- using them ------------------------------------------------------------------------------------------
 
     def _next(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         source, default = args.get("", 0), args.get("", 1)
         obj = state.heap.get(source.oid) if isinstance(source, Ref) else None
         if isinstance(obj, InstObj) and obj.cls is not None and isinstance(source, Ref):
             method = self.class_attribute(obj.cls, "__next__", state)
-            return self.call_method(self.bound(method, source), [], node, state, frame) if isinstance(method, Func) else None
+            return (
+                self.call_method(self.bound(method, source), [], node, state, frame)
+                if isinstance(method, Func)
+                else None
+            )
         if isinstance(source, Tup) and source.items:
             # A generator of the project, of which it is not known how much has been used.
             return join(source.items)
@@ -299,7 +350,9 @@ class Iteration(Methods):
             return Const(wanted, soft)
         return None if None in answers else Const(not wanted, soft)
 
-    def _make_set(self, args: Arguments, node: cst.Call, state: State, frame: Frame, kind: str = "set") -> Abstract:
+    def _make_set(
+        self, args: Arguments, node: cst.Call, state: State, frame: Frame, kind: str = "set"
+    ) -> Abstract:
         elements = {} if not args.positional and args.more_positional is None else None
         if len(args.positional) == 1 and args.more_positional is None:
             elements = self.elements_of(args.positional[0], state)
@@ -308,14 +361,16 @@ class Iteration(Methods):
     def _make_frozenset(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
         return self._make_set(args, node, state, frame, "frozenset")
 
-    # -- getters -----------------------------------------------------------------------------------------------
+    # -- getters ---------------------------------------------------------------------------------------------
 
     def _itemgetter(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         known = args.positional and args.more_positional is None
         return self.make("itemgetter", Tup(tuple(args.positional)), state, self.text(node)) if known else None
 
     def _attrgetter(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        known = args.positional and all(isinstance(a, Const) and isinstance(a.value, str) for a in args.positional)
+        known = args.positional and all(
+            isinstance(a, Const) and isinstance(a.value, str) for a in args.positional
+        )
         if not known or args.more_positional is not None:
             return None
         return self.make("attrgetter", Tup(tuple(args.positional)), state, self.text(node))
@@ -340,20 +395,32 @@ class Iteration(Methods):
             owner = self.get_attribute(owner, name, state, frame, node)
         return owner
 
-    # -- comprehensions ----------------------------------------------------------------------------------------
+    # -- comprehensions --------------------------------------------------------------------------------------
 
     def _eval_DictComp(self, node: cst.DictComp, state: State, frame: Frame) -> Abstract:
-        """Over a dict with entries that may be missing, or a set in whatever order, where the plain way gives up."""
+        """Over a dict with entries that may be missing, or a set in whatever order, where the plain way
+        gives up."""
         clause = node.for_in
         if clause.inner_for_in is not None or clause.asynchronous is not None:
             return super()._eval_DictComp(node, state, frame)
         ref = self.new_dict({}, state, steps=self._literal(node, frame))
-        by_key = isinstance(clause.target, cst.Name) and isinstance(node.key, cst.Name) and (
-            clause.target.value == node.key.value)
+        by_key = (
+            isinstance(clause.target, cst.Name)
+            and isinstance(node.key, cst.Name)
+            and (clause.target.value == node.key.value)
+        )
         inner = self._comprehension_frame(frame)
         rows, rest = self._rows(self.eval(clause.iter, state, frame), by_key, state)
         if rows is None:
-            self._one_round(clause, node, Unk(Reason.RUNTIME, f"an item of {self.text(clause.iter)}"), ref, True, state, inner)
+            self._one_round(
+                clause,
+                node,
+                Unk(Reason.RUNTIME, f"an item of {self.text(clause.iter)}"),
+                ref,
+                True,
+                state,
+                inner,
+            )
             state.heap[ref.oid] = DictObj({}, Unk(Reason.RUNTIME, self.text(node)))
         for item, certain in rows or ():
             self._one_round(clause, node, item, ref, not certain, state, inner)
@@ -362,7 +429,11 @@ class Iteration(Methods):
             assert isinstance(obj, DictObj)
             doubt = Unk(rest.reason, self.text(node))
             state.heap[ref.oid] = DictObj(
-                obj.entries if self._keeps_keys(node) else {k: join((v, doubt)) for k, v in obj.entries.items()}, doubt)
+                obj.entries
+                if self._keeps_keys(node)
+                else {k: join((v, doubt)) for k, v in obj.entries.items()},
+                doubt,
+            )
         state.frames.pop(inner.id, None)
         return ref
 
@@ -370,7 +441,9 @@ class Iteration(Methods):
         """`{k: ... for k, v in ...}`: an item that is not known cannot give a key that another one gives."""
         target = node.for_in.target
         first = target.elements[0].value if isinstance(target, cst.Tuple) and target.elements else target
-        return isinstance(first, cst.Name) and isinstance(node.key, cst.Name) and first.value == node.key.value
+        return (
+            isinstance(first, cst.Name) and isinstance(node.key, cst.Name) and first.value == node.key.value
+        )
 
     def _comprehension_frame(self, frame: Frame) -> Frame:
         inner = Frame(("comp", next(self._fresh)), (), frame.module, frame.unit, frame.chain, frame.code)
@@ -382,7 +455,8 @@ class Iteration(Methods):
     def _rows(
         self, iterable: Abstract, by_key: bool, state: State
     ) -> tuple[list[tuple[Abstract, bool]] | None, Unk | None]:
-        """What a comprehension runs over: (items, each with whether it is certainly there), and what else may be."""
+        """What a comprehension runs over: (items, each with whether it is certainly there), and what
+        else may be."""
         if by_key and self.kind_of(iterable, state) in SETS:
             items = self.unordered(iterable, state)
         else:
@@ -408,9 +482,17 @@ class Iteration(Methods):
         return rows, obj.rest
 
     def _one_round(
-        self, clause: cst.CompFor, node: cst.DictComp, item: Abstract, ref: Ref, weak: bool, state: State, frame: Frame
+        self,
+        clause: cst.CompFor,
+        node: cst.DictComp,
+        item: Abstract,
+        ref: Ref,
+        weak: bool,
+        state: State,
+        frame: Frame,
     ) -> None:
-        """One round of a comprehension, as if its conditions held; on a path of its own where that is not certain."""
+        """One round of a comprehension, as if its conditions held; on a path of its own where that is
+        not certain."""
         self.spend()
         self.assign(clause.target, item, state, frame)
         target, certain = state, not weak
@@ -434,7 +516,9 @@ class Iteration(Methods):
 
     def _eval_SetComp(self, node: cst.SetComp, state: State, frame: Frame) -> Abstract:
         found: list[Abstract] = []
-        certain = self._comprehend(node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame)
+        certain = self._comprehend(
+            node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame
+        )
         elements = self.elements_of(Tup(tuple(found)), state) if certain else None
         return self.make_set(elements, state, self.text(node))
 
@@ -442,7 +526,8 @@ class Iteration(Methods):
 def _rebound(before: dict[str, Abstract], after: dict[str, Abstract]) -> bool:
     """Whether a variable got another value; a definition that was waiting to be read is none."""
     return before is not after and any(
-        after.get(name) is not value and not isinstance(value, Later) for name, value in before.items())
+        after.get(name) is not value and not isinstance(value, Later) for name, value in before.items()
+    )
 
 
 def _first_of(value: Abstract, plain: Callable[..., Any], state: State) -> Any:

@@ -1,4 +1,5 @@
-"""What the libraries that carry settings do: configuration files, the objects of transformers, harmless calls."""
+"""What the libraries that carry settings do: configuration files, the objects of transformers, harmless
+calls."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from typing import Any
 import libcst as cst
 
 from klguard.read.python.calls import Arguments
-from klguard.read.python.command_lines import PARSERS, CommandLines
+from klguard.read.python.command_lines import PARSERS
+from klguard.read.python.conversions import TEXT_READERS
+from klguard.read.python.dataclass_parsers import DataclassParsers
 from klguard.read.python.documents import load_document
 from klguard.read.python.flow import Frame
 from klguard.read.python.methods import READING
@@ -34,30 +37,47 @@ from klguard.read.python.values import (
 )
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Reason
 
-DATACLASS_PARSERS = frozenset({
-    "transformers.HfArgumentParser", "transformers.hf_argparser.HfArgumentParser", "trl.TrlParser",
-    "trl.scripts.utils.TrlParser", "trl.commands.cli_utils.TrlParser",
-})
+DATACLASS_PARSERS = frozenset(
+    {
+        "transformers.HfArgumentParser",
+        "transformers.hf_argparser.HfArgumentParser",
+        "trl.TrlParser",
+        "trl.scripts.utils.TrlParser",
+        "trl.commands.cli_utils.TrlParser",
+    }
+)
 
-DATACLASS_CLIS = frozenset({"tyro.cli", "simple_parsing.parse", "draccus.parse", "pyrallis.parse", "jsonargparse.CLI"})
+DATACLASS_CLIS = frozenset(
+    {"tyro.cli", "simple_parsing.parse", "draccus.parse", "pyrallis.parse", "jsonargparse.CLI"}
+)
 
 FUNCTION_CLIS = frozenset({"fire.Fire", "typer.run", "tyro.cli", "jsonargparse.CLI", "defopt.run"})
 
 OPTIONS = frozenset({"typer.Option", "typer.Argument"})
 
 LOADERS = {
-    "yaml.safe_load": "yaml", "yaml.load": "yaml", "yaml.full_load": "yaml", "json.load": "json", "toml.load": "toml",
-    "tomllib.load": "toml", "omegaconf.OmegaConf.load": "yaml",
+    "yaml.safe_load": "yaml",
+    "yaml.load": "yaml",
+    "yaml.full_load": "yaml",
+    "json.load": "json",
+    "toml.load": "toml",
+    "tomllib.load": "toml",
+    "omegaconf.OmegaConf.load": "yaml",
 }
 
 ECHOES = frozenset("print json.dump json.dumps yaml.dump pprint.pprint len repr str".split())
 
 QUIET_PACKAGES = frozenset(
-    "builtins torch transformers trl trlx vllm sglang peft accelerate datasets numpy np pandas pd wandb logging json "
-    "yaml os sys time re math random copy pathlib shutil typing tqdm rich pprint matplotlib seaborn evaluate deepspeed "
-    "bitsandbytes huggingface_hub safetensors tensorboard tensorboardX mlflow comet_ml swanlab hydra omegaconf gc "
-    "collections functools itertools dataclasses argparse warnings datetime statistics string uuid hashlib pickle "
-    "joblib scipy sklearn nltk rouge_score tiktoken sentencepiece ray unsloth loguru structlog click typer gradio "
+    "builtins torch transformers trl trlx vllm sglang peft accelerate datasets numpy np "
+    "pandas pd wandb logging json "
+    "yaml os sys time re math random copy pathlib shutil typing tqdm rich pprint matplotlib "
+    "seaborn evaluate deepspeed "
+    "bitsandbytes huggingface_hub safetensors tensorboard tensorboardX mlflow comet_ml "
+    "swanlab hydra omegaconf gc "
+    "collections functools itertools dataclasses argparse warnings datetime statistics "
+    "string uuid hashlib pickle "
+    "joblib scipy sklearn nltk rouge_score tiktoken sentencepiece ray unsloth loguru "
+    "structlog click typer gradio "
     "streamlit fastapi flask requests httpx openai anthropic google einops jax flax optax mlx mlx_lm".split()
 )
 """Packages whose functions read the dicts they are given and leave them as they are."""
@@ -65,23 +85,27 @@ QUIET_PACKAGES = frozenset(
 QUIET_METHODS = frozenset(
     "log info debug warning warn error exception critical print write append add update_config define_metric "
     "set_postfix set_description generate step train eval to forward put get send save save_pretrained "
-    "from_pretrained from_config init watch record emit dump dumps log_metrics log_params log_param track report".split()
+    "from_pretrained from_config init watch record emit dump dumps log_metrics log_params "
+    "log_param track report".split()
 )
 """Methods of objects that are not visible which, by their name, only read what they are given."""
 
 
-_STEADY = frozenset({"open", "path", "field", "dataclass-field", "nullcontext", "dict_keys", "dict_items", "dict_values"})
+_STEADY = frozenset(
+    {"open", "path", "field", "dataclass-field", "nullcontext", "dict_keys", "dict_items", "dict_values"}
+)
 """Kinds of objects whose methods do not change them."""
 
 _CHANGES = re.compile(
-    r"_*(set|update|merge|load|reset|clear|pop|apply|override|remove|delete|add|register|assign|insert|append|extend)")
+    r"_*(set|update|merge|load|reset|clear|pop|apply|override|remove|delete|add|register|assign|insert|append|extend)"
+)
 """Beginnings of the names of methods that change the object they belong to."""
 
 MAX_DOCUMENTS = 40
 """Configuration files of the project that are opened where code does not say which one it loads."""
 
 
-class Libraries(CommandLines):
+class Libraries(DataclassParsers):
     """Calls of library functions."""
 
     def __init__(self, *args: Any) -> None:
@@ -98,11 +122,19 @@ class Libraries(CommandLines):
             self.forget_parser(value, state)
         if name in DATACLASS_PARSERS or name.endswith((".HfArgumentParser", ".TrlParser")):
             types = args.get("dataclass_types", 0) or Unk(Reason.RUNTIME, self.text(node))
-            return self.new_instance("transformers.HfArgumentParser", {"types": types}, state, text=self.text(node))
+            return self.new_instance(
+                "transformers.HfArgumentParser", {"types": types}, state, text=self.text(node)
+            )
         if name in FUNCTION_CLIS and args.positional and isinstance(args.positional[0], Func):
             return self.run_command(args.positional[0], node, state, frame)
         if name in DATACLASS_CLIS and args.positional:
             return self.from_command_line(args.positional[0], args.get("args"), node, state, frame)
+        if name == "pathlib.Path" and len(args.positional) == 1 and isinstance(args.positional[0], Const):
+            return self.new_instance("path", {"path": args.positional[0]}, state, text=self.text(node))
+        if name in TEXT_READERS and args.positional:
+            if self.kind_of(args.positional[0], state) != "text-of-file":
+                return self._load(name, args, node, state, frame) if name in LOADERS else None
+            return self._load(name, args, node, state, frame)
         if name in OPTIONS:
             return self.option(args, node, frame)
         if name in LOADERS:
@@ -114,7 +146,8 @@ class Libraries(CommandLines):
         return self._foreign_instance(callee, args, node, state, frame)
 
     def _omegaconf(self, name: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
-        """OmegaConf.merge, to_container, structured; what else may change a configuration makes it unknown."""
+        """OmegaConf.merge, to_container, structured; what else may change a configuration makes it
+        unknown."""
         if name == "merge" and args.positional and args.more_positional is None:
             merged: Abstract = self.new_dict({}, state)
             for source in args.positional:
@@ -122,7 +155,10 @@ class Libraries(CommandLines):
             return self.dict_like(merged, state)
         if name in ("to_container", "to_object") and args.positional:
             return self._plain_dict(args.positional[0], state)
-        if name in ("update", "set_struct", "set_readonly", "resolve", "clear_resolvers") and name != "set_readonly":
+        if (
+            name in ("update", "set_struct", "set_readonly", "resolve", "clear_resolvers")
+            and name != "set_readonly"
+        ):
             if name in ("update", "resolve"):
                 self.escape(args.positional[:1], f"{self.text(node.func)}()", state)
             return Const(None)
@@ -131,14 +167,19 @@ class Libraries(CommandLines):
     def _merged(self, left: Abstract, right: Abstract, text: str, state: State) -> Abstract:
         """A dict with the contents of both, the right one's first, level by level."""
         mine, theirs = self.dict_of(left, state), self.dict_of(right, state)
-        ref = self.new_dict(dict(mine.entries) if mine is not None else {}, state, mine.rest if mine is not None else None)
+        ref = self.new_dict(
+            dict(mine.entries) if mine is not None else {}, state, mine.rest if mine is not None else None
+        )
         if theirs is None:
             self.merge_into(ref, right, state, text)
             return ref
         entries = {
             key: self._merged(mine.entries[key], value, text, state)
-            if mine is not None and self.dict_of(mine.entries.get(key, value), state) is not None
-            and key in mine.entries and self.dict_of(value, state) is not None else value
+            if mine is not None
+            and self.dict_of(mine.entries.get(key, value), state) is not None
+            and key in mine.entries
+            and self.dict_of(value, state) is not None
+            else value
             for key, value in theirs.entries.items()
         }
         self.merge_into(ref, self.new_dict(entries, state, theirs.rest), state, text)
@@ -149,20 +190,26 @@ class Libraries(CommandLines):
         obj = self.dict_of(value, state)
         if obj is None:
             return None
-        return self.new_dict({key: self._plain_entry(inner, state) for key, inner in obj.entries.items()}, state, obj.rest)
+        return self.new_dict(
+            {key: self._plain_entry(inner, state) for key, inner in obj.entries.items()}, state, obj.rest
+        )
 
     def _plain_entry(self, value: Abstract, state: State) -> Abstract:
         nested = isinstance(value, Ref) and self.dict_of(value, state) is not None
         plain = self._plain_dict(value, state) if nested else None
         return plain if plain is not None else self.duplicate(value, state, {}, deep=True)
 
-    # -- instances of library classes --------------------------------------------------------------------------
+    # -- instances of library classes ------------------------------------------------------------------------
 
     def _foreign_instance(
         self, callee: Ext, args: Arguments, node: cst.Call, state: State, frame: Frame
     ) -> Abstract | None:
         package, _, last = callee.name.rpartition(".")
-        maker = package.rpartition(".")[2] if last in ("from_pretrained", "from_config", "from_model_config") else last
+        maker = (
+            package.rpartition(".")[2]
+            if last in ("from_pretrained", "from_config", "from_model_config")
+            else last
+        )
         if not maker[:1].isupper() or package == "builtins":
             return None
         made_by = callee.name if last == maker else package
@@ -191,7 +238,11 @@ class Libraries(CommandLines):
             return self.parser_method(callee.owner, callee.name, args, node, state, frame)
         if obj.made_by == "subparsers":
             known = callee.name == "add_parser"
-            return self.subparser(callee.owner, args, node, state) if known else Unk(Reason.RUNTIME, self.text(node))
+            return (
+                self.subparser(callee.owner, args, node, state)
+                if known
+                else Unk(Reason.RUNTIME, self.text(node))
+            )
         if obj.made_by == "transformers.HfArgumentParser":
             return self.dataclass_parser(obj, callee.name, args, node, state, frame)
         if obj.made_by in ("transformers.GenerationConfig", "dict-like") and callee.name == "to_dict":
@@ -200,8 +251,9 @@ class Libraries(CommandLines):
         if obj.made_by == "transformers.GenerationConfig" and callee.name == "update":
             self.merge_keywords(Ref(obj.attrs), args, state)
             return Const(None)
-        if obj.made_by == "open" and callee.name in ("read", "readlines"):
-            return Unk(Reason.RUNTIME, self.text(node))
+        if (obj.made_by, callee.name) in (("open", "read"), ("path", "read_text"), ("path", "open")):
+            path = self._path_of(callee.owner, state)
+            return self.make("text-of-file", path or Unk(Reason.RUNTIME, "a path"), state, self.text(node))
         return self.object_call(callee, obj.made_by, args, node, state)
 
     def enter(self, value: Abstract, state: State, frame: Frame) -> Abstract:  # type: ignore[override]
@@ -217,26 +269,32 @@ class Libraries(CommandLines):
             return value.items[0]
         return value
 
-    # -- configuration files -----------------------------------------------------------------------------------
+    # -- configuration files ---------------------------------------------------------------------------------
 
     def _load(self, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
         unknown = Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
+        kind = LOADERS.get(name) or TEXT_READERS[name]
         path = self._path_of(args.get("stream", 0), state)
         if path is not None:
-            contents = self.read_document(path, LOADERS[name], state, frame)
+            contents = self.read_document(path, kind, state, frame)
         else:
-            contents = self._any_document(LOADERS[name], unknown, node, state, frame)
+            contents = self._any_document(kind, unknown, node, state, frame)
         if contents is None:
             return unknown
         return self.dict_like(contents, state) if "OmegaConf" in name else contents
 
-    def _any_document(self, kind: str, unknown: Unk, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        """A file named only at run time: one of the project's whose top-level keys this module asks for, or another."""
+    def _any_document(
+        self, kind: str, unknown: Unk, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract | None:
+        """A file named only at run time: one of the project's whose top-level keys this module asks for,
+        or another."""
         if kind != "yaml":
             return None
         found = [
-            item for item in self._project_documents(kind)
-            if isinstance(item.value, dict) and item.value
+            item
+            for item in self._project_documents(kind)
+            if isinstance(item.value, dict)
+            and item.value
             and any(re.search(rf"\b{re.escape(str(key))}\b", frame.module.text) for key in item.value)
         ]
         if not found or len(found) > MAX_ALTERNATIVES - 1:
@@ -244,22 +302,32 @@ class Libraries(CommandLines):
         soft = (self.flag_step(node, frame, "that names the file"),)
         return self._one_of_documents(found, unknown, soft, state)
 
-    def _one_of_documents(self, items: list[Any], unknown: Unk, soft: tuple[Step, ...], state: State) -> Abstract:
+    def _one_of_documents(
+        self, items: list[Any], unknown: Unk, soft: tuple[Step, ...], state: State
+    ) -> Abstract:
         """The join of several documents, key by key: each value is one of theirs, or unknown."""
         dicts = [item for item in items if isinstance(item.value, dict)]
         if len(dicts) < len(items):
-            return join([*(self._from_document(item, soft, state) for item in items), replace(unknown, oid=None)])
+            return join(
+                [*(self._from_document(item, soft, state) for item in items), replace(unknown, oid=None)]
+            )
         entries: dict[Any, Abstract] = {}
         for key in dict.fromkeys(key for item in dicts for key in item.value):
             detail = replace(unknown, detail=f"{key} in {unknown.detail}", oid=None)
-            entries[key] = self._one_of_documents([d.value[key] for d in dicts if key in d.value], detail, soft, state)
+            entries[key] = self._one_of_documents(
+                [d.value[key] for d in dicts if key in d.value], detail, soft, state
+            )
         return self.new_dict(entries, state, replace(unknown, oid=None))
 
     def _project_documents(self, kind: str) -> list[Any]:
         if kind not in self._documents:
             files = sorted(
-                file for ending in ("*.yaml", "*.yml") for file in islice(self.project.root.rglob(ending), MAX_DOCUMENTS)
-                if not any(part.startswith(".") or part in ("node_modules", "site-packages") for part in file.parts)
+                file
+                for ending in ("*.yaml", "*.yml")
+                for file in islice(self.project.root.rglob(ending), MAX_DOCUMENTS)
+                if not any(
+                    part.startswith(".") or part in ("node_modules", "site-packages") for part in file.parts
+                )
             )
             loaded = (load_document(file, kind) for file in files[:MAX_DOCUMENTS])
             self._documents[kind] = [item for item in loaded if item is not None]
@@ -267,7 +335,9 @@ class Libraries(CommandLines):
 
     def _path_of(self, source: Abstract | None, state: State) -> Const | None:
         obj = state.heap.get(source.oid) if isinstance(source, Ref) else None
-        if isinstance(obj, InstObj) and obj.made_by == "open":
+        if isinstance(source, Ref) and self.kind_of(source, state) == "text-of-file":
+            source = self.part(source, state)
+        elif isinstance(obj, InstObj) and obj.made_by in ("open", "path"):
             attrs = self.dict_of(Ref(obj.attrs), state)
             source = attrs.entries.get("path") if attrs else None
         return source if isinstance(source, Const) and isinstance(source.value, str) else None
@@ -289,10 +359,12 @@ class Libraries(CommandLines):
             entries = {key: self._from_document(value, soft, state) for key, value in item.value.items()}
             return self.new_dict(entries, state, steps=(step, *soft))
         if isinstance(item.value, list):
-            return self.new(ListObj(tuple(self._from_document(v, soft, state) for v in item.value)), state, (step,))
+            return self.new(
+                ListObj(tuple(self._from_document(v, soft, state) for v in item.value)), state, (step,)
+            )
         return Const(item.value, (step, *soft))
 
-    # -- what code that is not visible does --------------------------------------------------------------------
+    # -- what code that is not visible does ------------------------------------------------------------------
 
     def harmless(self, callee: Abstract, text: str) -> bool:  # type: ignore[override]
         """Whether a call that is not visible leaves the dicts it is given as they are."""

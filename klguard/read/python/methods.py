@@ -7,18 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import libcst as cst
-
 from klguard.read.python.calls import Arguments
-from klguard.read.python.containers import (
-    DICT_LIKE_KINDS,
-    MAPPINGS,
-    NOT_PLAIN,
-    SETS,
-    VIEWS,
-    Containers,
-)
+from klguard.read.python.containers import DICT_LIKE_KINDS, MAPPINGS, NOT_PLAIN, SETS, VIEWS
 from klguard.read.python.flow import Frame
-from klguard.read.python.operators import MAX_TEXT, SET_OPERATIONS, is_wide_format
+from klguard.read.python.operators import MAX_TEXT, is_wide_format
+from klguard.read.python.sets import SET_QUESTIONS, Sets
 from klguard.read.python.values import (
     Abstract,
     Const,
@@ -39,34 +32,27 @@ from klguard.read.python.values import (
 from klguard.settings import HopKind, Reason
 
 SAFE_TEXT_METHODS = frozenset(
-    "lower upper strip lstrip rstrip split rsplit replace startswith endswith join format title capitalize removeprefix "
-    "removesuffix partition rpartition casefold isdigit isnumeric isalpha splitlines encode decode count find rfind "
-    "index rindex zfill ljust rjust center swapcase isalnum isspace isidentifier isupper islower istitle isascii "
+    "lower upper strip lstrip rstrip split rsplit replace startswith endswith join format "
+    "title capitalize removeprefix "
+    "removesuffix partition rpartition casefold isdigit isnumeric isalpha splitlines encode "
+    "decode count find rfind "
+    "index rindex zfill ljust rjust center swapcase isalnum isspace isidentifier isupper "
+    "islower istitle isascii "
     "isdecimal expandtabs format_map __len__ __contains__ __getitem__ __add__ __eq__".split()
 )
 
 READING = frozenset(
-    "get items keys values copy __getitem__ __contains__ __len__ __iter__ __or__ __eq__ to_dict as_dict has_key dict "
+    "get items keys values copy __getitem__ __contains__ __len__ __iter__ __or__ __eq__ "
+    "to_dict as_dict has_key dict "
     "model_dump json index count".split()
 )
 """Methods that, by their name, leave a dict or an object as it is."""
 
-_SET_PURE = {
-    "union": "BitOr", "intersection": "BitAnd", "difference": "Subtract", "symmetric_difference": "BitXor",
-    "__or__": "BitOr", "__and__": "BitAnd", "__sub__": "Subtract", "__xor__": "BitXor",
-}
-_SET_UPDATES = {
-    "update": "BitOr", "intersection_update": "BitAnd", "difference_update": "Subtract",
-    "symmetric_difference_update": "BitXor",
-}
-_SET_QUESTIONS: dict[str, Callable[[Any, Any], bool]] = {
-    "issubset": lambda a, b: a <= b, "issuperset": lambda a, b: a >= b, "isdisjoint": lambda a, b: not a & b,
-}
 
 Found = "Abstract | None"
 
 
-class Methods(Containers):
+class Methods(Sets):
     """Calls of `Method` values."""
 
     object_method: Callable[..., Abstract | None]
@@ -82,12 +68,12 @@ class Methods(Containers):
         if isinstance(owner, Tup):
             return self._tuple_method(owner, callee.name, args, state)
         if isinstance(owner, Ref) and kind in SETS:
-            return self._set_method(owner, kind, callee.name, args, node, state)
+            return self.set_method(owner, kind, callee.name, args, node, state)
         if isinstance(owner, Ref) and kind in MAPPINGS:
             return self._mapping_method(owner, kind, callee.name, args, node, state, frame)
         if isinstance(owner, Ref) and kind in VIEWS:
-            pure = _SET_QUESTIONS.get(callee.name)
-            return None if pure is None else self._ask_set(owner, pure, args, state)
+            pure = SET_QUESTIONS.get(callee.name)
+            return None if pure is None else self.ask_set(owner, pure, args, state)
         if kind in DICT_LIKE_KINDS and hasattr(self, f"_dict_{callee.name}") and isinstance(owner, Ref):
             if callee.name != "update" or kind == "dict-like":
                 owner = self.as_dict(owner, state)
@@ -115,7 +101,9 @@ class Methods(Containers):
             return self._search(name, owner.items, args.positional[0], state)
         return None
 
-    def _search(self, name: str, items: tuple[Abstract, ...], wanted: Abstract, state: State) -> Abstract | None:
+    def _search(
+        self, name: str, items: tuple[Abstract, ...], wanted: Abstract, state: State
+    ) -> Abstract | None:
         plain = [self.plain(item, state) for item in items]
         value = self.plain(wanted, state)
         if value is NOT_PLAIN or any(item is NOT_PLAIN for item in plain):
@@ -124,7 +112,7 @@ class Methods(Containers):
             return Const(plain.count(value))
         return Const(plain.index(value)) if value in plain else None
 
-    # -- strings -----------------------------------------------------------------------------------------------
+    # -- strings ---------------------------------------------------------------------------------------------
 
     def _text_method(self, owner: Const, name: str, args: Arguments, state: State) -> Abstract | None:
         if args.more_positional is not None or args.rest is not None or name not in SAFE_TEXT_METHODS:
@@ -151,9 +139,11 @@ class Methods(Containers):
             return NOT_PLAIN if items is None else self.plain(Tup(items), state)
         return self.plain(value, state)
 
-    # -- dicts -------------------------------------------------------------------------------------------------
+    # -- dicts -----------------------------------------------------------------------------------------------
 
-    def _dict_get(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_get(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         key, default = args.get("key", 0), args.get("default", 1) or Const(None)
         step = Step(HopKind.DEFAULT, frame.unit, node, f"fallback of {self.text(node)}")
         fallback = with_step(default, step) if not isinstance(default, Missing) else default
@@ -166,7 +156,9 @@ class Methods(Containers):
         if not known:
             if obj.rest is not None:
                 return Unk(Reason.DYNAMIC_KEY, self.text(node))
-            found = [m for value in obj.entries.values() for m in members(value) if not isinstance(m, Missing)]
+            found = [
+                m for value in obj.entries.values() for m in members(value) if not isinstance(m, Missing)
+            ]
             both = join([*found, fallback])
             return Unk(Reason.DYNAMIC_KEY, self.text(node)) if isinstance(both, Unk) else both
         value = obj.entries.get(plain)
@@ -188,12 +180,17 @@ class Methods(Containers):
         step = Step(HopKind.UPDATE, frame.unit, node, f"stored by {self.text(node)}")
         value = obj.entries.get(plain, obj.rest or Missing())
         present = [m for m in members(value) if not isinstance(m, Missing)]
-        settled = join([*present, with_step(default, step)] if len(present) < len(members(value)) or obj.rest is value
-                       else present)
+        settled = join(
+            [*present, with_step(default, step)]
+            if len(present) < len(members(value)) or obj.rest is value
+            else present
+        )
         self.set_item(owner, key, settled, state)
         return settled
 
-    def _dict_pop(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_pop(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         value = self._dict_get(owner, obj, args, node, state, frame)
         key = args.get("key", 0)
         if key is None:
@@ -213,7 +210,9 @@ class Methods(Containers):
         state.heap[owner.oid] = DictObj(dict(rest))
         return Tup((keys[-1], value))
 
-    def _dict_update(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_update(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         step = Step(HopKind.UPDATE, frame.unit, node, f"updated by {self.text(node)}")
         if args.positional:
             self.merge_into(owner, args.positional[0], state, self.text(node), step)
@@ -227,19 +226,27 @@ class Methods(Containers):
         keywords = self.new_dict(dict(args.keywords), state, args.rest)
         self.merge_into(ref, keywords, state, "")
 
-    def _dict_ior(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_ior(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         self._dict_update(owner, obj, args, node, state, frame)
         return owner
 
-    def _dict_or(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_or(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         twin = self.new_dict(dict(obj.entries), state, obj.rest)
         self._dict_update(twin, obj, args, node, state, frame)
         return twin
 
-    def _dict_copy(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_copy(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         return self.new_dict(dict(obj.entries), state, obj.rest, owner.steps)
 
-    def _dict_clear(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_clear(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         state.heap[owner.oid] = DictObj()
         return Const(None)
 
@@ -256,25 +263,39 @@ class Methods(Containers):
         state.heap[owner.oid] = DictObj({**others, **moved} if last.value else {**moved, **others}, obj.rest)
         return Const(None)
 
-    def _dict_keys(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_keys(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         return self.make("dict_keys", owner, state, self.text(node))
 
-    def _dict_values(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_values(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         return self.make("dict_values", owner, state, self.text(node))
 
-    def _dict_items(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_items(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         return self.make("dict_items", owner, state, self.text(node))
 
-    def _dict_iter(self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _dict_iter(
+        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         items = self.items_of(owner, state)
-        return self.make("iterator", Unk(Reason.RUNTIME, self.text(node)) if items is None else Tup(items), state)
+        return self.make(
+            "iterator", Unk(Reason.RUNTIME, self.text(node)) if items is None else Tup(items), state
+        )
 
-    # -- what dicts and lists have in common -------------------------------------------------------------------
+    # -- what dicts and lists have in common -----------------------------------------------------------------
 
-    def _dict_getitem(self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Found:
+    def _dict_getitem(
+        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Found:
         return self.get_item(owner, args.positional[0], state, self.text(node)) if args.positional else None
 
-    def _dict_setitem(self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Found:
+    def _dict_setitem(
+        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Found:
         if len(args.positional) != 2:
             self.escape([owner], self.text(node), state)
             return None
@@ -282,44 +303,67 @@ class Methods(Containers):
         self.set_item(owner, args.positional[0], with_step(args.positional[1], step), state)
         return Const(None)
 
-    def _dict_delitem(self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Found:
+    def _dict_delitem(
+        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Found:
         if len(args.positional) != 1:
             self.escape([owner], self.text(node), state)
             return None
         self.delete_item(owner, args.positional[0], state)
         return Const(None)
 
-    def _dict_contains(self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Found:
-        answers = [self._contains(True, key, owner, state, ()) for key in members(args.positional[0])] if args.positional else []
+    def _dict_contains(
+        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Found:
+        answers = (
+            [self._contains(True, key, owner, state, ()) for key in members(args.positional[0])]
+            if args.positional
+            else []
+        )
         return None if not answers or None in answers else join(a for a in answers if a is not None)
 
-    def _dict_len(self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Found:
+    def _dict_len(
+        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Found:
         items = self.items_of(owner, state)
         return Const(len(items)) if items is not None else None
 
     _list_getitem, _list_setitem, _list_delitem = _dict_getitem, _dict_setitem, _dict_delitem
     _list_contains, _list_len, _list_iter = _dict_contains, _dict_len, _dict_iter
 
-    # -- lists -------------------------------------------------------------------------------------------------
+    # -- lists -----------------------------------------------------------------------------------------------
 
-    def _list_append(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_append(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         known = obj.items is not None and len(args.positional) == 1 and args.more_positional is None
         state.heap[owner.oid] = ListObj((*(obj.items or ()), args.positional[0]) if known else None)
         return Const(None)
 
-    def _list_extend(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_extend(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         more = self.items_of(args.positional[0], state) if len(args.positional) == 1 else None
         state.heap[owner.oid] = ListObj(None if more is None or obj.items is None else (*obj.items, *more))
         return Const(None)
 
-    def _list_iadd(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_iadd(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         self._list_extend(owner, obj, args, node, state, frame)
         return owner
 
-    def _list_pop(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_pop(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         index = args.get("", 0) or (Const(-1) if args.more_positional is None else Const(None))
         items = obj.items
-        if items and isinstance(index, Const) and type(index.value) is int and -len(items) <= index.value < len(items):
+        if (
+            items
+            and isinstance(index, Const)
+            and type(index.value) is int
+            and -len(items) <= index.value < len(items)
+        ):
             rest = list(items)
             value = rest.pop(index.value)
             state.heap[owner.oid] = ListObj(tuple(rest))
@@ -327,20 +371,33 @@ class Methods(Containers):
         state.heap[owner.oid] = ListObj(None)
         return join(items) if items else Unk(Reason.RUNTIME, self.text(node))
 
-    def _list_insert(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_insert(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         index = args.get("", 0)
         items: list[Abstract] | None = None
-        if obj.items is not None and len(args.positional) == 2 and isinstance(index, Const) and type(index.value) is int:
+        if (
+            obj.items is not None
+            and len(args.positional) == 2
+            and isinstance(index, Const)
+            and type(index.value) is int
+        ):
             items = list(obj.items)
             items.insert(index.value, args.positional[1])
         state.heap[owner.oid] = ListObj(None if items is None else tuple(items))
         return Const(None)
 
-    def _list_remove(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_remove(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         items: list[Abstract] | None = None
         if obj.items is not None and len(args.positional) == 1:
             place = self._search("index", obj.items, args.positional[0], state)
-            if obj.items and identity(obj.items[0]) == identity(args.positional[0]) and isinstance(obj.items[0], Ref):
+            if (
+                obj.items
+                and identity(obj.items[0]) == identity(args.positional[0])
+                and isinstance(obj.items[0], Ref)
+            ):
                 place = Const(0)
             if isinstance(place, Const):
                 items = list(obj.items)
@@ -348,82 +405,48 @@ class Methods(Containers):
         state.heap[owner.oid] = ListObj(None if items is None else tuple(items))
         return Const(None)
 
-    def _list_reverse(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_reverse(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         state.heap[owner.oid] = ListObj(None if obj.items is None else tuple(reversed(obj.items)))
         return Const(None)
 
-    def _list_clear(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_clear(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         state.heap[owner.oid] = ListObj(())
         return Const(None)
 
-    def _list_sort(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_sort(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         state.heap[owner.oid] = ListObj(self.sort_items(obj.items, args, node, state, frame))
         return Const(None)
 
-    def _list_index(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Found:
+    def _list_index(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Found:
         known = obj.items is not None and len(args.positional) == 1
         return self._search("index", obj.items or (), args.positional[0], state) if known else None
 
-    def _list_count(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Found:
+    def _list_count(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Found:
         known = obj.items is not None and len(args.positional) == 1
         return self._search("count", obj.items or (), args.positional[0], state) if known else None
 
-    def _list_copy(self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _list_copy(
+        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         return self.new(obj, state)
 
-    # -- sets --------------------------------------------------------------------------------------------------
-
-    def _set_method(
-        self, owner: Ref, kind: str, name: str, args: Arguments, node: cst.Call, state: State
-    ) -> Abstract | None:
-        if name in _SET_QUESTIONS:
-            return self._ask_set(owner, _SET_QUESTIONS[name], args, state)
-        mine = self.elements_of(owner, state)
-        if name == "copy" or (name in _SET_PURE and mine is not None):
-            result = mine if name == "copy" else self._combine(_SET_PURE[name], mine or {}, args, state)
-            return self.make_set(result, state, self.text(node), kind)
-        if name == "__contains__" and args.positional:
-            return self._contains(True, args.positional[0], owner, state, ())
-        changed: dict[Any, Abstract] | None = None
-        if name == "clear":
-            changed = {}
-        elif mine is not None and name in _SET_UPDATES:
-            changed = self._combine(_SET_UPDATES[name], mine, args, state)
-        elif mine is not None and name in ("add", "discard", "remove") and len(args.positional) == 1:
-            changed = self._combine("BitOr" if name == "add" else "Subtract", mine,
-                                    Arguments([Tup((args.positional[0],))]), state)
-        if kind == "set":
-            self.set_part(owner, Unk(Reason.RUNTIME, self.text(node)) if changed is None else Tup(tuple(changed.values())),
-                          state)
-        return Const(None) if name in ("add", "discard", "remove", "clear") or name in _SET_UPDATES else None
-
-    def _combine(
-        self, operation: str, mine: dict[Any, Abstract], args: Arguments, state: State
-    ) -> dict[Any, Abstract] | None:
-        """The elements after an operation with each argument in turn; None when one of them is not known."""
-        if args.more_positional is not None:
-            return None
-        for value in args.positional:
-            theirs = self.elements_of(value, state)
-            if theirs is None:
-                return None
-            kept = SET_OPERATIONS[operation](mine.keys(), theirs.keys())
-            mine = {key: element for key, element in {**theirs, **mine}.items() if key in kept}
-        return mine
-
-    def _ask_set(
-        self, owner: Ref, question: Callable[[Any, Any], bool], args: Arguments, state: State
-    ) -> Abstract | None:
-        mine = self.elements_of(owner, state)
-        theirs = self.elements_of(args.positional[0], state) if args.positional else None
-        return None if mine is None or theirs is None else Const(question(mine.keys(), set(theirs)))
-
-    # -- mappings that are kept elsewhere, dicts that are not known ------------------------------------------------
+    # -- mappings that are kept elsewhere, dicts that are not known ------------------------------------------
 
     def _mapping_method(
         self, owner: Ref, kind: str, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
     ) -> Abstract | None:
-        """A method of `vars(module)` or a ChainMap: on a dict of its contents, what changed is written back."""
+        """A method of `vars(module)` or a ChainMap: on a dict of its contents, what changed is written
+        back."""
         twin = self.as_dict(owner, state)
         before = self.dict_of(twin, state)
         assert isinstance(twin, Ref) and before is not None
@@ -470,16 +493,22 @@ class Methods(Containers):
             self.doubt_items(owner, self.text(node), state)
         return None
 
-    def _get_unknown(self, owner: Abstract, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _get_unknown(
+        self, owner: Abstract, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
         default = args.get("default", 1)
-        overlay = state.heap.get(("items", owner.oid)) if isinstance(owner, Unk) and owner.oid is not None else None
+        overlay = (
+            state.heap.get(("items", owner.oid)) if isinstance(owner, Unk) and owner.oid is not None else None
+        )
         plain, known = self.hashable(args.positional[0])
         if isinstance(overlay, DictObj) and known and plain in overlay.entries:
             return self._get_one(overlay, args.positional[0], default or Const(None), node)
         value = self.get_item(owner, args.positional[0], state, self.text(node))
         if not any(isinstance(member, Unk) for member in members(value)):
             return value
-        unknown = join(replace(m, detail=self.text(node)) if isinstance(m, Unk) else m for m in members(value))
+        unknown = join(
+            replace(m, detail=self.text(node)) if isinstance(m, Unk) else m for m in members(value)
+        )
         if default is None:
             return unknown
         step = Step(HopKind.DEFAULT, frame.unit, node, f"fallback of {self.text(node)}")
@@ -509,5 +538,8 @@ def _small(text: str | bytes, name: str, values: list[Any]) -> bool:
     if name == "replace" and len(values) > 1 and isinstance(values[1], (str, bytes)):
         return (len(text) + 1) * max(len(values[1]), 1) <= MAX_TEXT * 10
     if name == "join" and values and isinstance(values[0], (list, tuple)):
-        return sum(len(part) + len(text) for part in values[0] if isinstance(part, (str, bytes))) <= MAX_TEXT * 10
+        return (
+            sum(len(part) + len(text) for part in values[0] if isinstance(part, (str, bytes)))
+            <= MAX_TEXT * 10
+        )
     return not any(isinstance(value, int) and abs(value) > MAX_TEXT for value in values)

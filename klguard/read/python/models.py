@@ -1,4 +1,5 @@
-"""What built-in and standard library code does to the values klguard follows: the table, and what is called by name."""
+"""What built-in and standard library code does to the values klguard follows: the table, and what is
+called by name."""
 
 from __future__ import annotations
 
@@ -10,13 +11,11 @@ from typing import Any
 import libcst as cst
 
 from klguard.read.python.calls import Arguments
-from klguard.read.python.containers import DICT_LIKE_KINDS, NOT_PLAIN
-from klguard.read.python.documents import parse_text
+from klguard.read.python.containers import DICT_LIKE_KINDS
+from klguard.read.python.conversions import CALLABLE, CONVERSIONS, TEXT_READERS, Conversions
 from klguard.read.python.expressions import MAX_ITEMS
 from klguard.read.python.flow import Frame
 from klguard.read.python.methods import READING
-from klguard.read.python.operators import NotComputed, compute
-from klguard.read.python.records import Records
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -37,64 +36,85 @@ from klguard.read.python.values import (
     Unk,
     join,
     members,
-    truth,
 )
 from klguard.settings import HopKind, Reason
 
-CONVERSIONS: dict[str, Callable[..., Any]] = {
-    "int": int, "float": float, "bool": bool, "str": str, "abs": abs, "round": round, "min": min, "max": max,
-    "sum": sum, "repr": repr, "complex": complex, "divmod": divmod, "ord": ord, "chr": chr, "bytes": bytes,
-    "format": format, "hex": hex, "bin": bin, "ascii": ascii,
-}
-
 SAFE_MATH = frozenset(
-    "ceil floor trunc sqrt exp log log2 log10 log1p fabs isnan isinf isfinite isclose copysign fmod hypot sin cos tan "
+    "ceil floor trunc sqrt exp log log2 log10 log1p fabs isnan isinf isfinite isclose "
+    "copysign fmod hypot sin cos tan "
     "tanh sinh cosh atan degrees radians gcd fsum prod".split()
 )
 
 DICTS = frozenset({"builtins.dict", "collections.OrderedDict", "OrderedDict", "typing.Dict"})
 
-DICT_LIKE = frozenset({
-    "omegaconf.OmegaConf.create", "omegaconf.DictConfig", "easydict.EasyDict", "box.Box", "addict.Dict", "munch.Munch",
-    "ml_collections.ConfigDict", "ml_collections.config_dict.ConfigDict", "transformers.utils.ModelOutput",
-    "transformers.BatchEncoding",
-})
+DICT_LIKE = frozenset(
+    {
+        "omegaconf.OmegaConf.create",
+        "omegaconf.DictConfig",
+        "easydict.EasyDict",
+        "box.Box",
+        "addict.Dict",
+        "munch.Munch",
+        "ml_collections.ConfigDict",
+        "ml_collections.config_dict.ConfigDict",
+        "transformers.utils.ModelOutput",
+        "transformers.BatchEncoding",
+    }
+)
 
 NAMESPACES = frozenset({"types.SimpleNamespace", "argparse.Namespace"})
 
-TEXT_READERS = {
-    "json.loads": "json", "ast.literal_eval": "python", "yaml.safe_load": "yaml", "yaml.full_load": "yaml",
-    "yaml.load": "yaml", "tomllib.loads": "toml", "tomli.loads": "toml", "toml.loads": "toml",
-}
 
 OWNERS = frozenset("dict list str set frozenset bytes".split())
 """Built-in classes whose methods may be called through the class: `dict.update(kw, top_k=5)`."""
 
-EXECUTORS = frozenset({"builtins.exec", "builtins.eval", "builtins.compile", "runpy.run_path", "runpy.run_module"})
+EXECUTORS = frozenset(
+    {"builtins.exec", "builtins.eval", "builtins.compile", "runpy.run_path", "runpy.run_module"}
+)
 
-_CALLABLE = (Func, Partial)
 
-
-class Models(Records):
+class Models(Conversions):
     """The table of modelled functions, constructors, conversions, and texts that hold data."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._library |= {
-            **dict.fromkeys(DICTS, self._make_dict), **dict.fromkeys(DICT_LIKE, self._make_dict_like),
-            **dict.fromkeys(NAMESPACES, self._make_namespace), **dict.fromkeys(EXECUTORS, self._execute),
-            "collections.defaultdict": self._make_defaultdict, "collections.ChainMap": self._make_chain_map,
-            "types.MappingProxyType": self._first, "builtins.dict.fromkeys": self._from_keys,
-            "collections.OrderedDict.fromkeys": self._from_keys, "builtins.list": self._make_list,
-            "builtins.tuple": self._make_tuple, "builtins.range": self._make_range, "builtins.len": self._len,
-            "builtins.min": self._extreme, "builtins.max": self._extreme, "builtins.pow": self._pow,
-            "builtins.open": self._open, "io.open": self._open, "builtins.callable": self._callable,
-            "copy.copy": self._copy, "copy.deepcopy": self._deepcopy, "functools.partial": self._partial,
-            "functools.wraps": self._wraps, "klguard.identity": self._first, "typing.cast": self._cast,
-            "contextlib.nullcontext": self._nullcontext, "os.getenv": self._getenv, "os.environ.get": self._getenv,
-            "operator.or_": self._merge_two, "operator.ior": self._merge_two, "operator.getitem": self._get_by_call,
-            "operator.setitem": self._set_by_call, "operator.delitem": self._delete_by_call,
-            "json.dumps": self._dumps, "random.choice": self._choice, "random.shuffle": self._shuffle,
+            **dict.fromkeys(DICTS, self._make_dict),
+            **dict.fromkeys(DICT_LIKE, self._make_dict_like),
+            **dict.fromkeys(NAMESPACES, self._make_namespace),
+            **dict.fromkeys(EXECUTORS, self._execute),
+            "collections.defaultdict": self._make_defaultdict,
+            "collections.ChainMap": self._make_chain_map,
+            "types.MappingProxyType": self._first,
+            "builtins.dict.fromkeys": self._from_keys,
+            "collections.OrderedDict.fromkeys": self._from_keys,
+            "builtins.list": self._make_list,
+            "builtins.tuple": self._make_tuple,
+            "builtins.range": self._make_range,
+            "builtins.len": self._len,
+            "builtins.min": self._extreme,
+            "builtins.max": self._extreme,
+            "builtins.pow": self._pow,
+            "builtins.open": self._open,
+            "io.open": self._open,
+            "builtins.callable": self._callable,
+            "copy.copy": self._copy,
+            "copy.deepcopy": self._deepcopy,
+            "functools.partial": self._partial,
+            "functools.wraps": self._wraps,
+            "klguard.identity": self._first,
+            "typing.cast": self._cast,
+            "contextlib.nullcontext": self._nullcontext,
+            "os.getenv": self._getenv,
+            "os.environ.get": self._getenv,
+            "operator.or_": self._merge_two,
+            "operator.ior": self._merge_two,
+            "operator.getitem": self._get_by_call,
+            "operator.setitem": self._set_by_call,
+            "operator.delitem": self._delete_by_call,
+            "json.dumps": self._dumps,
+            "random.choice": self._choice,
+            "random.shuffle": self._shuffle,
         }
 
     def model_call(  # type: ignore[override]
@@ -115,11 +135,19 @@ class Models(Records):
         if package == "builtins" and name in CONVERSIONS:
             return self._convert(name, arguments, node, state)
         if package == "math" and name in SAFE_MATH:
-            return self._compute_one(getattr(math, name), arguments.positional, arguments.keywords, node, state)
-        if package.startswith("builtins.") and package.removeprefix("builtins.") in OWNERS and arguments.positional:
+            return self._compute_one(
+                getattr(math, name), arguments.positional, arguments.keywords, node, state
+            )
+        if (
+            package.startswith("builtins.")
+            and package.removeprefix("builtins.") in OWNERS
+            and arguments.positional
+        ):
             owner, *rest = arguments.positional
             return self.call(Method(owner, name), replace(arguments, positional=rest), node, state, frame)
-        if callee.name in TEXT_READERS and (read := self._parse(TEXT_READERS[callee.name], arguments, node, state, frame)):
+        if callee.name in TEXT_READERS and (
+            read := self.parse(TEXT_READERS[callee.name], arguments, node, state, frame)
+        ):
             return read
         return self.library_call(callee, arguments, node, state, frame)
 
@@ -140,7 +168,12 @@ class Models(Records):
         """A method nobody defined visibly: of something unknown, or of an instance of a library's class."""
         owner = callee.owner
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
-        if isinstance(obj, ClassObj) and obj.flavour == "namedtuple" and callee.name == "_make" and args.positional:
+        if (
+            isinstance(obj, ClassObj)
+            and obj.flavour == "namedtuple"
+            and callee.name == "_make"
+            and args.positional
+        ):
             items = self.items_of(args.positional[0], state)
             return None if items is None else self.call(owner, Arguments(list(items)), node, state, frame)
         if isinstance(obj, InstObj) and isinstance(owner, Ref):
@@ -158,7 +191,8 @@ class Models(Records):
         """`model_dump()` and `model_copy(update=...)` of a pydantic model."""
         cls = self._class_object(owner, state)
         models = cls is not None and any(
-            isinstance(base, Ext) and base.name.endswith("BaseModel") for base in self.mro(cls[0], state))
+            isinstance(base, Ext) and base.name.endswith("BaseModel") for base in self.mro(cls[0], state)
+        )
         if not models or set(args.keywords) - {"update", "deep"} or args.rest is not None:
             return None
         if name in ("model_dump", "dict"):
@@ -169,15 +203,18 @@ class Models(Records):
             self.merge_into(Ref(home.attrs), update, state, self.text(node))  # type: ignore[union-attr]
         return twin
 
-    def object_call(self, callee: Method, kind: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
-        """A method of a library object that no model knows: unless it only reads, the object is unknown after it."""
+    def object_call(
+        self, callee: Method, kind: str, args: Arguments, node: cst.Call, state: State
+    ) -> Abstract | None:
+        """A method of a library object that no model knows: unless it only reads, the object is unknown
+        after it."""
         if kind == "namedtuple" and isinstance(callee.owner, Ref):
             return self.namedtuple_method(callee.owner, callee.name, args, node, state)
         if callee.name not in READING and not self.is_quiet(kind, callee.name):
             self.escape([callee.owner], f"{self.text(node.func)}()", state)
         return None
 
-    # -- constructors ------------------------------------------------------------------------------------------
+    # -- constructors ----------------------------------------------------------------------------------------
 
     def _make_dict(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
         ref = self.new_dict({}, state, steps=(Step(HopKind.LITERAL, frame.unit, node, "written here"),))
@@ -191,8 +228,10 @@ class Models(Records):
     def _make_dict_like(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
         first = args.get("obj", 0)
         if isinstance(first, Const) and isinstance(first.value, str):
-            read = self._parse("yaml", Arguments([first]), node, state, frame)
-            args = replace(args, positional=[read] if read is not None else [Unk(Reason.RUNTIME, self.text(node))])
+            read = self.parse("yaml", Arguments([first]), node, state, frame)
+            args = replace(
+                args, positional=[read] if read is not None else [Unk(Reason.RUNTIME, self.text(node))]
+            )
         return self.dict_like(self._make_dict(args, node, state, frame), state)
 
     def dict_like(self, value: Abstract, state: State) -> Abstract:
@@ -200,7 +239,9 @@ class Models(Records):
         obj = self.dict_of(value, state)
         if not isinstance(value, Ref) or obj is None:
             return value
-        home = self.new_dict({key: self._dict_like_entry(v, state) for key, v in obj.entries.items()}, state, obj.rest)
+        home = self.new_dict(
+            {key: self._dict_like_entry(v, state) for key, v in obj.entries.items()}, state, obj.rest
+        )
         return self.new(InstObj(None, "dict-like", home.oid), state, value.steps)
 
     def _dict_like_entry(self, value: Abstract, state: State) -> Abstract:
@@ -227,7 +268,9 @@ class Models(Records):
     def _make_chain_map(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         if args.more_positional is not None:
             return None
-        return self.make("chain-map", Tup(tuple(args.positional) or (self.new_dict({}, state),)), state, self.text(node))
+        return self.make(
+            "chain-map", Tup(tuple(args.positional) or (self.new_dict({}, state),)), state, self.text(node)
+        )
 
     def _from_keys(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
         keys = self.unordered(args.positional[0], state) if args.positional else None
@@ -241,11 +284,15 @@ class Models(Records):
         if len(args.positional) != 2:
             return None
         in_place = self.text(node.func).endswith("ior")
-        return self.binary("BitOr", args.positional[0], args.positional[1], node, state, frame, in_place=in_place)
+        return self.binary(
+            "BitOr", args.positional[0], args.positional[1], node, state, frame, in_place=in_place
+        )
 
     def _get_by_call(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         known = len(args.positional) == 2
-        return self.get_item(args.positional[0], args.positional[1], state, self.text(node)) if known else None
+        return (
+            self.get_item(args.positional[0], args.positional[1], state, self.text(node)) if known else None
+        )
 
     def _set_by_call(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 3:
@@ -280,159 +327,23 @@ class Models(Records):
             return None
         return Tup(tuple(Const(n) for n in numbers)) if len(numbers) <= MAX_ITEMS else None
 
-    # -- conversions -------------------------------------------------------------------------------------------
-
-    def _convert(self, name: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
-        if args.more_positional is not None or args.rest is not None:
-            return None
-        values = args.positional
-        if name == "bool" and len(values) == 1:
-            return join(self._bool_of(member, state) for member in members(values[0]))
-        if name == "sum" and values:
-            items = self.items_of(values[0], state)
-            values = [*([Tup(items)] if items is not None else values[:1]), *values[1:]]
-        if len(values) == 1 and not args.keywords:
-            found = [self._compute_one(CONVERSIONS[name], [member], {}, node, state) for member in members(values[0])]
-            return join(found)
-        return self._compute_one(CONVERSIONS[name], values, args.keywords, node, state)
-
-    def _bool_of(self, value: Abstract, state: State) -> Abstract:
-        known, soft = truth(value, state), self.soft_steps([value], state)
-        return join((Const(True), Const(False))) if known is None else Const(known, soft)
-
-    def _compute_one(
-        self, function: Callable[..., Any], values: list[Abstract], keywords: dict[str, Abstract], node: cst.Call,
-        state: State,
-    ) -> Abstract:
-        plain = [self.plain(value, state) for value in values]
-        named = {key: self.plain(value, state) for key, value in keywords.items()}
-        if any(p is NOT_PLAIN for p in (*plain, *named.values())):
-            return Unk(Reason.RUNTIME, self.text(node))
-        try:
-            if function is bytes or (function is format and len(str(plain[-1])) > 12):
-                return Unk(Reason.RUNTIME, self.text(node))
-            result = function(*plain, **named)
-        except Exception:
-            return Unk(Reason.RUNTIME, self.text(node))
-        own = values[0].steps if values else ()
-        soft = tuple(step for step in self.soft_steps([*values, *keywords.values()], state) if step not in own)
-        return self.from_plain(result, state, (*own, *soft))
-
-    def _pow(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        plain = [self.plain(value, state) for value in args.positional]
-        if len(plain) != 2 or any(value is NOT_PLAIN for value in plain):
-            return None
-        try:
-            return Const(compute("Power", *plain), self.soft_steps(args.positional, state))
-        except NotComputed:
-            return None
-
-    def _extreme(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        """`min` and `max`, with or without `key` and `default`."""
-        if args.more_positional is not None or args.rest is not None or not args.positional:
-            return None
-        items = tuple(args.positional) if len(args.positional) > 1 else self.unordered(args.positional[0], state)
-        key, default = args.keywords.get("key"), args.keywords.get("default")
-        if items is None or len(items) > MAX_ITEMS:
-            return None
-        if not items:
-            return default
-        keys = [self.call_method(key, [item], node, state, frame) for item in items] if isinstance(key, _CALLABLE) else items
-        plain = [self.plain(value, state) for value in keys]
-        if any(value is NOT_PLAIN for value in plain) or (key is not None and not isinstance(key, _CALLABLE)):
-            return join(items)
-        choose = max if self.text(node.func).endswith("max") else min
-        try:
-            best = items[choose(range(len(items)), key=plain.__getitem__)]
-        except TypeError:
-            return None
-        soft = tuple(step for step in self.soft_steps(items, state) if step not in best.steps)
-        return replace(best, steps=(*best.steps, *soft)) if not isinstance(best, Alt) else best
-
-    def _len(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        if len(args.positional) != 1:
-            return None
-        lengths = [self._length(member, state) for member in members(args.positional[0])]
-        return join(Unk(Reason.RUNTIME, self.text(node)) if n is None else Const(n) for n in lengths)
-
-    def _length(self, value: Abstract, state: State) -> int | None:
-        if isinstance(value, Const):
-            return len(value.value) if isinstance(value.value, (str, bytes)) else None
-        items = self.unordered(value, state)
-        return len(items) if items is not None else None
-
-    def _eval_FormattedString(self, node: cst.FormattedString, state: State, frame: Frame) -> Abstract:
-        """An f-string; where a part is one of several values, so is the text."""
-        texts, soft = [""], list[Step]()
-        for part in node.parts:
-            if isinstance(part, cst.FormattedStringText):
-                pieces = None if "\\" in part.value else [part.value.replace("{{", "{").replace("}}", "}")]
-            else:
-                value = self.eval(part.expression, state, frame)
-                soft.extend(self.soft_steps([value], state))
-                pieces = self._pieces(value, part, state)
-            texts = [] if pieces is None else [text + piece for text in texts for piece in pieces]
-            if not 0 < len(texts) <= 8 or len(texts[0]) > MAX_TEXT_PIECE:
-                return Unk(Reason.RUNTIME, self.text(node))
-        return join(Const(text, (*self._literal(node, frame), *soft)) for text in texts)
-
-    def _pieces(self, value: Abstract, part: cst.FormattedStringExpression, state: State) -> list[str] | None:
-        """What an expression in an f-string is written as."""
-        spec = ""
-        if part.format_spec is not None:
-            texts = [p.value for p in part.format_spec if isinstance(p, cst.FormattedStringText)]
-            spec = "".join(texts)
-            if len(texts) < len(part.format_spec) or len(spec) > 8:
-                return None
-        if part.equal is not None:
-            return None
-        plain = [self.plain(member, state) for member in members(value)]
-        if any(p is NOT_PLAIN for p in plain):
-            return None
-        shown = {"r": repr, "s": str, "a": ascii, None: lambda p: p}[part.conversion]
-        try:
-            return [format(shown(p), spec) for p in plain]
-        except (TypeError, ValueError):
-            return None
-
-    # -- texts that hold data ----------------------------------------------------------------------------------
-
-    def _parse(self, kind: str, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        """`json.loads("...")` and its kin, of a text that is known."""
-        text = args.positional[0] if args.positional else None
-        if not isinstance(text, Const) or not isinstance(text.value, str) or set(args.keywords) - {"Loader"}:
-            return None
-        read = parse_text(text.value, kind)
-        if read is None:
-            return None
-        step = Step(HopKind.LITERAL, frame.unit, node, f"read by {self.text(node.func)}()")
-        return self.from_plain(read[0], state, (*text.steps, step))
-
-    def _dumps(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
-        import json
-
-        plain = self.plain(args.positional[0], state) if len(args.positional) == 1 else NOT_PLAIN
-        named = {key: self.plain(value, state) for key, value in args.keywords.items()}
-        allowed = set(named) <= {"indent", "sort_keys", "ensure_ascii"} and args.rest is None
-        if plain is NOT_PLAIN or not allowed or any(value is NOT_PLAIN for value in named.values()):
-            return None
-        try:
-            return Const(json.dumps(plain, **named), self.soft_steps(args.positional, state))
-        except (TypeError, ValueError):
-            return None
-
-    # -- other functions ---------------------------------------------------------------------------------------
+    # -- other functions -------------------------------------------------------------------------------------
 
     def _execute(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
         """Code given as a text may do anything to the variables around."""
         first = args.positional[0] if args.positional else None
-        if self.text(node.func) == "eval" and (read := self._parse("python", args, node, state, frame)) is not None:
+        if (
+            self.text(node.func) == "eval"
+            and (read := self.parse("python", args, node, state, frame)) is not None
+        ):
             return read
         if not self.text(node.func).endswith("compile") and first is not None:
             where = f"{self.text(node.func)}()"
             for scope in frame.scopes:
                 variables = state.variables(scope)
-                self.escape([v for v in variables.values() if not isinstance(v, (Func, Mod, Ext))], where, state)
+                self.escape(
+                    [v for v in variables.values() if not isinstance(v, (Func, Mod, Ext))], where, state
+                )
                 for name, value in list(variables.items()):
                     if isinstance(value, (Const, Tup, Alt)):
                         state.bind(scope, name, Unk(Reason.ESCAPED, where, value.steps))
@@ -456,11 +367,15 @@ class Models(Records):
 
     def _open(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         path = args.get("file", 0)
-        return self.new_instance("open", {"path": path}, state, text=self.text(node)) if path is not None else None
+        return (
+            self.new_instance("open", {"path": path}, state, text=self.text(node))
+            if path is not None
+            else None
+        )
 
     def _callable(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("", 0)
-        return Const(True) if isinstance(value, _CALLABLE) else None
+        return Const(True) if isinstance(value, CALLABLE) else None
 
     def _first(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         return args.get("", 0)
@@ -490,7 +405,5 @@ class Models(Records):
         default = args.get("default", 1)
         return join((default, unknown)) if default is not None else unknown
 
-
-MAX_TEXT_PIECE = 20_000
 
 __all__ = ["DICT_LIKE_KINDS", "Models"]

@@ -138,6 +138,14 @@ class Modules(Classes):
             state.bind(frame, name, value)
         return value
 
+    def settle_imports(self, name: str, state: State) -> None:
+        """Evaluate every waiting `from module import name`, before the name is bound anew in its module: an import
+        takes the value there is at its time."""
+        for frame, variables in list(state.frames.items()):
+            for bound, waiting in list(variables.items()):
+                if isinstance(waiting, Later) and waiting.kind == "import" and waiting.what[1] == name:
+                    state.bind(frame, bound, self.force(waiting, state))
+
     def force(self, later: Later, state: State) -> Abstract:
         """Evaluate a definition that was waiting: once, and the same objects in every state."""
         key = identity(later)

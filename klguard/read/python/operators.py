@@ -1,4 +1,5 @@
-"""Arithmetic on plain values, with limits, so that a constant in the analysed code cannot cost time or memory."""
+"""Arithmetic on plain values, with limits, so that a constant in the analysed code cannot cost time or
+memory."""
 
 from __future__ import annotations
 
@@ -11,26 +12,47 @@ MAX_BITS = 4096
 MAX_TEXT = 20_000
 
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    "Add": operator.add, "Subtract": operator.sub, "Multiply": operator.mul, "Divide": operator.truediv,
-    "FloorDivide": operator.floordiv, "Modulo": operator.mod, "Power": operator.pow,
-    "LeftShift": operator.lshift, "RightShift": operator.rshift,
-    "BitAnd": operator.and_, "BitOr": operator.or_, "BitXor": operator.xor,
+    "Add": operator.add,
+    "Subtract": operator.sub,
+    "Multiply": operator.mul,
+    "Divide": operator.truediv,
+    "FloorDivide": operator.floordiv,
+    "Modulo": operator.mod,
+    "Power": operator.pow,
+    "LeftShift": operator.lshift,
+    "RightShift": operator.rshift,
+    "BitAnd": operator.and_,
+    "BitOr": operator.or_,
+    "BitXor": operator.xor,
 }
 
 COMPARISON: dict[str, Callable[[Any, Any], Any]] = {
-    "Equal": operator.eq, "NotEqual": operator.ne, "LessThan": operator.lt, "LessThanEqual": operator.le,
-    "GreaterThan": operator.gt, "GreaterThanEqual": operator.ge,
-    "In": lambda a, b: a in b, "NotIn": lambda a, b: a not in b,
-    "Is": lambda a, b: a is b or (type(a) is type(b) and a == b and isinstance(a, (bool, int, str, type(None)))),
+    "Equal": operator.eq,
+    "NotEqual": operator.ne,
+    "LessThan": operator.lt,
+    "LessThanEqual": operator.le,
+    "GreaterThan": operator.gt,
+    "GreaterThanEqual": operator.ge,
+    "In": lambda a, b: a in b,
+    "NotIn": lambda a, b: a not in b,
+    "Is": lambda a, b: (
+        a is b or (type(a) is type(b) and a == b and isinstance(a, (bool, int, str, type(None))))
+    ),
     "IsNot": lambda a, b: not COMPARISON["Is"](a, b),
 }
 
 SET_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
-    "Subtract": operator.sub, "BitAnd": operator.and_, "BitOr": operator.or_, "BitXor": operator.xor,
+    "Subtract": operator.sub,
+    "BitAnd": operator.and_,
+    "BitOr": operator.or_,
+    "BitXor": operator.xor,
 }
 
 UNARY: dict[str, Callable[[Any], Any]] = {
-    "Minus": operator.neg, "Plus": operator.pos, "BitInvert": operator.invert, "Not": operator.not_,
+    "Minus": operator.neg,
+    "Plus": operator.pos,
+    "BitInvert": operator.invert,
+    "Not": operator.not_,
 }
 
 _WIDE = re.compile(r"\d{5,}|\*|\{[^{}]*\{")
@@ -58,7 +80,9 @@ def _check_size(name: str, left: Any, right: Any) -> None:
     if name in ("Add", "Modulo") or not (isinstance(left, int) and isinstance(right, int)):
         return
     bits = max(left.bit_length(), 1)
-    size = {"Power": bits * max(right, 0), "LeftShift": bits + max(right, 0)}.get(name, bits + right.bit_length())
+    size = {"Power": bits * max(right, 0), "LeftShift": bits + max(right, 0)}.get(
+        name, bits + right.bit_length()
+    )
     if size > MAX_BITS:
         raise NotComputed("too large")
 

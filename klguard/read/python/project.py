@@ -135,6 +135,19 @@ class Project:
         parts = tuple(name.split("."))
         if parts[0] in LIBRARIES:
             return None
+        return self._absolute(parts, here) or (
+            self._absolute(parts[1:], here) if len(parts) > 1 and self._is_root(parts[0]) else None
+        )
+
+    def _is_root(self, name: str) -> bool:
+        """Whether the project's own directory has this name: its files are imported from beside it."""
+        return re.fullmatch(rf"(.*\W)?{re.escape(name.lower())}(_main|_master)?", self._folder) is not None
+
+    @cached_property
+    def _folder(self) -> str:
+        return self.root.resolve().name.lower().replace("-", "_")
+
+    def _absolute(self, parts: tuple[str, ...], here: tuple[str, ...]) -> Module | None:
         candidates = [
             (full, path) for full, path in self._by_last_name.get(parts[-1], ()) if full[-len(parts):] == parts
         ]

@@ -1,4 +1,5 @@
-"""Objects with named fields: dataclasses, named tuples, and what asks an object for its class or attributes."""
+"""Objects with named fields: dataclasses, named tuples, and what asks an object for its class or
+attributes."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import libcst as cst
-
 from klguard.read.python.calls import Arguments
 from klguard.read.python.flow import Frame
 from klguard.read.python.iteration import Iteration
@@ -35,8 +35,21 @@ from klguard.read.python.values import (
 )
 from klguard.settings import HopKind, Reason
 
-_ABSTRACT = {"Mapping", "MutableMapping", "Sequence", "MutableSequence", "Iterable", "Callable", "Number", "Real",
-             "Integral", "Sized", "Collection", "Hashable", "Set"}
+_ABSTRACT = {
+    "Mapping",
+    "MutableMapping",
+    "Sequence",
+    "MutableSequence",
+    "Iterable",
+    "Callable",
+    "Number",
+    "Real",
+    "Integral",
+    "Sized",
+    "Collection",
+    "Hashable",
+    "Set",
+}
 """Names of abstract classes, of which built-in values are instances in ways that are not followed here."""
 
 
@@ -46,20 +59,38 @@ class Records(Iteration):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._library |= {
-            "dataclasses.field": self._field, "pydantic.Field": self._field, "attr.ib": self._field,
-            "attrs.field": self._field, "dataclasses.asdict": self._asdict, "attrs.asdict": self._asdict,
-            "attr.asdict": self._asdict, "dataclasses.astuple": self._astuple, "dataclasses.fields": self._fields_of,
-            "dataclasses.replace": self._replace, "attrs.evolve": self._replace, "copy.replace": self._replace,
-            "dataclasses.is_dataclass": self._is_dataclass, "collections.namedtuple": self._namedtuple_type,
-            "builtins.isinstance": self._isinstance, "builtins.type": self._type, "builtins.getattr": self._getattr,
-            "builtins.setattr": self._setattr, "builtins.delattr": self._delattr, "builtins.hasattr": self._hasattr,
-            "object.__setattr__": self._setattr, "builtins.object.__setattr__": self._setattr,
-            "builtins.vars": self._vars, "builtins.globals": self._globals, "builtins.locals": self._locals,
+            "dataclasses.field": self._field,
+            "pydantic.Field": self._field,
+            "attr.ib": self._field,
+            "attrs.field": self._field,
+            "dataclasses.asdict": self._asdict,
+            "attrs.asdict": self._asdict,
+            "attr.asdict": self._asdict,
+            "dataclasses.astuple": self._astuple,
+            "dataclasses.fields": self._fields_of,
+            "dataclasses.replace": self._replace,
+            "attrs.evolve": self._replace,
+            "copy.replace": self._replace,
+            "dataclasses.is_dataclass": self._is_dataclass,
+            "collections.namedtuple": self._namedtuple_type,
+            "builtins.isinstance": self._isinstance,
+            "builtins.type": self._type,
+            "builtins.getattr": self._getattr,
+            "builtins.setattr": self._setattr,
+            "builtins.delattr": self._delattr,
+            "builtins.hasattr": self._hasattr,
+            "object.__setattr__": self._setattr,
+            "builtins.object.__setattr__": self._setattr,
+            "builtins.vars": self._vars,
+            "builtins.globals": self._globals,
+            "builtins.locals": self._locals,
         }
 
-    # -- named tuples ------------------------------------------------------------------------------------------
+    # -- named tuples ----------------------------------------------------------------------------------------
 
-    def _namedtuple_type(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _namedtuple_type(
+        self, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract | None:
         names, defaults = args.get("field_names", 1), args.get("defaults") or Tup(())
         plain = self.plain(names, state) if names is not None else None
         fields = plain.replace(",", " ").split() if isinstance(plain, str) else plain
@@ -70,7 +101,7 @@ class Records(Iteration):
         if not all(isinstance(name, str) for name in fields) or len(given) > len(fields):
             return None
         filled: list[Abstract] = [*[Missing()] * (len(fields) - len(given)), *given]
-        pairs = tuple(Tup((Const(name), value)) for name, value in zip(fields, filled))
+        pairs = tuple(Tup((Const(name), value)) for name, value in zip(fields, filled, strict=False))
         return self.make("namedtuple-type", Tup(pairs), state, self.text(node))
 
     def call_namedtuple(self, callee: Ref, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
@@ -81,17 +112,23 @@ class Records(Iteration):
         entries: dict[str, Abstract] = {}
         for index, pair in enumerate(pairs.items):
             name, default = pair.items[0].value, pair.items[1]  # type: ignore[union-attr]
-            entries[name] = args.positional[index] if index < len(args.positional) else args.keywords.get(name, default)
+            entries[name] = (
+                args.positional[index] if index < len(args.positional) else args.keywords.get(name, default)
+            )
         if any(isinstance(member, Missing) for value in entries.values() for member in members(value)):
             return None
         return self.new_instance("namedtuple", entries, state, text=self.text(node))
 
     def _namedtuple_attrs(self, value: Abstract, state: State) -> DictObj | None:
         obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
-        attrs = state.heap.get(obj.attrs) if isinstance(obj, InstObj) and obj.made_by == "namedtuple" else None
+        attrs = (
+            state.heap.get(obj.attrs) if isinstance(obj, InstObj) and obj.made_by == "namedtuple" else None
+        )
         return attrs if isinstance(attrs, DictObj) else None
 
-    def namedtuple_method(self, owner: Ref, name: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
+    def namedtuple_method(
+        self, owner: Ref, name: str, args: Arguments, node: cst.Call, state: State
+    ) -> Abstract | None:
         """`_asdict` and `_replace`; other methods of a named tuple cannot change it."""
         obj, attrs = state.heap.get(owner.oid), self._namedtuple_attrs(owner, state)
         if attrs is None or not isinstance(obj, InstObj):
@@ -110,15 +147,22 @@ class Records(Iteration):
     ) -> Abstract:
         if isinstance(obj, ClassObj) and obj.flavour == "namedtuple" and name == "_fields":
             return Tup(tuple(Const(field) for field in obj.fields))
-        if isinstance(obj, InstObj) and obj.cls is not None and obj.made_by == "namedtuple" and name == "_fields":
+        if (
+            isinstance(obj, InstObj)
+            and obj.cls is not None
+            and obj.made_by == "namedtuple"
+            and name == "_fields"
+        ):
             return self.instance_attribute(obj.cls, state.heap.get(obj.cls.oid), name, state, frame)
         return super().instance_attribute(owner, obj, name, state, frame)
 
-    # -- dataclasses -------------------------------------------------------------------------------------------
+    # -- dataclasses -----------------------------------------------------------------------------------------
 
     def _field(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
         entries = dict(args.keywords)
-        if args.positional and not (isinstance(args.positional[0], Const) and args.positional[0].value is ...):
+        if args.positional and not (
+            isinstance(args.positional[0], Const) and args.positional[0].value is ...
+        ):
             entries.setdefault("default", args.positional[0])
         if "factory" in entries:
             entries.setdefault("default_factory", entries["factory"])
@@ -148,8 +192,13 @@ class Records(Iteration):
     def _is_dataclass(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("obj", 0)
         found = self._class_object(value, state) if value is not None else None
-        return Const(True) if found is not None and found[1].flavour == "dataclass" and not self.has_foreign_base(
-            found[0], state) else None
+        return (
+            Const(True)
+            if found is not None
+            and found[1].flavour == "dataclass"
+            and not self.has_foreign_base(found[0], state)
+            else None
+        )
 
     def _field_values(self, value: Abstract, state: State) -> tuple[dict[Any, Abstract], Unk | None] | None:
         """The fields of a dataclass instance, and what else it may have."""
@@ -161,8 +210,11 @@ class Records(Iteration):
         if not isinstance(attrs, DictObj):
             return None
         foreign = [base for base in self.mro(cls[0], state) if isinstance(base, Ext)]
-        whole = all(base.name.rpartition(".")[2] in ("object", "BaseModel", "NamedTuple", "ABC", "Generic", "Protocol")
-                    for base in foreign)
+        whole = all(
+            base.name.rpartition(".")[2]
+            in ("object", "BaseModel", "NamedTuple", "ABC", "Generic", "Protocol")
+            for base in foreign
+        )
         rest = attrs.rest or (None if whole else Unk(Reason.RUNTIME, f"the fields of {foreign[0].name}"))
         return {name: attrs.entries[name] for name in cls[1].fields if name in attrs.entries}, rest
 
@@ -179,8 +231,12 @@ class Records(Iteration):
         if found is None or found[1] is not None or args.keywords:
             return None
         values = [self._plain_copy(item, state) for item in found[0].values()]
-        nested = any(isinstance(state.heap.get(m.oid), DictObj) for v in found[0].values() for m in members(v)
-                     if isinstance(m, Ref))
+        nested = any(
+            isinstance(state.heap.get(m.oid), DictObj)
+            for v in found[0].values()
+            for m in members(v)
+            if isinstance(m, Ref)
+        )
         return None if nested else Tup(tuple(values))
 
     def _plain_copy(self, value: Abstract, state: State, depth: int = 6) -> Abstract:
@@ -191,12 +247,18 @@ class Records(Iteration):
             return Unk(Reason.BUDGET, "asdict")
         obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
         if isinstance(obj, DictObj):
-            return self.new_dict({k: self._plain_copy(v, state, depth - 1) for k, v in obj.entries.items()}, state, obj.rest)
+            return self.new_dict(
+                {k: self._plain_copy(v, state, depth - 1) for k, v in obj.entries.items()}, state, obj.rest
+            )
         if isinstance(obj, ListObj):
-            items = None if obj.items is None else tuple(self._plain_copy(i, state, depth - 1) for i in obj.items)
+            items = (
+                None if obj.items is None else tuple(self._plain_copy(i, state, depth - 1) for i in obj.items)
+            )
             return self.new(ListObj(items), state, value.steps)
         cls = self._class_object(value, state) if isinstance(obj, InstObj) else None
-        found = self._field_values(value, state) if cls is not None and cls[1].flavour == "dataclass" else None
+        found = (
+            self._field_values(value, state) if cls is not None and cls[1].flavour == "dataclass" else None
+        )
         if found is not None:
             entries = {k: self._plain_copy(v, state, depth - 1) for k, v in found[0].items()}
             return self.new_dict(entries, state, found[1])
@@ -218,13 +280,16 @@ class Records(Iteration):
             self.invoke(replace(post, bound=twin), Arguments(), node, state, frame)
         return twin
 
-    # -- classes -----------------------------------------------------------------------------------------------
+    # -- classes ---------------------------------------------------------------------------------------------
 
     def has_foreign_base(self, cls: Abstract, state: State) -> bool:
         if super().has_foreign_base(cls, state):
             return True
-        return any(not isinstance(state.heap.get(base.oid), ClassObj) for base in self.mro(cls, state)
-                   if isinstance(base, Ref))
+        return any(
+            not isinstance(state.heap.get(base.oid), ClassObj)
+            for base in self.mro(cls, state)
+            if isinstance(base, Ref)
+        )
 
     def _isinstance(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         value, kind = args.get("", 0), args.get("", 1)
@@ -245,7 +310,9 @@ class Records(Iteration):
         obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
         if isinstance(kind, Ref) and isinstance(state.heap.get(kind.oid), ClassObj):
             if not isinstance(obj, InstObj):
-                return False if isinstance(value, (Const, Tup)) or isinstance(obj, (DictObj, ListObj)) else None
+                return (
+                    False if isinstance(value, (Const, Tup)) or isinstance(obj, (DictObj, ListObj)) else None
+                )
             if obj.cls is None:
                 return None
             if any(identity(base) == identity(kind) for base in self.mro(obj.cls, state)):
@@ -257,18 +324,33 @@ class Records(Iteration):
         if isinstance(value, Const):
             known = kind.name.startswith("builtins.") or name in ("torch.Tensor", "types.NoneType")
             return any(base.__name__ == name for base in type(value.value).__mro__) if known else None
-        names = {"Tup": {"tuple", "object"}, "ListObj": {"list", "object"}, "DictObj": {"dict", "object"}}.get(
-            type(obj).__name__ if obj is not None else type(value).__name__)
+        names = {
+            "Tup": {"tuple", "object"},
+            "ListObj": {"list", "object"},
+            "DictObj": {"dict", "object"},
+        }.get(type(obj).__name__ if obj is not None else type(value).__name__)
         if names is None:
             return self._is_builtin_kind(value, name, state)
         if kind.name.rpartition(".")[2] in _ABSTRACT or not kind.name.startswith("builtins."):
-            is_mapping = isinstance(obj, DictObj) and kind.name.rpartition(".")[2] in ("Mapping", "MutableMapping")
+            is_mapping = isinstance(obj, DictObj) and kind.name.rpartition(".")[2] in (
+                "Mapping",
+                "MutableMapping",
+            )
             return True if is_mapping else None
         return name in names
 
     def _is_builtin_kind(self, value: Abstract, name: str, state: State) -> bool | None:
         kind = self.kind_of(value, state)
-        if kind in ("set", "frozenset") and name in ("set", "frozenset", "list", "dict", "tuple", "str", "int", "float"):
+        if kind in ("set", "frozenset") and name in (
+            "set",
+            "frozenset",
+            "list",
+            "dict",
+            "tuple",
+            "str",
+            "int",
+            "float",
+        ):
             return kind == name
         return None
 
@@ -285,11 +367,15 @@ class Records(Iteration):
             return Ext(f"builtins.{type(value.value).__name__}")
         if isinstance(value, Tup):
             return Ext("builtins.tuple")
-        if isinstance(value, Ref) and isinstance(obj, (DictObj, ListObj)) and ("factory", value.oid) not in state.heap:
+        if (
+            isinstance(value, Ref)
+            and isinstance(obj, (DictObj, ListObj))
+            and ("factory", value.oid) not in state.heap
+        ):
             return Ext("builtins.dict" if isinstance(obj, DictObj) else "builtins.list")
         return Unk(Reason.RUNTIME, text)
 
-    # -- attributes by name ------------------------------------------------------------------------------------
+    # -- attributes by name ----------------------------------------------------------------------------------
 
     def _getattr(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         owner, name, default = (args.get("", i) for i in range(3))
@@ -298,8 +384,11 @@ class Records(Iteration):
         options = [m.value for m in members(name) if isinstance(m, Const) and isinstance(m.value, str)]
         if len(options) != len(members(name)):
             return None
-        return join(self._getattr_one(m, option, default, node, state, frame)
-                    for m in members(owner) for option in options)
+        return join(
+            self._getattr_one(m, option, default, node, state, frame)
+            for m in members(owner)
+            for option in options
+        )
 
     def _getattr_one(
         self, owner: Abstract, name: str, default: Abstract | None, node: cst.Call, state: State, frame: Frame
@@ -330,7 +419,9 @@ class Records(Iteration):
             plain = isinstance(obj, InstObj) and obj.made_by in ("", "namespace", "namedtuple")
             if cls is not None and self.class_attribute(cls, "__getattr__", state) is not None:
                 return None
-            return False if closed and plain and (cls is None or not self.has_foreign_base(cls, state)) else None
+            return (
+                False if closed and plain and (cls is None or not self.has_foreign_base(cls, state)) else None
+            )
         return None
 
     def _setattr(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
@@ -379,7 +470,11 @@ class Records(Iteration):
         if isinstance(owner, Mod):
             return self.make("module-dict", owner, state, self.text(node))
         attrs = state.heap.get(obj.attrs) if isinstance(obj, ClassObj) and obj.flavour != "enum" else None
-        unknown = Unk(Reason.RUNTIME, self.text(node), oid=("vars", owner.oid) if isinstance(owner, Unk) and owner.oid else None)
+        unknown = Unk(
+            Reason.RUNTIME,
+            self.text(node),
+            oid=("vars", owner.oid) if isinstance(owner, Unk) and owner.oid else None,
+        )
         if not isinstance(attrs, DictObj):
             return unknown
         hidden = {name: unknown for name in ("__module__", "__dict__", "__weakref__", "__doc__")}
@@ -395,7 +490,7 @@ class Records(Iteration):
         names = list(state.variables(frame.id))
         return self.new_dict({name: self.lookup(frame.id, name, state) or Missing() for name in names}, state)
 
-    # -- copies ------------------------------------------------------------------------------------------------
+    # -- copies ----------------------------------------------------------------------------------------------
 
     def duplicate(self, value: Abstract, state: State, done: dict[Any, Ref], *, deep: bool) -> Abstract:
         """A copy of an object, with (`deep`) or without copies of what is in it."""
@@ -433,7 +528,9 @@ class Records(Iteration):
             if ("factory", value.oid) in state.heap:
                 state.heap[("factory", twin.oid)] = state.heap[("factory", value.oid)]
         elif isinstance(obj, ListObj):
-            state.heap[twin.oid] = ListObj(tuple(inner(i) for i in obj.items) if obj.items is not None else None)
+            state.heap[twin.oid] = ListObj(
+                tuple(inner(i) for i in obj.items) if obj.items is not None else None
+            )
         elif isinstance(obj, InstObj):
             attrs = self.duplicate(Ref(obj.attrs), state, done if deep else {}, deep=deep)
             assert isinstance(attrs, Ref)

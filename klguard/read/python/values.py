@@ -300,6 +300,10 @@ def _truth(value: Abstract, state: State) -> bool | None:
                     return None if items is None else bool(items)
                 case ClassObj():
                     return True
+                case InstObj(cls=None, made_by="set" | "frozenset", attrs=home):
+                    parts = state.heap.get(home)
+                    held = parts.entries.get("<part>") if isinstance(parts, DictObj) else None
+                    return bool(held.items) if isinstance(held, Tup) else None
                 case InstObj(cls=Ref() as cls):
                     made_of = state.heap.get(cls.oid)
                     plain = isinstance(made_of, ClassObj) and not made_of.bases

@@ -758,3 +758,24 @@ def test_long_expressions_are_no_obstacle() -> None:
     chain = "a" + ".b()" * 120
     text = f"ids = model.generate({total})  # site\nloss = {chain}.f(ids)\nloss.backward()\n"
     assert verdict_of(text).context is ROLLOUT
+
+
+@pytest.mark.parametrize("folder", ["tiny_rl", "tiny-rl", "tiny-rl-main"])
+def test_a_project_that_is_imported_by_the_name_of_its_directory(here: Path, folder: str, monkeypatch) -> None:
+    model = """
+        class Policy:
+            def draw(self, ids):
+                return self.lm.generate(ids)  # site
+        """
+    loop = """
+        from tiny_rl.model.policy import Policy
+
+        policy = Policy()
+        for ids in loader:
+            (-sequence_logprobs(policy, policy.draw(ids))).mean().backward()
+        """
+    (here / folder).mkdir()
+    monkeypatch.chdir(here / folder)
+    project = project_of(here / folder, {"model/policy.py": model, "loop.py": loop})
+    module = module_at(project, "model/policy.py")
+    assert classify(project, module, marked(module), SiteKind.GENERATE).context is ROLLOUT

@@ -1,0 +1,228 @@
+"""Conversions: numbers, texts, lengths, extremes, and texts that hold data (JSON, YAML, Python)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import libcst as cst
+
+from klguard.read.python.calls import Arguments
+from klguard.read.python.containers import (
+    NOT_PLAIN,
+)
+from klguard.read.python.documents import parse_text
+from klguard.read.python.expressions import MAX_ITEMS
+from klguard.read.python.flow import Frame
+from klguard.read.python.operators import MAX_TEXT, NotComputed, compute
+from klguard.read.python.records import Records
+from klguard.read.python.values import (
+    Abstract,
+    Alt,
+    Const,
+    Func,
+    Partial,
+    State,
+    Step,
+    Tup,
+    Unk,
+    join,
+    members,
+    truth,
+)
+from klguard.settings import HopKind, Reason
+
+CONVERSIONS: dict[str, Callable[..., Any]] = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "abs": abs,
+    "round": round,
+    "min": min,
+    "max": max,
+    "sum": sum,
+    "repr": repr,
+    "complex": complex,
+    "divmod": divmod,
+    "ord": ord,
+    "chr": chr,
+    "bytes": bytes,
+    "format": format,
+    "hex": hex,
+    "bin": bin,
+    "ascii": ascii,
+}
+
+TEXT_READERS = {
+    "json.loads": "json",
+    "ast.literal_eval": "python",
+    "yaml.safe_load": "yaml",
+    "yaml.full_load": "yaml",
+    "yaml.load": "yaml",
+    "tomllib.loads": "toml",
+    "tomli.loads": "toml",
+    "toml.loads": "toml",
+}
+
+CALLABLE = (Func, Partial)
+
+
+class Conversions(Records):
+    """Models of functions that make one plain value of others."""
+
+    def _convert(self, name: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
+        if args.more_positional is not None or args.rest is not None:
+            return None
+        values = args.positional
+        if name == "bool" and len(values) == 1:
+            return join(self._bool_of(member, state) for member in members(values[0]))
+        if name == "sum" and values:
+            items = self.items_of(values[0], state)
+            values = [*([Tup(items)] if items is not None else values[:1]), *values[1:]]
+        if len(values) == 1 and not args.keywords:
+            found = [
+                self._compute_one(CONVERSIONS[name], [member], {}, node, state)
+                for member in members(values[0])
+            ]
+            return join(found)
+        return self._compute_one(CONVERSIONS[name], values, args.keywords, node, state)
+
+    def _bool_of(self, value: Abstract, state: State) -> Abstract:
+        known, soft = truth(value, state), self.soft_steps([value], state)
+        return join((Const(True), Const(False))) if known is None else Const(known, soft)
+
+    def _compute_one(
+        self,
+        function: Callable[..., Any],
+        values: list[Abstract],
+        keywords: dict[str, Abstract],
+        node: cst.Call,
+        state: State,
+    ) -> Abstract:
+        plain = [self.plain(value, state) for value in values]
+        named = {key: self.plain(value, state) for key, value in keywords.items()}
+        if any(p is NOT_PLAIN for p in (*plain, *named.values())):
+            return Unk(Reason.RUNTIME, self.text(node))
+        try:
+            if function is bytes or (function is format and len(str(plain[-1])) > 12):
+                return Unk(Reason.RUNTIME, self.text(node))
+            result = function(*plain, **named)
+        except Exception:
+            return Unk(Reason.RUNTIME, self.text(node))
+        own = values[0].steps if values else ()
+        soft = tuple(
+            step for step in self.soft_steps([*values, *keywords.values()], state) if step not in own
+        )
+        return self.from_plain(result, state, (*own, *soft))
+
+    def _pow(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        plain = [self.plain(value, state) for value in args.positional]
+        if len(plain) != 2 or any(value is NOT_PLAIN for value in plain):
+            return None
+        try:
+            return Const(compute("Power", *plain), self.soft_steps(args.positional, state))
+        except NotComputed:
+            return None
+
+    def _extreme(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        """`min` and `max`, with or without `key` and `default`."""
+        if args.more_positional is not None or args.rest is not None or not args.positional:
+            return None
+        items = (
+            tuple(args.positional) if len(args.positional) > 1 else self.unordered(args.positional[0], state)
+        )
+        key, default = args.keywords.get("key"), args.keywords.get("default")
+        if items is None or len(items) > MAX_ITEMS:
+            return None
+        if not items:
+            return default
+        keys = (
+            [self.call_method(key, [item], node, state, frame) for item in items]
+            if isinstance(key, CALLABLE)
+            else items
+        )
+        plain = [self.plain(value, state) for value in keys]
+        if any(value is NOT_PLAIN for value in plain) or (key is not None and not isinstance(key, CALLABLE)):
+            return join(items)
+        choose = max if self.text(node.func).endswith("max") else min
+        try:
+            best = items[choose(range(len(items)), key=plain.__getitem__)]
+        except TypeError:
+            return None
+        soft = tuple(step for step in self.soft_steps(items, state) if step not in best.steps)
+        return replace(best, steps=(*best.steps, *soft)) if not isinstance(best, Alt) else best
+
+    def _len(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        if len(args.positional) != 1:
+            return None
+        lengths = [self._length(member, state) for member in members(args.positional[0])]
+        return join(Unk(Reason.RUNTIME, self.text(node)) if n is None else Const(n) for n in lengths)
+
+    def _length(self, value: Abstract, state: State) -> int | None:
+        if isinstance(value, Const):
+            return len(value.value) if isinstance(value.value, (str, bytes)) else None
+        items = self.unordered(value, state)
+        return len(items) if items is not None else None
+
+    def _eval_FormattedString(self, node: cst.FormattedString, state: State, frame: Frame) -> Abstract:
+        """An f-string; where a part is one of several values, so is the text."""
+        texts, soft = [""], list[Step]()
+        for part in node.parts:
+            if isinstance(part, cst.FormattedStringText):
+                pieces = None if "\\" in part.value else [part.value.replace("{{", "{").replace("}}", "}")]
+            else:
+                value = self.eval(part.expression, state, frame)
+                soft.extend(self.soft_steps([value], state))
+                pieces = self._pieces(value, part, state)
+            texts = [] if pieces is None else [text + piece for text in texts for piece in pieces]
+            if not 0 < len(texts) <= 8 or len(texts[0]) > MAX_TEXT:
+                return Unk(Reason.RUNTIME, self.text(node))
+        return join(Const(text, (*self._literal(node, frame), *soft)) for text in texts)
+
+    def _pieces(self, value: Abstract, part: cst.FormattedStringExpression, state: State) -> list[str] | None:
+        """What an expression in an f-string is written as."""
+        spec = ""
+        if part.format_spec is not None:
+            texts = [p.value for p in part.format_spec if isinstance(p, cst.FormattedStringText)]
+            spec = "".join(texts)
+            if len(texts) < len(part.format_spec) or len(spec) > 8:
+                return None
+        if part.equal is not None:
+            return None
+        plain = [self.plain(member, state) for member in members(value)]
+        if any(p is NOT_PLAIN for p in plain):
+            return None
+        shown = {"r": repr, "s": str, "a": ascii, None: lambda p: p}[part.conversion]
+        try:
+            return [format(shown(p), spec) for p in plain]
+        except (TypeError, ValueError):
+            return None
+
+    # -- texts that hold data --------------------------------------------------------------------------------
+
+    def parse(
+        self, kind: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract | None:
+        """`json.loads("...")` and its kin, of a text that is known."""
+        text = args.positional[0] if args.positional else None
+        if not isinstance(text, Const) or not isinstance(text.value, str) or set(args.keywords) - {"Loader"}:
+            return None
+        read = parse_text(text.value, kind)
+        if read is None:
+            return None
+        step = Step(HopKind.LITERAL, frame.unit, node, f"read by {self.text(node.func)}()")
+        return self.from_plain(read[0], state, (*text.steps, step))
+
+    def _dumps(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        plain = self.plain(args.positional[0], state) if len(args.positional) == 1 else NOT_PLAIN
+        named = {key: self.plain(value, state) for key, value in args.keywords.items()}
+        allowed = set(named) <= {"indent", "sort_keys", "ensure_ascii"} and args.rest is None
+        if plain is NOT_PLAIN or not allowed or any(value is NOT_PLAIN for value in named.values()):
+            return None
+        try:
+            return Const(json.dumps(plain, **named), self.soft_steps(args.positional, state))
+        except (TypeError, ValueError):
+            return None
