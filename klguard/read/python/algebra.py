@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import libcst as cst
+
 from klguard.read.python.containers import (
     DICT_LIKE_KINDS,
     MAPPINGS,

@@ -41,6 +41,9 @@ MODELLED = frozenset({
 })
 """Kinds of library objects whose methods `models` and `libraries` know."""
 
+DICT_BASES = frozenset({"builtins.dict", "collections.OrderedDict", "collections.UserDict", "typing.Dict"})
+"""Bases that make a class a dict, most often one whose items are attributes too."""
+
 MODEL_BASES = ("BaseModel", "NamedTuple", "BaseSettings", "TrainingArguments")
 
 
@@ -251,6 +254,12 @@ class Classes(Calls):
         text = self.text(node) if node is not None else f"{obj.info.name}(...)"
         foreign = self.has_foreign_base(cls, state)
         rest = Unk(Reason.RUNTIME, obj.info.name) if foreign and obj.flavour != "dataclass" else None
+        if any(isinstance(base, Ext) and base.name in DICT_BASES for base in self.mro(cls, state)) and (
+                not isinstance(self.class_attribute(cls, "__init__", state), Func)):
+            made = self.model_call(Ext("omegaconf.OmegaConf.create"), arguments, node or cst.Call(cst.Name("dict")), state,
+                                   frame)
+            if made is not None:
+                return made
         made_by = "namedtuple" if obj.flavour == "namedtuple" else ""
         instance = self.new_instance(made_by, {}, state, cls=cls, rest=rest, text=text)
         init = self.class_attribute(cls, "__init__", state)

@@ -1,10 +1,8 @@
 """Command lines: argparse, parsers that fill dataclasses, and functions whose parameters are options.
 
-A value that a command line may replace keeps its default and a step that says so (`HopKind.ARGPARSE`):
-it is what a
-run without flags uses, but no branch is decided by it. Arguments that the code itself gives to
-`parse_args` are
-applied by argparse, with conversion left to the model.
+A value that a command line may replace keeps its default and a step that says so (`HopKind.ARGPARSE`): it
+is what a run without flags uses, but no branch is decided by it. Arguments that the code itself gives to
+`parse_args` are applied by argparse, with conversion left to the model.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 import libcst as cst
+
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import NOT_PLAIN
 from klguard.read.python.flow import Frame

@@ -1,9 +1,7 @@
-"""Containers that are not plain dicts, lists and tuples: sets, views of dicts, namespaces seen as dicts,
-iterators.
+"""Containers that are not plain dicts, lists and tuples: sets, views, namespaces seen as dicts, iterators.
 
-Each is an instance (`InstObj`) without a class, whose `made_by` is its kind and whose parts have names
-that no
-attribute can have, so that copying, joining and losing track of it work as for every other object.
+Each is an instance (`InstObj`) without a class, whose `made_by` is its kind and whose parts have names that
+no attribute can have, so that copying, joining and losing track of it work as for every other object.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import libcst as cst
+
 from klguard.read.python.flow import Frame
 from klguard.read.python.roots import Roots
 from klguard.read.python.values import (

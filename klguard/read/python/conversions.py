@@ -22,8 +22,12 @@ from klguard.read.python.values import (
     Abstract,
     Alt,
     Const,
+    DictObj,
     Func,
+    ListObj,
+    Missing,
     Partial,
+    Ref,
     State,
     Step,
     Tup,
@@ -220,9 +224,27 @@ class Conversions(Records):
         plain = self.plain(args.positional[0], state) if len(args.positional) == 1 else NOT_PLAIN
         named = {key: self.plain(value, state) for key, value in args.keywords.items()}
         allowed = set(named) <= {"indent", "sort_keys", "ensure_ascii"} and args.rest is None
-        if plain is NOT_PLAIN or not allowed or any(value is NOT_PLAIN for value in named.values()):
+        if not allowed or any(value is NOT_PLAIN for value in named.values()):
             return None
+        if plain is NOT_PLAIN:
+            copied = len(args.positional) == 1 and self._survives_json(args.positional[0], state)
+            part = self.duplicate(args.positional[0], state, {}, deep=True) if copied else None
+            return None if part is None else self.make("json-text", part, state, self.text(node))
         try:
             return Const(json.dumps(plain, **named), self.soft_steps(args.positional, state))
         except (TypeError, ValueError):
             return None
+
+    def _survives_json(self, value: Abstract, state: State, depth: int = 6) -> bool:
+        """Whether `json.loads(json.dumps(value))` is a copy: dicts by text, lists, plain or unknown data."""
+        obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
+        if isinstance(value, Alt):
+            return all(self._survives_json(member, state, depth) for member in value.values)
+        if isinstance(obj, DictObj) and obj.rest is None and depth:
+            parts = obj.entries.values() if all(isinstance(k, str) for k in obj.entries) else [Tup(())]
+            return all(self._survives_json(part, state, depth - 1) for part in parts)
+        if isinstance(obj, ListObj) and depth:
+            return all(self._survives_json(item, state, depth - 1) for item in obj.items or ())
+        return isinstance(value, (Unk, Missing)) or (
+            isinstance(value, Const) and not isinstance(value.value, bytes)
+        )

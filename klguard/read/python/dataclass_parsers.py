@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import libcst as cst
+
 from klguard.read.python.calls import Arguments
 from klguard.read.python.command_lines import CommandLines
 from klguard.read.python.containers import (

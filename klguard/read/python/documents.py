@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from klguard.read.files import reported
 from klguard.settings import Place
 

@@ -69,6 +69,8 @@ class Expressions(Flow):
         self._fresh = itertools.count()
         self._literals: dict[cst.CSTNode, Const] = {}
         self._handlers: dict[type, Any] = {}
+        self._sure = True
+        self._filters_exactly = True
 
     def eval(self, node: cst.BaseExpression, state: State, frame: Frame) -> Abstract:  # type: ignore[override]
         handler = self._handlers.get(type(node))
@@ -692,20 +694,26 @@ class Expressions(Flow):
 
         def add(inner: State, scope: Frame) -> None:
             key = self.eval(node.key, inner, scope)
-            self.set_item(ref, key, self.eval(node.value, inner, scope), inner)
+            value = self.eval(node.value, inner, scope)
+            self.set_item(ref, key, value if self._sure else join((value, Missing())), inner)
 
-        if not self._comprehend(node.for_in, add, state, frame):
+        if not self._comprehend(node.for_in, add, state, frame, filtered=True):
             state.heap[ref.oid] = DictObj({}, Unk(Reason.RUNTIME, self.text(node)))
         return ref
 
     def _comprehend(
-        self, clause: cst.CompFor, produce: Callable[[State, Frame], Any], state: State, frame: Frame
+        self, clause: cst.CompFor, produce: Callable[[State, Frame], Any], state: State, frame: Frame,
+        filtered: bool = False,
     ) -> bool:
-        """Run a comprehension; False when what it runs over or filters by is not known."""
+        """Run a comprehension; False when what it runs over is not known, or, unless `filtered`, what it filters by.
+        While `produce` runs, `_sure` says whether the item is certainly kept."""
         inner = replace(frame, id=("comp", next(self._fresh)), outer=dict(frame.outer))
         inner.scopes = (inner.id, *frame.scopes)
         inner.returns, inner.loops = frame.returns, frame.loops
-        certain = self._comp_for(clause, produce, state, inner)
+        around = self._sure, self._filters_exactly
+        self._sure, self._filters_exactly = True, True
+        certain = self._comp_for(clause, produce, state, inner) and (filtered or self._filters_exactly)
+        self._sure, self._filters_exactly = around
         state.frames.pop(inner.id, None)
         return certain
 
@@ -727,11 +735,13 @@ class Expressions(Flow):
                     break
             if keep is False:
                 continue
-            certain = certain and keep is True
+            sure, self._sure = self._sure, self._sure and keep is True
+            self._filters_exactly = self._filters_exactly and keep is True
             if clause.inner_for_in is not None:
                 certain = self._comp_for(clause.inner_for_in, produce, state, frame) and certain
             else:
                 produce(state, frame)
+            self._sure = sure
         return certain
 
 

@@ -132,8 +132,11 @@ class Libraries(DataclassParsers):
         if name == "pathlib.Path" and len(args.positional) == 1 and isinstance(args.positional[0], Const):
             return self.new_instance("path", {"path": args.positional[0]}, state, text=self.text(node))
         if name in TEXT_READERS and args.positional:
-            if self.kind_of(args.positional[0], state) != "text-of-file":
-                return self._load(name, args, node, state, frame) if name in LOADERS else None
+            kind = self.kind_of(args.positional[0], state)
+            if kind == "json-text":
+                return self.duplicate(self.part(args.positional[0], state), state, {}, deep=True)  # type: ignore[arg-type]
+            if kind != "text-of-file" and name not in LOADERS:
+                return None
             return self._load(name, args, node, state, frame)
         if name in OPTIONS:
             return self.option(args, node, frame)
@@ -334,12 +337,16 @@ class Libraries(DataclassParsers):
         return self._documents[kind]
 
     def _path_of(self, source: Abstract | None, state: State) -> Const | None:
-        obj = state.heap.get(source.oid) if isinstance(source, Ref) else None
-        if isinstance(source, Ref) and self.kind_of(source, state) == "text-of-file":
-            source = self.part(source, state)
-        elif isinstance(obj, InstObj) and obj.made_by in ("open", "path"):
-            attrs = self.dict_of(Ref(obj.attrs), state)
-            source = attrs.entries.get("path") if attrs else None
+        """The path behind a file, a Path, or the text read from them."""
+        for _ in range(3):
+            obj = state.heap.get(source.oid) if isinstance(source, Ref) else None
+            if not isinstance(source, Ref) or not isinstance(obj, InstObj):
+                break
+            if obj.made_by == "text-of-file":
+                source = self.part(source, state)
+            elif obj.made_by in ("open", "path"):
+                attrs = self.dict_of(Ref(obj.attrs), state)
+                source = attrs.entries.get("path") if attrs else None
         return source if isinstance(source, Const) and isinstance(source.value, str) else None
 
     def read_document(self, path: Const, kind: str, state: State, frame: Frame) -> Abstract | None:

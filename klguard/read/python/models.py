@@ -113,6 +113,8 @@ class Models(Conversions):
             "operator.setitem": self._set_by_call,
             "operator.delitem": self._delete_by_call,
             "json.dumps": self._dumps,
+            "importlib.import_module": self._import_module,
+            "builtins.__import__": self._import_module,
             "random.choice": self._choice,
             "random.shuffle": self._shuffle,
         }
@@ -348,6 +350,17 @@ class Models(Conversions):
                     if isinstance(value, (Const, Tup, Alt)):
                         state.bind(scope, name, Unk(Reason.ESCAPED, where, value.steps))
         return Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
+
+    def _import_module(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        """A module by its full name."""
+        name = args.get("name", 0)
+        whole = isinstance(name, Const) and isinstance(name.value, str) and not name.value.startswith(".")
+        if not whole or len(args.positional) + len(args.keywords) != 1:
+            return None
+        wanted = name.value  # type: ignore[union-attr]
+        if self.text(node.func).endswith("__import__"):
+            wanted = wanted.split(".")[0]
+        return self.import_name(wanted, "", state, frame)
 
     def _choice(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         items = self.sequence(args, state)

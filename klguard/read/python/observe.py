@@ -60,6 +60,12 @@ METHODS = frozenset({"generate", "respond_to_batch"})
 NESTED = ("generation_kwargs", "gen_kwargs", "gen_experience_kwargs", "generate_kwargs", "sampling_params")
 """Arguments whose value is itself a dict of settings."""
 
+FOREIGN_ARGUMENTS = frozenset(
+    "prompt prompts messages text texts query queries tokens input_ gconfig gen_config max_tokens max_gen_len "
+    "max_length_sample num_micro_batches length_params use_tqdm params".split()
+)
+"""Keywords that transformers' generate() does not have: with one of them the call is somebody else's."""
+
 INPUTS = re.compile(
     r"(^|[^a-z])(inputs?|batch(es)?|enc(oded|oding|odings)?|tokens?|tokeni[sz]ed|tokeni[sz]e|tokenizer|processor|prompts?|"
     r"quer(y|ies)|features|examples?|samples?|data|ids|model_inputs|mask|masks|image_inputs|pixel_values)([^a-z]|$)", re.I)
@@ -263,6 +269,8 @@ class Observer(Libraries):
             return "sglang" if self.dict_of(value, state) is not None else "vllm"
         known = makers[0] if makers else ""
         if not known and isinstance(owner, (Unk, type(None))):
+            if FOREIGN_ARGUMENTS & arguments.keywords.keys():
+                return "local"
             behind = self._method_behind(node, frame)
             if behind is not None:
                 return "transformers" if _passes_on(behind.node) else "local"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import libcst as cst
+
 from klguard.read.python.calls import Arguments
 from klguard.read.python.flow import Frame
 from klguard.read.python.iteration import Iteration

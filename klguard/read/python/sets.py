@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import libcst as cst
+
 from klguard.read.python.algebra import Algebra
 from klguard.read.python.calls import Arguments
 from klguard.read.python.operators import SET_OPERATIONS

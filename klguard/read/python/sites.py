@@ -97,6 +97,10 @@ class SiteReader(Observer):
                 self.holding.add(path)
                 new.append((module, [candidate.node for candidate in self._candidates[path]]))
         if new:
+            # What was seen of these files in passing was seen without following what leads to their sites.
+            fresh = {module.path for module, _ in new}
+            self.observations = {key: seen for key, seen in self.observations.items() if key[0] not in fresh}
+            self._ran.clear()
             self._reach(new)
 
     # -- candidates --------------------------------------------------------------------------------------------

@@ -156,10 +156,17 @@ KNOWN = {
     # data in texts
     "json.loads": ("import json\nkw = json.loads('{\"temperature\": 1e-5}')", {"temperature": 1e-5}),
     "json round trip": ("import json\nkw = json.loads(json.dumps({'top_k': 1}))", {"top_k": 1}),
+    "json round trip of what is partly unknown": (
+        "import json, os\nkw = json.loads(json.dumps({'top_k': 1, 'top_p': os.environ['X']}))",
+        {"top_k": 1, "top_p": UNKNOWN},
+    ),
     "literal_eval": ("import ast\nkw = ast.literal_eval(\"{'top_k': 1}\")", {"top_k": 1}),
     "yaml.safe_load": ("import yaml\nkw = yaml.safe_load('top_k: 3')", {"top_k": 3}),
     # sets
-    "an empty difference decides": ("kw = {'top_k': 1}\nif kw.keys() - {'top_k'}: kw['top_p'] = 2", {"top_k": 1}),
+    "an empty difference decides": (
+        "kw = {'top_k': 1}\nif kw.keys() - {'top_k'}: kw['top_p'] = 2",
+        {"top_k": 1},
+    ),
     "subset decides": ("kw = {'top_k': 1 if {'a'} <= {'a', 'b'} else 2}", {"top_k": 1}),
     "set methods": ("s = set(); s.add('top_k'); s.discard('x')\nkw = {k: 1 for k in s}", {"top_k": 1}),
     "over a set": ("kw = {name: 0.5 for name in {'top_p', 'min_p'}}", {"top_p": 0.5, "min_p": 0.5}),
