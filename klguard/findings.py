@@ -7,7 +7,6 @@ from enum import Enum
 
 from klguard.settings import Context, Hop, Place
 
-
 INTERNAL_ERROR = ("KLG006", "internal-error")
 """Code and name of a finding about klguard's own failure: no rule has it, and nothing selects or ignores it."""
 

@@ -76,6 +76,12 @@ class LogitsProcessor(BendingRule):
         "the trainer scores the tokens without that, so what is sampled is not the policy it takes the KL of"
     )
 
+    def offends(self, name: str, value: Any, settings: Settings) -> bool:
+        """In a project's own sampler `guidance_scale` is, as often as not, that of an image model."""
+        if name == "guidance_scale" and settings.engine == "local":
+            return False
+        return super().offends(name, value, settings)
+
     def does(self, name: str, values: tuple[Any, ...]) -> str:
         return _DOES.get(name, "allows only tokens that fit a grammar")
 

@@ -338,3 +338,8 @@ def test_trlx_leaves_top_k_to_transformers(hazards):
     }
     assert hazards("KLG102", **trlx, gen_kwargs={"max_new_tokens": 50})
     assert hazards("KLG102", **trlx, gen_kwargs={"max_new_tokens": 50, "top_k": 0}) == []
+
+
+def test_the_guidance_of_a_home_made_sampler_may_be_that_of_images(hazards):
+    assert hazards("KLG111", "local", guidance_scale=4.0) == []
+    assert hazards("KLG111", do_sample=True, guidance_scale=4.0)

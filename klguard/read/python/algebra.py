@@ -15,8 +15,8 @@ from klguard.read.python.containers import (
     VIEWS,
     Containers,
 )
-from klguard.read.python.expressions import MAX_ITEMS
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
+from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.operators import SET_OPERATIONS, NotComputed, compute
 from klguard.read.python.values import (
     Abstract,

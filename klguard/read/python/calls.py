@@ -8,11 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
+from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.expressions import Expressions
-from klguard.read.python.flow import BudgetSpent, Frame
 from klguard.read.python.source import FunctionInfo, Module
 from klguard.read.python.values import (
-    Abstract, ClassObj, Code, Const, DictObj, Ext, Func, InstObj, Later, Missing, Partial, Ref, State, Step, Tup, Unk, identity, join, join_states, members, with_step,
+    Abstract,
+    ClassObj,
+    Code,
+    Const,
+    DictObj,
+    Ext,
+    Func,
+    InstObj,
+    Later,
+    Missing,
+    Partial,
+    Ref,
+    State,
+    Step,
+    Tup,
+    Unk,
+    identity,
+    join,
+    join_states,
+    members,
+    with_step,
 )
 from klguard.settings import HopKind, Reason
 

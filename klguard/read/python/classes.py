@@ -10,7 +10,7 @@ from typing import Any
 import libcst as cst
 
 from klguard.read.python.calls import Arguments, Calls
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
 from klguard.read.python.source import ClassInfo, shorten
 from klguard.read.python.values import (
     Abstract,

@@ -15,7 +15,7 @@ import libcst as cst
 
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import NOT_PLAIN
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
 from klguard.read.python.models import Models
 from klguard.read.python.values import (
     MISSING,

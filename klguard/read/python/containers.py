@@ -12,7 +12,7 @@ from typing import Any
 
 import libcst as cst
 
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
 from klguard.read.python.roots import Roots
 from klguard.read.python.values import (
     Abstract,

@@ -13,9 +13,9 @@ from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import (
     NOT_PLAIN,
 )
+from klguard.read.python.control import Frame
 from klguard.read.python.documents import parse_text
-from klguard.read.python.expressions import MAX_ITEMS
-from klguard.read.python.flow import Frame
+from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.operators import MAX_TEXT, NotComputed, compute
 from klguard.read.python.records import Records
 from klguard.read.python.values import (

@@ -13,7 +13,7 @@ from klguard.read.python.command_lines import CommandLines
 from klguard.read.python.containers import (
     NOT_PLAIN,
 )
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
 from klguard.read.python.values import (
     Abstract,
     ClassObj,

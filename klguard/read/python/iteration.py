@@ -10,8 +10,8 @@ import libcst as cst
 
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import NOT_PLAIN, SETS
-from klguard.read.python.expressions import MAX_ITEMS
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
+from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.methods import Methods
 from klguard.read.python.values import (
     MISSING,

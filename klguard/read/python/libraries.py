@@ -13,10 +13,10 @@ import libcst as cst
 
 from klguard.read.python.calls import Arguments
 from klguard.read.python.command_lines import PARSERS
+from klguard.read.python.control import Frame
 from klguard.read.python.conversions import TEXT_READERS
 from klguard.read.python.dataclass_parsers import DataclassParsers
 from klguard.read.python.documents import load_document
-from klguard.read.python.flow import Frame
 from klguard.read.python.methods import READING
 from klguard.read.python.values import (
     Abstract,

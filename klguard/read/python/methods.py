@@ -10,7 +10,7 @@ import libcst as cst
 
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import DICT_LIKE_KINDS, MAPPINGS, NOT_PLAIN, SETS, VIEWS
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
 from klguard.read.python.operators import MAX_TEXT, is_wide_format
 from klguard.read.python.sets import SET_QUESTIONS, Sets
 from klguard.read.python.values import (

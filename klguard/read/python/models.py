@@ -12,9 +12,9 @@ import libcst as cst
 
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import DICT_LIKE_KINDS
+from klguard.read.python.control import Frame
 from klguard.read.python.conversions import CALLABLE, CONVERSIONS, TEXT_READERS, Conversions
-from klguard.read.python.expressions import MAX_ITEMS
-from klguard.read.python.flow import Frame
+from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.methods import READING
 from klguard.read.python.values import (
     Abstract,

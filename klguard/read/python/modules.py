@@ -10,7 +10,7 @@ import libcst as cst
 
 from klguard.read.python.calls import IDENTITY_DECORATORS
 from klguard.read.python.classes import Classes
-from klguard.read.python.flow import BudgetSpent, Frame
+from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, TooComplex
 from klguard.read.python.values import (

@@ -6,13 +6,14 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
 from klguard.engines import ENGINES
 from klguard.read.python.calls import Arguments
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
 from klguard.read.python.libraries import Libraries
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, Unit
 from klguard.read.python.values import (
@@ -74,6 +75,9 @@ TRANSPARENT = frozenset({"to", "items", "copy", "cuda", "data", "encode_plus", "
 
 SETTINGS_WORDS = re.compile(r"kwargs|params|args|config|cfg|settings|options|gen_|generation|sampling", re.I)
 
+MAX_RIVALS = 40
+"""Files searched for samplers of the project's own."""
+
 Key = tuple[str, int, int, int, int]
 """Path and span of a call."""
 
@@ -111,6 +115,7 @@ class Observer(Libraries):
         self._hops: dict[int, tuple[Step, Hop]] = {}
         self._latest: list[Observation] = []
         self._behind: dict[cst.Call, FunctionInfo | None] = {}
+        self._samplers: list[ClassInfo] | None = None
         self.class_names = {
             name: kind for engine in ENGINES.values() for name, kind in engine.sites.items() if name[:1].isupper()
         }
@@ -274,9 +279,29 @@ class Observer(Libraries):
             behind = self._method_behind(node, frame)
             if behind is not None:
                 return "transformers" if _passes_on(behind.node) else "local"
-            if self._has_own_generate(frame.module, owner):
+            if self._is_import(node, frame) or self._has_own_generate(frame.module, owner):
                 return "local"
         return "transformers"
+
+    def _is_import(self, node: cst.Call, frame: Frame) -> bool:
+        """`module.generate(...)`: a function of a module is no model's method."""
+        func = node.func
+        return isinstance(func, cst.Attribute) and isinstance(func.value, cst.Name) and (
+            func.value.value in frame.module.imports)
+
+    def _rival(self, node: cst.Call) -> ClassInfo | None:
+        """A class of the project with a generate() of its own whose name speaks of the receiver (`self.policy` and
+        `ActorPolicy`): where the receiver is not known, its defaults may be in force instead of the library's."""
+        receiver = node.func.value if isinstance(node.func, cst.Attribute) else None
+        name = receiver.attr.value if isinstance(receiver, cst.Attribute) else getattr(receiver, "value", "")
+        if not isinstance(name, str) or len(name) < 4 or name in ("self", "model"):
+            return None
+        if self._samplers is None:
+            found = (info for module in islice(self.project.mentioning("generate"), MAX_RIVALS)
+                     for info in module.classes.values() if "generate" in info.methods)
+            self._samplers = [info for info in found if not _passes_on(info.methods["generate"].node)]
+        words = {word for word in name.lower().split("_") if len(word) > 3}
+        return next((info for info in self._samplers if any(word in info.name.lower() for word in words)), None)
 
     def _method_behind(self, node: cst.Call, frame: Frame) -> FunctionInfo | None:
         """The generate() of the project that a call enters although the interpreter does not know the receiver: the
@@ -288,8 +313,12 @@ class Observer(Libraries):
             span = self._span(frame.unit, node) if frame.unit is not None else None
             call = next((c for c in frame.module.calls.get("generate", ()) if frame.module.ast_span(c) == span), None)
             if call is not None and isinstance(call.func, ast.Attribute):
-                found = analysis_of(self.project).graph.class_of(frame.module, call.func.value)
-                self._behind[node] = found.methods.get("generate") if isinstance(found, ClassInfo) else None
+                graph = analysis_of(self.project).graph
+                entered, found = graph.target(frame.module, call), graph.class_of(frame.module, call.func.value)
+                if isinstance(entered, FunctionInfo) and entered.name == "generate":
+                    self._behind[node] = entered
+                elif isinstance(found, ClassInfo):
+                    self._behind[node] = found.methods.get("generate")
         return self._behind[node]
 
     def _maker(self, value: Abstract, state: State) -> str:
@@ -348,6 +377,9 @@ class Observer(Libraries):
         if engine == "local" and isinstance(callee, Func):
             for key, default in callee.code.defaults.items():
                 values.setdefault(key, self.to_value(default, state))
+        if rest is None and engine == "transformers" and kind is SiteKind.GENERATE and self._behind.get(node) is None and (
+                isinstance(callee, Unk) and not self._maker(callee, state) and (rival := self._rival(node)) is not None):
+            rest = Unknown(Reason.INVISIBLE_CALL, f"whether this is {rival.name}.generate()")
         layers = [Layer(LayerKind.KWARGS, values, rest)]
         layers += [layer for value in _distinct(objects) if (layer := self._object_layer(value, state)) is not None]
         if kind is SiteKind.GENERATE and (layer := self._live_checkpoint(callee, state)) is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import libcst as cst
 
 from klguard.read.python.calls import Arguments
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
 from klguard.read.python.iteration import Iteration
 from klguard.read.python.values import (
     Abstract,

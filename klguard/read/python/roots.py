@@ -6,7 +6,7 @@ import ast
 from dataclasses import replace
 
 from klguard.read.python.calls import Arguments
-from klguard.read.python.flow import Frame
+from klguard.read.python.control import Frame
 from klguard.read.python.modules import Modules
 from klguard.read.python.source import FunctionInfo
 from klguard.read.python.values import (

@@ -11,7 +11,7 @@ from klguard.engines import ENGINES
 from klguard.engines.checkpoints import layer_for
 from klguard.findings import Confidence, Finding, Severity
 from klguard.read.python.calls import Arguments
-from klguard.read.python.flow import BudgetSpent
+from klguard.read.python.control import BudgetSpent
 from klguard.read.python.observe import METHODS, Observation, Observer, join_layers
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
 from klguard.read.python.values import State
