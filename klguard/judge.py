@@ -57,7 +57,7 @@ def _finding(rule: Rule, hazard: Hazard, site: SiteRef) -> Finding:
         message=hazard.message,
         place=place,
         help=hazard.help,
-        site=site,
+        site=None if hazard.in_loop else site,
         setting=hazard.setting,
         value=" or ".join(dict.fromkeys(map(value_text, hazard.values))),
         origin=hops,

@@ -116,6 +116,7 @@ class KlEstimator(Rule):
                 severity=found.severity,
                 confidence=found.confidence,
                 values=found.offenders,
+                in_loop=not setting,
             )
 
     VALID = (

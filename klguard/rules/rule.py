@@ -21,6 +21,7 @@ class Hazard:
     setting     the setting it is about; "" where it is about how the loop is wired.
     values      the offending possibilities; their hops say where they were written.
     safe        source text of the neutral value, where a single one is certain.
+    in_loop     the fault is in the loop that trains on the site's tokens, not at the site.
     """
 
     message: str
@@ -30,6 +31,7 @@ class Hazard:
     confidence: Confidence
     values: tuple[Value, ...] = ()
     safe: str | None = None
+    in_loop: bool = False
 
 
 @dataclass(frozen=True, slots=True)

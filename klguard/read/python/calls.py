@@ -259,8 +259,9 @@ class Calls(Expressions):
             return
         unknown = Unk(Reason.INVISIBLE_CALL, function.code.name)
         branch = state.copy()
-        self.invoke(function, Arguments(rest=unknown, more_positional=unknown), None, branch, frame)
-        self._doubt_changes(branch, f"changed by {function.code.name}()", state)
+        with branch.heap.watched() as written:
+            self.invoke(function, Arguments(rest=unknown, more_positional=unknown), None, branch, frame)
+        self._doubt_changes(branch, written, f"changed by {function.code.name}()", state)
         state.absorb(branch)
 
     def _inherited_call(self, callee: Abstract, state: State, frame: Frame) -> None:
@@ -417,9 +418,10 @@ class Calls(Expressions):
         """A generator runs when it is iterated over, so unless its body only reads, its effects are unknown."""
         branch = state.copy()
         inner.yields = []
-        alive = self.run_suite(code.body, branch, inner)  # type: ignore[arg-type]
+        with branch.heap.watched() as written:
+            alive = self.run_suite(code.body, branch, inner)  # type: ignore[arg-type]
         later = Unk(Reason.RUNTIME, f"{code.name}()", oid=("generator", next(self._fresh)))
-        if self._doubt_changes(branch, f"changed by the generator {code.name}()", state):
+        if self._doubt_changes(branch, written, f"changed by the generator {code.name}()", state):
             self.escape(arguments.all(), f"passed to the generator {code.name}()", state)
             return later
         state.absorb(branch)
@@ -433,12 +435,14 @@ class Calls(Expressions):
             return later
         return Tup(tuple(yielded))
 
-    def _doubt_changes(self, branch: State, where: str, state: State) -> bool:
-        """Make unknown what code changes that runs nobody knows when: False where it changes nothing."""
+    def _doubt_changes(self, branch: State, written: set[Any], where: str, state: State) -> bool:
+        """Make unknown what code changes that runs nobody knows when: False where it changes nothing. `written` are
+        the objects that were written to while it ran on `branch`."""
         changed = False
         gone = Unk(Reason.ESCAPED, where)
-        for oid, obj in list(state.heap.items()):
-            if branch.heap.get(oid, obj) is not obj:
+        for oid in list(written):
+            obj = state.heap.get(oid)
+            if obj is not None and branch.heap.get(oid, obj) is not obj:
                 changed = True
                 self.escape([Ref(oid)], where, state)
         for frame, variables in list(state.frames.items()):

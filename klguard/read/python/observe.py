@@ -75,6 +75,9 @@ TRANSPARENT = frozenset({"to", "items", "copy", "cuda", "data", "encode_plus", "
 
 SETTINGS_WORDS = re.compile(r"kwargs|params|args|config|cfg|settings|options|gen_|generation|sampling", re.I)
 
+MODEL_LIBRARIES = frozenset({"transformers", "trl", "peft", "unsloth"})
+"""Packages whose model classes bring transformers' generate()."""
+
 MAX_RIVALS = 40
 """Files searched for samplers of the project's own."""
 
@@ -377,14 +380,29 @@ class Observer(Libraries):
         if engine == "local" and isinstance(callee, Func):
             for key, default in callee.code.defaults.items():
                 values.setdefault(key, self.to_value(default, state))
-        if rest is None and engine == "transformers" and kind is SiteKind.GENERATE and self._behind.get(node) is None and (
-                isinstance(callee, Unk) and not self._maker(callee, state) and (rival := self._rival(node)) is not None):
-            rest = Unknown(Reason.INVISIBLE_CALL, f"whether this is {rival.name}.generate()")
+        if rest is None and engine == "transformers" and kind is SiteKind.GENERATE:
+            rest = self._added_on_the_way(node, callee, state)
         layers = [Layer(LayerKind.KWARGS, values, rest)]
         layers += [layer for value in _distinct(objects) if (layer := self._object_layer(value, state)) is not None]
         if kind is SiteKind.GENERATE and (layer := self._live_checkpoint(callee, state)) is not None:
             layers.append(layer)
         return tuple(layers)
+
+    def _added_on_the_way(self, node: cst.Call, callee: Abstract, state: State) -> Unknown | None:
+        """Why more may be in force than what a call passes: a generate() of the project stands between."""
+        if self._last_name(node) in ("remote", "options"):
+            return Unknown(Reason.INVISIBLE_CALL, "what the remote generate() adds")
+        owner = callee.owner if isinstance(callee, Unk) else None
+        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
+        if isinstance(obj, InstObj) and isinstance(obj.cls, Ref):
+            bases = [base.name for base in self.mro(obj.cls, state) if isinstance(base, Ext)]
+            if not any(name.split(".")[0] in MODEL_LIBRARIES for name in bases):
+                return Unknown(Reason.INVISIBLE_CALL, "what an inherited generate() adds")
+        if (behind := self._behind.get(node)) is not None:
+            return Unknown(Reason.INVISIBLE_CALL, f"what {behind.qualname}() adds")
+        if isinstance(callee, Unk) and not self._maker(callee, state) and (rival := self._rival(node)) is not None:
+            return Unknown(Reason.INVISIBLE_CALL, f"whether this is {rival.name}.generate()")
+        return None
 
     def _flat(
         self, written: Mapping[str, Abstract], unseen: Unk | None, state: State

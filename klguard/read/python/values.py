@@ -7,6 +7,7 @@ live in the heap of a `State` and are referred to by `Ref`, so that two names fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Union
 
@@ -331,6 +332,16 @@ class Heap(dict[Any, Object]):
         super().__setitem__(oid, obj)
         for watcher in self.watchers:
             watcher.add(oid)
+
+    @contextmanager
+    def watched(self) -> Iterator[set[Any]]:
+        """Collect the oids that are written to, in this heap or a copy, while the block runs."""
+        written: set[Any] = set()
+        self.watchers.append(written)
+        try:
+            yield written
+        finally:
+            self.watchers[:] = [watcher for watcher in self.watchers if watcher is not written]
 
 
 class State:

@@ -761,7 +761,7 @@ def test_long_expressions_are_no_obstacle() -> None:
 
 
 @pytest.mark.parametrize("folder", ["tiny_rl", "tiny-rl", "tiny-rl-main"])
-def test_a_project_that_is_imported_by_the_name_of_its_directory(here: Path, folder: str, monkeypatch) -> None:
+def test_a_project_imported_by_the_name_of_its_directory(here: Path, folder: str, monkeypatch) -> None:
     model = """
         class Policy:
             def draw(self, ids):
