@@ -45,6 +45,9 @@ MAX_CHAIN = 12
 RECURSION_DEPTH = 2
 """Activations of one function that are told apart."""
 
+MODULE_COST = 60
+"""Statements that entering another module counts for: it has to be read and parsed."""
+
 ASIDE_BUDGET = 400
 """Statements executed of a function behind which there is no site."""
 
@@ -290,7 +293,8 @@ class Calls(Expressions):
         code = Code(
             node.name.value, (f"{frame.code.qualname}." if frame.code else "") + node.name.value, frame.module,
             frame.unit, node.params, node.body, owner=owner, info=info,
-            is_generator=_yields(node.body, frame.module), is_async=node.asynchronous is not None,
+            is_generator=info in frame.module.generators if info is not None else _yields(node.body, frame.module),
+            is_async=node.asynchronous is not None,
             decorators=tuple(self.text(d.decorator) for d in node.decorators),
         )
         code.defaults = self._defaults(node.params, state, frame)

@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from klguard.read.python.calls import IDENTITY_DECORATORS
+from klguard.read.python.calls import IDENTITY_DECORATORS, MODULE_COST
 from klguard.read.python.classes import Classes
 from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.project import Project
@@ -254,6 +254,8 @@ class Modules(Classes):
 
     def _enter_module(self, found: Module, state: State) -> Mod:
         if ("module", found.path) not in state.frames:
+            if found.path not in self._modules:
+                self.steps_left -= MODULE_COST
             state.absorb(self.module_state(found))
         return Mod(found)
 

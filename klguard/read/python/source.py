@@ -206,6 +206,12 @@ class Module:
                     found.setdefault(real, []).append(node)
         return found
 
+    @cached_property
+    def generators(self) -> set[FunctionInfo]:
+        """The functions that yield."""
+        yields = (node for node in self.nodes if isinstance(node, (ast.Yield, ast.YieldFrom)))
+        return {function for node in yields if (function := self.enclosing(node)) is not None}
+
     def enclosing(self, node: ast.AST) -> FunctionInfo | None:
         """The innermost function around `node`."""
         current: ast.AST | None = self.parents.get(node)
