@@ -46,7 +46,9 @@ def ask(python: Path, draws: int, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     done = subprocess.run(
         [python, PROGRAM, "--draws", str(draws), "--seed", str(seed)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     if not done.stdout:
         sys.exit(f"{python}: {done.stderr[-2000:]}")

@@ -98,6 +98,15 @@ class Finding:
         cell = -1 if self.place.cell is None else self.place.cell
         site = self.site.place if self.site else self.place
         return (
-            self.place.path, cell, self.place.line, self.place.column, self.code,
-            site.path, -1 if site.cell is None else site.cell, site.line, site.column, self.setting, self.message,
+            self.place.path,
+            cell,
+            self.place.line,
+            self.place.column,
+            self.code,
+            site.path,
+            -1 if site.cell is None else site.cell,
+            site.line,
+            site.column,
+            self.setting,
+            self.message,
         )

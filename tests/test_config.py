@@ -116,9 +116,7 @@ def test_an_unknown_rule_is_refused_where_it_stands_with_the_nearest_one():
     assert problems('select = [\n  "KLG101",\n  "topk",\n]') == [
         "3:3 `select`: unknown rule `topk`; did you mean `top-k`?"
     ]
-    assert problems('ignore = ["KLG1O1"]') == [
-        "1:11 `ignore`: unknown rule `KLG1O1`; did you mean `KLG101`?"
-    ]
+    assert problems('ignore = ["KLG1O1"]') == ["1:11 `ignore`: unknown rule `KLG1O1`; did you mean `KLG101`?"]
     assert problems('ignore = ["top-k", "prefix"]') == ["1:20 `ignore`: unknown rule `prefix`"]
 
 
@@ -228,19 +226,29 @@ def test_trainers_may_be_a_list_of_names():
         ("cache-dir = 3", "1:1 `cache-dir`: expected a string, found a number"),
         ("context = 'rolout'", "1:11 `context`: unknown context `rolout`; did you mean `rollout`?"),
         ("context = []", "1:1 `context`: names no context; expected one of all, rollout, evaluation"),
-        ("generate-functions = ['a b']",
-         "1:23 `generate-functions`: `a b` is not the name of a function or class, bare or dotted"),
+        (
+            "generate-functions = ['a b']",
+            "1:23 `generate-functions`: `a b` is not the name of a function or class, bare or dotted",
+        ),
         ("[trainer-classes]\n'a.B' = 1", "1:2 `trainer-classes`: expected a string, found a number"),
-        ("[per-file-ignores]\n'a.py' = ['greedyy']",
-         "2:11 `per-file-ignores`: unknown rule `greedyy`; did you mean `greedy`?"),
+        (
+            "[per-file-ignores]\n'a.py' = ['greedyy']",
+            "2:11 `per-file-ignores`: unknown rule `greedyy`; did you mean `greedy`?",
+        ),
         ("per-file-ignores = 3", "1:1 `per-file-ignores`: expected a table, found a number"),
-        ("[target-versions]\ntransformer = '4.4'",
-         "2:1 `target-versions`: unknown library `transformer`; did you mean `transformers`?"),
+        (
+            "[target-versions]\ntransformer = '4.4'",
+            "2:1 `target-versions`: unknown library `transformer`; did you mean `transformers`?",
+        ),
         ("[target-versions]\nverl = '1'", "2:1 `target-versions`: unknown library `verl`"),
-        ("target-versions.trl = 'new'",
-         "1:23 `target-versions`: trl needs a version such as \"4.57.1\", found 'new'"),
-        ("target-versions.trl = 0.9",
-         "1:23 `target-versions`: trl needs a version such as \"4.57.1\", found 0.9"),
+        (
+            "target-versions.trl = 'new'",
+            "1:23 `target-versions`: trl needs a version such as \"4.57.1\", found 'new'",
+        ),
+        (
+            "target-versions.trl = 0.9",
+            '1:23 `target-versions`: trl needs a version such as "4.57.1", found 0.9',
+        ),
     ],
 )
 def test_what_is_wrong_is_named_where_it_stands(text, problem):

@@ -101,7 +101,7 @@ requires-dist = [{ name = "trl", specifier = "==0.1.0" }]
 [[package]]
 name = "transformers"
 version = "4.46.3"
-source = { registry = "https://pypi.org/simple" }
+source = { registry = "https://packages.example/simple" }
 
 [[package]]
 name = "trl"
@@ -126,8 +126,11 @@ version = "0.6.6.post1"
         ("pdm.lock", '[[package]]\r\nname = "trl"\r\nversion = "0.7.4"\r\n', {"trl": "0.7.4"}),
         ("pylock.toml", '[[packages]]\nname = "trl"\nversion = "0.7.4"\n', {"trl": "0.7.4"}),
         ("Pipfile.lock", PIPFILE_LOCK, {"trl": "0.7.4", "vllm": "0.6.3"}),
-        ("requirements.txt", "transformers==4.40.0\ntrl[peft] == 0.8.6  # pinned\n",
-         {"transformers": "4.40.0", "trl": "0.8.6"}),
+        (
+            "requirements.txt",
+            "transformers==4.40.0\ntrl[peft] == 0.8.6  # pinned\n",
+            {"transformers": "4.40.0", "trl": "0.8.6"},
+        ),
         ("requirements.txt", "TRL==0.8.6 \\\n    --hash=sha256:abc\n", {"trl": "0.8.6"}),
         ("requirements-train.txt", "trl~=0.8.1\n", {"trl": "0.8.6"}),
         ("requirements/base.txt", "trl>=0.8,<0.10\n", {"trl": "0.9.6"}),
@@ -135,11 +138,17 @@ version = "0.6.6.post1"
         ("constraints.txt", "trl===0.9.4\n", {"trl": "0.9.4"}),
         ("setup.cfg", "[options]\ninstall_requires =\n    trl==0.7.4\n    torch\n", {"trl": "0.7.4"}),
         ("setup.py", "setup(install_requires=['torch', \"trl>=0.7,<0.8\"], name='trl-x')", {"trl": "0.7.11"}),
-        ("environment.yml", ENVIRONMENT,
-         {"transformers": "4.30.2", "trl": "0.7.11", "vllm": "0.6.3", "sglang": "0.4.1"}),
+        (
+            "environment.yml",
+            ENVIRONMENT,
+            {"transformers": "4.30.2", "trl": "0.7.11", "vllm": "0.6.3", "sglang": "0.4.1"},
+        ),
         ("pyproject.toml", PROJECT, {"trl": "0.7.11", "vllm": "0.6.3", "sglang": "0.4.1"}),
-        ("pyproject.toml", POETRY,
-         {"trl": "0.7.11", "vllm": "0.6.3", "sglang": "0.4.10.post2", "transformers": "4.40.1"}),
+        (
+            "pyproject.toml",
+            POETRY,
+            {"trl": "0.7.11", "vllm": "0.6.3", "sglang": "0.4.10.post2", "transformers": "4.40.1"},
+        ),
         ("pyproject.toml", "[[tool.poetry.dependencies.trl]]\nversion = '^0.7 || ^0.8'\n", {"trl": "0.8.6"}),
         ("pyproject.toml", UV_SOURCE, {"trl": "0.9.4"}),
     ],

@@ -34,8 +34,14 @@ QWEN_THINKING = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 
 ALMOST_GREEDY = {"do_sample": True, "repetition_penalty": 1.05}
 QWEN_BASE = {"do_sample": False, "max_new_tokens": 2048}
 BART_CNN = {
-    "num_beams": 4, "no_repeat_ngram_size": 3, "min_length": 56, "max_length": 142, "length_penalty": 2.0,
-    "early_stopping": True, "forced_bos_token_id": 0, "forced_eos_token_id": 2,
+    "num_beams": 4,
+    "no_repeat_ngram_size": 3,
+    "min_length": 56,
+    "max_length": 142,
+    "length_penalty": 2.0,
+    "early_stopping": True,
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": 2,
 }
 
 CHECKPOINTS = (
@@ -57,8 +63,11 @@ CHECKPOINTS = (
     Checkpoint(rf"qwen(1\.5|2|2\.5){SIZE}", QWEN_BASE),
     Checkpoint(rf"qwen3{SIZE}(-a\d+b)?-base", QWEN_BASE, "4.51.0"),
     Checkpoint(rf"gemma-3{SIZE}(-it|-pt)?", {"do_sample": True, "top_k": 64, "top_p": 0.95}, "4.50.0.dev0"),
-    Checkpoint(rf"deepseek-r1(-zero)?(-distill-(qwen|llama){SIZE})?",
-               {"do_sample": True, "temperature": 0.6, "top_p": 0.95}, "4.39.3"),
+    Checkpoint(
+        rf"deepseek-r1(-zero)?(-distill-(qwen|llama){SIZE})?",
+        {"do_sample": True, "temperature": 0.6, "top_p": 0.95},
+        "4.39.3",
+    ),
     Checkpoint(r"deepseek-coder-v2-lite-instruct", {"do_sample": True, "temperature": 0.3, "top_p": 0.95}),
     Checkpoint(r"mistral-small-24b-instruct-2501", {"do_sample": True, "temperature": 0.15}),
     Checkpoint(r"mistral-7b(-instruct)?-v0\.[123]"),

@@ -71,7 +71,8 @@ class Engine:
         """The settings worth naming at a site: what can change the tokens, and whatever was written."""
         written = {name for layer in layers for name in layer.values}
         return [
-            name for name, setting in self.settings.items()
+            name
+            for name, setting in self.settings.items()
             if (setting.shown or name in written) and (arguments or not setting.argument)
         ]
 
@@ -113,7 +114,8 @@ class Engine:
         """Every setting of this version that can bend the distribution, with its neutral value."""
         version = version_of(self.name, versions)
         return {
-            name: ast.literal_eval(setting.safe) for name, setting in self.settings.items()
+            name: ast.literal_eval(setting.safe)
+            for name, setting in self.settings.items()
             if setting.safe and within(version, setting.versions)
         }
 

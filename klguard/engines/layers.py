@@ -100,8 +100,10 @@ def entries(option: Value) -> dict[str, Value] | None:
     """The entries of a dict as values, {} where there is no dict; None where it cannot be seen."""
     match option:
         case Known(dict() as found):
-            return {str(k): v if isinstance(v, Known | Unknown | Default | OneOf) else Known(v, option.hops)
-                    for k, v in found.items()}
+            return {
+                str(k): v if isinstance(v, Known | Unknown | Default | OneOf) else Known(v, option.hops)
+                for k, v in found.items()
+            }
         case Known(None) | Default(None) | Absent():
             return {}
         case _:

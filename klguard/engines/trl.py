@@ -61,8 +61,15 @@ SETTINGS = {
 
 ON_POLICY_ORDER = ("policy", "ref_policy", "reward_model", "train_dataset")
 GROUP_ORDER = (
-    "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class",
-    "reward_processing_classes", "callbacks", "optimizers",
+    "model",
+    "reward_funcs",
+    "args",
+    "train_dataset",
+    "eval_dataset",
+    "processing_class",
+    "reward_processing_classes",
+    "callbacks",
+    "optimizers",
 )
 PAIR_ORDER = ("args", "data_collator", "train_dataset", "eval_dataset")
 ONLINE_DPO_ORDER = (
@@ -75,13 +82,32 @@ ORDERS = {
     "PPOTrainer": (
         During("<0.2", ("model", "ref_model", "tokenizer")),  # and the settings as further keywords
         During(">=0.12,<0.13", ("config", "processing_class", *ON_POLICY_ORDER, "value_model")),
-        During(">=0.13,<0.29", (
-            "args", "processing_class", "model", "ref_model", "reward_model", "train_dataset", "value_model",
-        )),
-        During("", (
-            "config", "model", "ref_model", "tokenizer", "dataset", "optimizer", "data_collator",
-            "num_shared_layers", "lr_scheduler",
-        )),
+        During(
+            ">=0.13,<0.29",
+            (
+                "args",
+                "processing_class",
+                "model",
+                "ref_model",
+                "reward_model",
+                "train_dataset",
+                "value_model",
+            ),
+        ),
+        During(
+            "",
+            (
+                "config",
+                "model",
+                "ref_model",
+                "tokenizer",
+                "dataset",
+                "optimizer",
+                "data_collator",
+                "num_shared_layers",
+                "lr_scheduler",
+            ),
+        ),
     ),
     "PPOv2Trainer": ("config", "tokenizer", *ON_POLICY_ORDER, "value_model"),
     "RLOOTrainer": (

@@ -65,7 +65,9 @@ def words(text: str) -> frozenset[str]:
 
 
 PPO_CLASSIC = Family(
-    "ppo-classic", "0.2.0", "0.11.4",
+    "ppo-classic",
+    "0.2.0",
+    "0.11.4",
     fields={
         "init_kl_coef": ever(0.2),
         "adap_kl_ctrl": ever(True),
@@ -102,7 +104,9 @@ ON_POLICY_FIELDS = {
 ON_POLICY_GENERATION = {"temperature": "temperature", "response_length": "max_new_tokens"}
 
 PPO_V2 = Family(
-    "ppo-v2", "0.9.3", "1.12.0",
+    "ppo-v2",
+    "0.9.3",
+    "1.12.0",
     fields={**ON_POLICY_FIELDS, "kl_estimator": since("0.17", "k1")},
     generation=ON_POLICY_GENERATION,
     fixed=ON_POLICY_FIXED,
@@ -118,7 +122,9 @@ PPO_V2 = Family(
 )
 
 RLOO_OLD = Family(
-    "rloo-old", "0.9.3", "0.21.0",
+    "rloo-old",
+    "0.9.3",
+    "0.21.0",
     fields={**ON_POLICY_FIELDS, "rloo_k": ever(2), "token_level_kl": since("0.14", False)},
     generation=ON_POLICY_GENERATION,
     fixed=ON_POLICY_FIXED,
@@ -153,7 +159,9 @@ GROUP_FIELDS = {
 GROUP_GENERATION = {**SHARED, **GUIDED, "max_completion_length": "max_new_tokens"}
 
 GRPO = Family(
-    "grpo", "0.14.0", "1.16.0",
+    "grpo",
+    "0.14.0",
+    "1.16.0",
     fields={
         "temperature": (During("<0.18", 0.9), During("", 1.0)),
         "top_k": (During(">=0.16,<0.18", 50), During(">=0.18,<0.27", None), During(">=0.27", 0)),
@@ -170,7 +178,9 @@ GRPO = Family(
 )
 
 RLOO = Family(
-    "rloo", "0.22.0", "1.16.0",
+    "rloo",
+    "0.22.0",
+    "1.16.0",
     fields={
         "temperature": ever(1.0),
         "top_k": (During("<0.27", None), During("", 0)),
@@ -206,7 +216,9 @@ ONLINE_DPO_FIELDS = {
 }
 
 ONLINE_DPO = Family(
-    "online-dpo", "0.10.1", "1.16.0",
+    "online-dpo",
+    "0.10.1",
+    "1.16.0",
     fields=ONLINE_DPO_FIELDS,
     generation={**SHARED, **GUIDED, "max_new_tokens": "max_new_tokens"},
     fixed={
@@ -218,11 +230,17 @@ ONLINE_DPO = Family(
     generation_kwargs=True,
 )
 NASH_MD = replace(
-    ONLINE_DPO, name="nash-md", first="0.11.0", last="1.13.0",
+    ONLINE_DPO,
+    name="nash-md",
+    first="0.11.0",
+    last="1.13.0",
     fields={**ONLINE_DPO_FIELDS, "mixture_coef": ever(0.5)},
 )
 XPO = replace(
-    ONLINE_DPO, name="xpo", first="0.11.0", last="1.13.0",
+    ONLINE_DPO,
+    name="xpo",
+    first="0.11.0",
+    last="1.13.0",
     fields={**ONLINE_DPO_FIELDS, "alpha": ever(1e-5)},
 )
 

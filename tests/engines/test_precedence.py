@@ -21,7 +21,11 @@ from klguard.settings import (
 
 ENGINE = ENGINES["transformers"]
 CHECKPOINT = {
-    "do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05,
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 20,
+    "repetition_penalty": 1.05,
 }
 OLD, FALLS_BACK, NEW = "4.49.0", "4.57.6", "5.23.0"
 
@@ -62,8 +66,13 @@ MATRIX = [
     ({}, {"do_sample": True}, {"top_k": 50}, R | T | K | P, R | T | K | P),
     ({}, NEUTRAL_OBJECT, {}, R | T | P, {}),
     ({}, {**NEUTRAL_OBJECT, "top_k": None}, {}, R | T | P, K),
-    ({}, {**NEUTRAL, "temperature": 0.9}, {"temperature": 0.9}, R | {"temperature": 0.9} | P,
-     R | {"temperature": 0.9}),
+    (
+        {},
+        {**NEUTRAL, "temperature": 0.9},
+        {"temperature": 0.9},
+        R | {"temperature": 0.9} | P,
+        R | {"temperature": 0.9},
+    ),
     ({}, {"do_sample": False}, GREEDY, R | T | K | P, GREEDY | R),
 ]
 

@@ -103,8 +103,14 @@ def test_a_version_that_is_none_counts_as_the_newest(version):
 
 @pytest.mark.parametrize(
     ("version", "ranges", "inside"),
-    [("5.0.0rc1", ">=5", True), ("4.57.6", ">=4.50,<5", True), ("0.8.5.post1", "<0.9", True),
-     ("2.1.0+cu118", ">=2.1", True), ("4.49.0", ">=4.50", False), ("4.1", "", True)],
+    [
+        ("5.0.0rc1", ">=5", True),
+        ("4.57.6", ">=4.50,<5", True),
+        ("0.8.5.post1", "<0.9", True),
+        ("2.1.0+cu118", ">=2.1", True),
+        ("4.49.0", ">=4.50", False),
+        ("4.1", "", True),
+    ],
 )
 def test_ranges_of_versions(version, ranges, inside):
     assert within(version_of("library", {"library": version}), ranges) is inside
@@ -112,7 +118,9 @@ def test_ranges_of_versions(version, ranges, inside):
 
 def test_positional_parameters_of_generate():
     assert ENGINES["transformers"].constructor_order("generate", {})[:3] == (
-        "inputs", "generation_config", "logits_processor",
+        "inputs",
+        "generation_config",
+        "logits_processor",
     )
     assert ENGINES["vllm"].constructor_order("generate", {}) == ("prompts", "sampling_params")
     assert ENGINES["sglang"].constructor_order("generate", {}) == ("prompt", "sampling_params")

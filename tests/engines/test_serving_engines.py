@@ -8,8 +8,13 @@ from klguard.settings import Default, Known, Layer, LayerKind, OneOf, Reason, Si
 VLLM, SGLANG = ENGINES["vllm"], ENGINES["sglang"]
 CHECKPOINT = Layer(
     LayerKind.CHECKPOINT,
-    {"temperature": Known(0.6), "top_k": Known(50), "top_p": Known(None), "max_new_tokens": Known(2048),
-     "do_sample": Known(True)},
+    {
+        "temperature": Known(0.6),
+        "top_k": Known(50),
+        "top_p": Known(None),
+        "max_new_tokens": Known(2048),
+        "do_sample": Known(True),
+    },
 )
 
 

@@ -29,9 +29,7 @@ def config(name, trl="1.16.0", transformers="5.23.0", checkpoint=None, facts=Non
     values = {n: v if isinstance(v, Known | OneOf | Unknown) else Known(v) for n, v in written.items()}
     layers = [Layer(LayerKind.KWARGS, values, rest), *([checkpoint] if checkpoint else [])]
     versions = {"trl": trl, "transformers": transformers}
-    return TRL.resolve(
-        layers, versions, kind=SiteKind.TRAINER_CONFIG, class_name=name, facts=facts or {}
-    )
+    return TRL.resolve(layers, versions, kind=SiteKind.TRAINER_CONFIG, class_name=name, facts=facts or {})
 
 
 def plain(resolved, name):

@@ -102,8 +102,15 @@ class Tally:
 
 def tiny_model() -> GPT2LMHeadModel:
     """A GPT-2 of one layer with random weights."""
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=8, n_layer=1, n_head=1,
-                        bos_token_id=EOS, eos_token_id=EOS)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=64,
+        n_embd=8,
+        n_layer=1,
+        n_head=1,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -164,8 +171,12 @@ def merged(model: GPT2LMHeadModel, draw: Draw) -> GenerationConfig:
 def processors(model: GPT2LMHeadModel, config: GenerationConfig) -> LogitsProcessorList:
     """The logits processors that generate() builds for a decoder-only model."""
     built = model._get_logits_processor(
-        generation_config=config, input_ids_seq_length=PROMPT.shape[1], encoder_input_ids=PROMPT,
-        prefix_allowed_tokens_fn=None, logits_processor=LogitsProcessorList(), device="cpu",
+        generation_config=config,
+        input_ids_seq_length=PROMPT.shape[1],
+        encoder_input_ids=PROMPT,
+        prefix_allowed_tokens_fn=None,
+        logits_processor=LogitsProcessorList(),
+        device="cpu",
         model_kwargs={"attention_mask": torch.ones_like(PROMPT)},
     )
     return LogitsProcessorList(p for p in built if type(p).__name__ not in NEUTRAL_PROCESSORS)
@@ -183,7 +194,8 @@ def plain_values(values: Mapping[str, Value]) -> dict[str, Any]:
 def bends(values: Mapping[str, Value]) -> set[str]:
     """The settings that the engine says bend the distribution."""
     return {
-        name for name, value in values.items()
+        name
+        for name, value in values.items()
         if not ENGINE.is_off(name, certain(value), VERSIONS) and ENGINE.active(name, values, VERSIONS)
     }
 
@@ -191,13 +203,18 @@ def bends(values: Mapping[str, Value]) -> set[str]:
 def refusals(values: Mapping[str, Value]) -> list[str]:
     """Why the engine says that the library refuses, if it does."""
     why = {name: ENGINE.error(name, certain(value), VERSIONS) for name, value in values.items()}
-    return [f"{name}: {words}" for name, words in why.items()
-            if words and "raises" in words and ENGINE.active(name, values, VERSIONS)]
+    return [
+        f"{name}: {words}"
+        for name, words in why.items()
+        if words and "raises" in words and ENGINE.active(name, values, VERSIONS)
+    ]
 
 
-BUILDS_ANYWAY = {"MinPLogitsWarper": lambda p: p.min_p == 0,
-                 "SuppressTokensLogitsProcessor": lambda p: not len(p.suppress_tokens),
-                 "SuppressTokensAtBeginLogitsProcessor": lambda p: not len(p.begin_suppress_tokens)}
+BUILDS_ANYWAY = {
+    "MinPLogitsWarper": lambda p: p.min_p == 0,
+    "SuppressTokensLogitsProcessor": lambda p: not len(p.suppress_tokens),
+    "SuppressTokensAtBeginLogitsProcessor": lambda p: not len(p.begin_suppress_tokens),
+}
 """Processors that are built for a neutral value, and when they are neutral."""
 
 
@@ -280,6 +297,7 @@ def compare_distribution(
 
 def compare_possible(model: GPT2LMHeadModel, draw: Draw, rng: random.Random, tally: Tally) -> None:
     """With values that may be absent and a checkpoint of unknown release, the truth is among the answers."""
+
     def wrap(value: Any) -> Value:
         return OneOf((Known(value), Absent())) if rng.random() < 0.5 else Known(value)
 

@@ -65,9 +65,7 @@ def test_a_missing_path_is_an_error_and_the_others_are_still_taken(tree):
     assert discovery.files == [Path("a.py")]
 
 
-LEFT_OUT = (
-    ".git .venv venv node_modules __pycache__ build dist site-packages .ipynb_checkpoints .tox .nox"
-)
+LEFT_OUT = ".git .venv venv node_modules __pycache__ build dist site-packages .ipynb_checkpoints .tox .nox"
 
 
 @pytest.mark.parametrize("name", LEFT_OUT.split())

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
 
 
 def read_sites(
-    project: Project, paths: Sequence[str], versions: Mapping[str, str] | None = None, *,
-    functions: Sequence[str] = (), trainers: Mapping[str, str] | None = None,
+    project: Project,
+    paths: Sequence[str],
+    versions: Mapping[str, str] | None = None,
+    *,
+    functions: Sequence[str] = (),
+    trainers: Mapping[str, str] | None = None,
 ) -> list[Site]:
     """The sites of `paths` (as reported), in the order of the paths and of the source."""
     from klguard.engines import NEWEST

@@ -24,7 +24,7 @@ class Blocks(Loops):
             left, value = frame.returns[index]
             self.run_suite(node.finalbody.body, left, frame)
             frame.returns[index] = (left, value)
-        for current, (breaks, continues) in zip(frame.loops, marks[1]):
+        for current, (breaks, continues) in zip(frame.loops, marks[1], strict=False):
             for left in current.breaks[breaks:] + current.continues[continues:]:
                 self.run_suite(node.finalbody.body, left, frame)
         if not arrive(state, arrived):
@@ -97,12 +97,14 @@ class Blocks(Loops):
             if self.run_suite(case.body, branch, frame):
                 arrived.append(branch)
             if matched:
-                for later in node.cases[index + 1:]:
+                for later in node.cases[index + 1 :]:
                     self.run_dead(statements(later.body), state, frame)
                 return arrive(state, arrived)
         return arrive(state, [*arrived, state.copy()])
 
-    def matches(self, pattern: cst.MatchPattern, subject: Abstract, state: State, frame: Frame) -> bool | None:
+    def matches(
+        self, pattern: cst.MatchPattern, subject: Abstract, state: State, frame: Frame
+    ) -> bool | None:
         """Whether a pattern matches, None when that cannot be known."""
         match pattern:
             case cst.MatchAs(pattern=None):
@@ -138,16 +140,21 @@ class Blocks(Loops):
         """Bind what a sequence or mapping pattern captures from a subject whose parts are known."""
         if isinstance(pattern, (cst.MatchList, cst.MatchTuple)):
             items = self.items_of(subject, state)
-            if items is None or len(items) != len(pattern.patterns) or any(
-                    isinstance(part, cst.MatchStar) for part in pattern.patterns):
+            if (
+                items is None
+                or len(items) != len(pattern.patterns)
+                or any(isinstance(part, cst.MatchStar) for part in pattern.patterns)
+            ):
                 return False
-            for part, item in zip(pattern.patterns, items):
+            for part, item in zip(pattern.patterns, items, strict=False):
                 self._bind_pattern(part.value, item, state, frame)
             return True
         if isinstance(pattern, cst.MatchMapping) and pattern.rest is None:
             for element in pattern.elements:
                 key = self.eval(element.key, state, frame)
-                self._bind_pattern(element.pattern, self.get_item(subject, key, state, "a matched key"), state, frame)
+                self._bind_pattern(
+                    element.pattern, self.get_item(subject, key, state, "a matched key"), state, frame
+                )
             return True
         return False
 

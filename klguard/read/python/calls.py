@@ -59,13 +59,44 @@ RETURNS_ITSELF = frozenset(
 RETURNS_ARGUMENTS = frozenset("prepare prepare_model unwrap_model unwrap_model_for_generation".split())
 """Functions that return the models they are given, wrapped or unwrapped."""
 
-IDENTITY_DECORATORS = frozenset({
-    "staticmethod", "classmethod", "property", "wraps", "no_grad", "inference_mode", "contextmanager", "abstractmethod",
-    "override", "final", "singledispatch", "asynccontextmanager", "total_ordering", "dataclass", "command", "main",
-    "remote", "jit", "compile", "setter", "option", "argument", "group", "callback", "task", "fixture", "parametrize",
-    "enable_grad", "torch_no_grad", "cached_property", "overload", "runtime_checkable", "cache", "lru_cache",
-})
-
+IDENTITY_DECORATORS = frozenset(
+    {
+        "staticmethod",
+        "classmethod",
+        "property",
+        "wraps",
+        "no_grad",
+        "inference_mode",
+        "contextmanager",
+        "abstractmethod",
+        "override",
+        "final",
+        "singledispatch",
+        "asynccontextmanager",
+        "total_ordering",
+        "dataclass",
+        "command",
+        "main",
+        "remote",
+        "jit",
+        "compile",
+        "setter",
+        "option",
+        "argument",
+        "group",
+        "callback",
+        "task",
+        "fixture",
+        "parametrize",
+        "enable_grad",
+        "torch_no_grad",
+        "cached_property",
+        "overload",
+        "runtime_checkable",
+        "cache",
+        "lru_cache",
+    }
+)
 
 
 @dataclass(eq=False)
@@ -131,7 +162,9 @@ class Calls(Expressions):
             if arg.star == "*":
                 items = self.items_of(value, state)
                 if items is None:
-                    found.more_positional = value if isinstance(value, Unk) else Unk(Reason.RUNTIME, self.text(arg.value))
+                    found.more_positional = (
+                        value if isinstance(value, Unk) else Unk(Reason.RUNTIME, self.text(arg.value))
+                    )
                 elif found.more_positional is None:
                     found.positional.extend(items)
             elif arg.star == "**":
@@ -157,7 +190,9 @@ class Calls(Expressions):
         step = Step(HopKind.SPLAT, frame.unit, arg, f"passed by **{text}")
         for key, entry in source.entries.items():
             if isinstance(key, str):
-                found.keywords.setdefault(key, with_step(entry, step) if not isinstance(entry, Missing) else entry)
+                found.keywords.setdefault(
+                    key, with_step(entry, step) if not isinstance(entry, Missing) else entry
+                )
         if source.rest is not None and not self.holds_inputs(arg.value):
             found.rest = replace(source.rest, detail=source.rest.detail or text)
 
@@ -213,7 +248,8 @@ class Calls(Expressions):
         if arguments.rest is not None:
             first = {name: join((value, arguments.rest)) for name, value in first.items()}
         merged = replace(
-            arguments, positional=[*callee.args, *arguments.positional],
+            arguments,
+            positional=[*callee.args, *arguments.positional],
             keywords={**first, **arguments.keywords},
             rest=arguments.rest or given.rest,
         )
@@ -233,8 +269,11 @@ class Calls(Expressions):
             self.escape(arguments.all(), f"passed to {text}()", state)
         for value in arguments.all():
             self.call_back(value, state, frame, quiet)
-        return Unk(Reason.INVISIBLE_CALL if not isinstance(callee, Ext) else Reason.RUNTIME, self.text(node),
-                   oid=("call", next(self._fresh)))
+        return Unk(
+            Reason.INVISIBLE_CALL if not isinstance(callee, Ext) else Reason.RUNTIME,
+            self.text(node),
+            oid=("call", next(self._fresh)),
+        )
 
     def _same_object(self, callee: Abstract, arguments: Arguments, text: str) -> Abstract | None:
         """The object itself where a call only moves, wraps or unwraps it: `model.to(device)`, `prepare(model)`."""
@@ -254,7 +293,9 @@ class Calls(Expressions):
         """A function handed to unseen code may run, with any arguments: look at it so, on a branch. A library that
         only reads what it is given is taken to call no function that visible code calls."""
         for member in members(value):
-            if isinstance(member, Func) and not (quiet and (member.code in self.visited or member.code.info is not None)):
+            if isinstance(member, Func) and not (
+                quiet and (member.code in self.visited or member.code.info is not None)
+            ):
                 self._run_with_anything(member, state, frame)
 
     def _run_with_anything(self, function: Func, state: State, frame: Frame) -> None:
@@ -287,13 +328,26 @@ class Calls(Expressions):
     # -- functions ---------------------------------------------------------------------------------------------
 
     def define(  # type: ignore[override]
-        self, node: cst.FunctionDef, state: State, frame: Frame, owner: Any = None, info: FunctionInfo | None = None
+        self,
+        node: cst.FunctionDef,
+        state: State,
+        frame: Frame,
+        owner: Any = None,
+        info: FunctionInfo | None = None,
     ) -> Abstract:
         assert frame.unit is not None
         code = Code(
-            node.name.value, (f"{frame.code.qualname}." if frame.code else "") + node.name.value, frame.module,
-            frame.unit, node.params, node.body, owner=owner, info=info,
-            is_generator=info in frame.module.generators if info is not None else _yields(node.body, frame.module),
+            node.name.value,
+            (f"{frame.code.qualname}." if frame.code else "") + node.name.value,
+            frame.module,
+            frame.unit,
+            node.params,
+            node.body,
+            owner=owner,
+            info=info,
+            is_generator=info in frame.module.generators
+            if info is not None
+            else _yields(node.body, frame.module),
             is_async=node.asynchronous is not None,
             decorators=tuple(self.text(d.decorator) for d in node.decorators),
         )
@@ -312,7 +366,9 @@ class Calls(Expressions):
                 found[param.name.value] = with_step(self.eval(param.default, state, frame), step)
         return found
 
-    def _decorate(self, value: Abstract, decorator: cst.BaseExpression, state: State, frame: Frame) -> Abstract:
+    def _decorate(
+        self, value: Abstract, decorator: cst.BaseExpression, state: State, frame: Frame
+    ) -> Abstract:
         last = self.text(decorator.func if isinstance(decorator, cst.Call) else decorator).rpartition(".")[2]
         if last in IDENTITY_DECORATORS:
             return value
@@ -353,8 +409,11 @@ class Calls(Expressions):
         self, callee: Func, arguments: Arguments, link: tuple[Any, ...], state: State, frame: Frame
     ) -> Abstract:
         """A cached function gives the same object for the same arguments."""
-        key = (id(callee.code), tuple(map(identity, arguments.positional)),
-               tuple((name, identity(value)) for name, value in sorted(arguments.keywords.items())))
+        key = (
+            id(callee.code),
+            tuple(map(identity, arguments.positional)),
+            tuple((name, identity(value)) for name, value in sorted(arguments.keywords.items())),
+        )
         known = self._cached.get(key)
         if known is not None and all(not isinstance(m, Ref) or m.oid in state.heap for m in members(known)):
             return known
@@ -434,7 +493,9 @@ class Calls(Expressions):
             return Tup(tuple(yielded[:1])) if yielded else later
         if yielded is None or not alive or inner.returns or _conditional_yield(code.body):
             return later
-        if self.leads_to_site(code) or (len(yielded) > 1 and any(isinstance(m, Ref) for v in yielded for m in members(v))):
+        if self.leads_to_site(code) or (
+            len(yielded) > 1 and any(isinstance(m, Ref) for v in yielded for m in members(v))
+        ):
             self.escape(yielded, f"changed by the generator {code.name}()", state)
             return later
         return Tup(tuple(yielded))
@@ -477,26 +538,39 @@ class Calls(Expressions):
             value = self._by_keyword(callee, param, keywords, arguments, inner, False)
             state.bind(inner.id, param.name.value, self._typed_parameter(param, value, state, inner))
         if isinstance(params.star_arg, cst.Param):
-            extra = Tup(tuple(positional[len(names):]))
+            extra = Tup(tuple(positional[len(names) :]))
             star: Abstract = extra if arguments.more_positional is None else arguments.more_positional
             state.bind(inner.id, params.star_arg.name.value, star)
         if params.star_kwarg is not None:
             state.bind(inner.id, params.star_kwarg.name.value, self.new_dict(keywords, state, arguments.rest))
 
     def _by_keyword(
-        self, callee: Func, param: cst.Param, keywords: dict[str, Abstract], arguments: Arguments, inner: Frame,
+        self,
+        callee: Func,
+        param: cst.Param,
+        keywords: dict[str, Abstract],
+        arguments: Arguments,
+        inner: Frame,
         by_position: bool,
     ) -> Abstract:
         name = param.name.value
         default = callee.code.defaults.get(name)
         passed = keywords.pop(name, None)
         unknown = arguments.rest or (arguments.more_positional if by_position else None)
-        absent = default if default is not None else Unk(
-            Reason.PARAMETER if unknown is None else unknown.reason, name, oid=("param", inner.id, name))
+        absent = (
+            default
+            if default is not None
+            else Unk(
+                Reason.PARAMETER if unknown is None else unknown.reason, name, oid=("param", inner.id, name)
+            )
+        )
         if passed is None:
             if unknown is None or default is None:
-                return absent if unknown is None else replace(unknown, detail=unknown.detail or name,
-                                                              oid=("param", inner.id, name))
+                return (
+                    absent
+                    if unknown is None
+                    else replace(unknown, detail=unknown.detail or name, oid=("param", inner.id, name))
+                )
             return join((default, unknown))
         given = [member for member in members(passed) if not isinstance(member, Missing)]
         if len(given) < len(members(passed)):
@@ -513,8 +587,11 @@ class Calls(Expressions):
             element = annotation.slice[0].slice
             annotation = element.value if isinstance(element, cst.Index) else annotation
         if isinstance(annotation, cst.SimpleString):
-            annotation = cst.Name(str(annotation.evaluated_value)) if str(
-                annotation.evaluated_value).isidentifier() else annotation
+            annotation = (
+                cst.Name(str(annotation.evaluated_value))
+                if str(annotation.evaluated_value).isidentifier()
+                else annotation
+            )
         if not isinstance(annotation, (cst.Name, cst.Attribute)):
             return value
         cls = self.eval(annotation, state, replace(inner, scopes=inner.scopes[1:]))
@@ -547,7 +624,9 @@ class Calls(Expressions):
     def _parameter_step(self, value: Abstract, name: str, inner: Frame) -> Abstract:
         if isinstance(value, Missing) or inner.code is None:
             return value
-        return with_step(value, Step(HopKind.PARAMETER, None, None, f"parameter {name} of {inner.code.name}()"))
+        return with_step(
+            value, Step(HopKind.PARAMETER, None, None, f"parameter {name} of {inner.code.name}()")
+        )
 
     def _eval_Lambda(self, node: cst.Lambda, state: State, frame: Frame) -> Abstract:
         assert frame.unit is not None
@@ -555,7 +634,6 @@ class Calls(Expressions):
         code.defaults = self._defaults(node.params, state, frame)
         frame.captured[0] = True
         return Func(code, frame.scopes)
-
 
 
 def _yields(body: cst.BaseSuite, module: Module) -> bool:

@@ -35,10 +35,17 @@ from klguard.read.python.values import (
 )
 from klguard.settings import HopKind, Reason
 
-MODELLED = frozenset({
-    "argparse.ArgumentParser", "transformers.HfArgumentParser", "transformers.GenerationConfig", "dict-like",
-    "namespace", "open", "path",
-})
+MODELLED = frozenset(
+    {
+        "argparse.ArgumentParser",
+        "transformers.HfArgumentParser",
+        "transformers.GenerationConfig",
+        "dict-like",
+        "namespace",
+        "open",
+        "path",
+    }
+)
 """Kinds of library objects whose methods `models` and `libraries` know."""
 
 DICT_BASES = frozenset({"builtins.dict", "collections.OrderedDict", "collections.UserDict", "typing.Dict"})
@@ -90,8 +97,14 @@ class Classes(Calls):
         return self._build_class(info, bases, decorators, node.body, run, state, frame)
 
     def _build_class(
-        self, info: ClassInfo, bases: tuple[Abstract, ...], decorators: str, statements: Sequence[Any],
-        run: Callable[[Any, Ref, Frame], list[str]], state: State, frame: Frame,
+        self,
+        info: ClassInfo,
+        bases: tuple[Abstract, ...],
+        decorators: str,
+        statements: Sequence[Any],
+        run: Callable[[Any, Ref, Frame], list[str]],
+        state: State,
+        frame: Frame,
     ) -> Ref:
         """Run a class body; `run` executes one statement and says which fields it declares."""
         flavour = self._flavour(decorators, bases, state)
@@ -121,7 +134,9 @@ class Classes(Calls):
         scope = replace(body, scopes=around.scopes)
         method = info.methods.get(statement.name.value)
         value = self.define(statement, state, scope, owner=ref, info=method)
-        setter = isinstance(value, Func) and any(d.endswith((".setter", ".deleter")) for d in value.code.decorators)
+        setter = isinstance(value, Func) and any(
+            d.endswith((".setter", ".deleter")) for d in value.code.decorators
+        )
         state.bind(body.id, f"{statement.name.value}.setter" if setter else statement.name.value, value)
 
     def _make_enum(self, info: ClassInfo, ref: Ref, body: Frame, state: State) -> None:
@@ -132,7 +147,12 @@ class Classes(Calls):
 
     def _flavour(self, decorators: str, bases: Sequence[Abstract], state: State) -> str:
         names = [base.name.rpartition(".")[2] for base in bases if isinstance(base, Ext)]
-        if "dataclass" in decorators or "attrs." in decorators or "define" in decorators or "attr.s" in decorators:
+        if (
+            "dataclass" in decorators
+            or "attrs." in decorators
+            or "define" in decorators
+            or "attr.s" in decorators
+        ):
             return "dataclass"
         if "NamedTuple" in names:
             return "namedtuple"
@@ -159,12 +179,16 @@ class Classes(Calls):
         obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
         return value if isinstance(value, Ref) and isinstance(obj, ClassObj) and obj.info is info else None
 
-    def class_attribute(self, cls: Abstract, name: str, state: State, skip: Ref | None = None) -> Abstract | None:
+    def class_attribute(
+        self, cls: Abstract, name: str, state: State, skip: Ref | None = None
+    ) -> Abstract | None:
         """An attribute of a class or its bases, in method resolution order (depth first); `skip` starts behind it."""
         order = self.mro(cls, state)
         if skip is not None:
-            own = [index for index, base in enumerate(order) if isinstance(base, Ref) and base.oid == skip.oid]
-            order = order[own[0] + 1:] if own else order[1:]
+            own = [
+                index for index, base in enumerate(order) if isinstance(base, Ref) and base.oid == skip.oid
+            ]
+            order = order[own[0] + 1 :] if own else order[1:]
         for base in order:
             obj = state.heap.get(base.oid) if isinstance(base, Ref) else None
             attrs = state.heap.get(obj.attrs) if isinstance(obj, ClassObj) else None
@@ -183,8 +207,10 @@ class Classes(Calls):
         return [cls, *(base for index, base in enumerate(flat) if last[identity(base)] == index)]
 
     def has_foreign_base(self, cls: Abstract, state: State) -> bool:
-        return any(not isinstance(base, Ref) and not (isinstance(base, Ext) and base.name == "builtins.object")
-                   for base in self.mro(cls, state))
+        return any(
+            not isinstance(base, Ref) and not (isinstance(base, Ext) and base.name == "builtins.object")
+            for base in self.mro(cls, state)
+        )
 
     def instance_attribute(  # type: ignore[override]
         self, owner: Ref, obj: Object | None, name: str, state: State, frame: Frame
@@ -210,7 +236,9 @@ class Classes(Calls):
             return overlay.entries[name]
         return Unk(Reason.RUNTIME, shorten(f"{text}.{name}") if text else name, (), key, owner, name)
 
-    def _bind_method(self, value: Func, owner: Ref, obj: Object | None, state: State, frame: Frame) -> Abstract:
+    def _bind_method(
+        self, value: Func, owner: Ref, obj: Object | None, state: State, frame: Frame
+    ) -> Abstract:
         decorators = value.code.decorators
         if any(d == "staticmethod" for d in decorators):
             return value
@@ -255,9 +283,11 @@ class Classes(Calls):
         foreign = self.has_foreign_base(cls, state)
         rest = Unk(Reason.RUNTIME, obj.info.name) if foreign and obj.flavour != "dataclass" else None
         if any(isinstance(base, Ext) and base.name in DICT_BASES for base in self.mro(cls, state)) and (
-                not isinstance(self.class_attribute(cls, "__init__", state), Func)):
-            made = self.model_call(Ext("omegaconf.OmegaConf.create"), arguments, node or cst.Call(cst.Name("dict")), state,
-                                   frame)
+            not isinstance(self.class_attribute(cls, "__init__", state), Func)
+        ):
+            made = self.model_call(
+                Ext("omegaconf.OmegaConf.create"), arguments, node or cst.Call(cst.Name("dict")), state, frame
+            )
             if made is not None:
                 return made
         made_by = "namedtuple" if obj.flavour == "namedtuple" else ""
@@ -307,7 +337,9 @@ class Classes(Calls):
             if "default" in attrs.entries:
                 value = attrs.entries["default"]
             elif "default_factory" in attrs.entries:
-                value = self.call(attrs.entries["default_factory"], Arguments(), cst.Call(cst.Name("factory")), state, frame)
+                value = self.call(
+                    attrs.entries["default_factory"], Arguments(), cst.Call(cst.Name("factory")), state, frame
+                )
             else:
                 return Unk(Reason.RUNTIME, name)
         return with_step(value, Step(HopKind.DEFAULT, None, None, f"default of field {name}"))
@@ -319,7 +351,9 @@ class Classes(Calls):
             for member in attrs.entries.values():
                 inst = state.heap.get(member.oid) if isinstance(member, Ref) else None
                 home = state.heap.get(inst.attrs) if isinstance(inst, InstObj) else None
-                if isinstance(home, DictObj) and identity(home.entries.get("value", Missing())) == identity(wanted):
+                if isinstance(home, DictObj) and identity(home.entries.get("value", Missing())) == identity(
+                    wanted
+                ):
                     return member
         return Unk(Reason.RUNTIME, obj.info.name)
 
@@ -328,8 +362,10 @@ def _annotated(statement: Any) -> list[str]:
     if not isinstance(statement, cst.SimpleStatementLine):
         return []
     return [
-        part.target.value for part in statement.body
-        if isinstance(part, cst.AnnAssign) and isinstance(part.target, cst.Name)
+        part.target.value
+        for part in statement.body
+        if isinstance(part, cst.AnnAssign)
+        and isinstance(part.target, cst.Name)
         and "ClassVar" not in cst.Module([]).code_for_node(part.annotation.annotation)
     ]
 

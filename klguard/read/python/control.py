@@ -114,7 +114,9 @@ def changes(start: State, end: State) -> list[Change]:
                     found.append(("entry", oid, key, value))
         elif isinstance(obj, ListObj) and isinstance(before, ListObj) and before.items is not None:
             same = obj.items is not None and len(obj.items) == len(before.items)
-            if not same or not all(_covered(a, end, b, start) for a, b in zip(obj.items or (), before.items)):
+            if not same or not all(
+                _covered(a, end, b, start) for a, b in zip(obj.items or (), before.items, strict=False)
+            ):
                 found.append(("list", oid, not same, None))
     return found
 
@@ -159,7 +161,9 @@ def _covered(value: Abstract, state: State, known: Abstract, before: State, dept
 
 def _same(value: Abstract, state: State, other: Abstract, before: State, depth: int) -> bool:
     if isinstance(value, Tup) and isinstance(other, Tup) and len(value.items) == len(other.items):
-        return all(_covered(a, state, b, before, depth - 1) for a, b in zip(value.items, other.items))
+        return all(
+            _covered(a, state, b, before, depth - 1) for a, b in zip(value.items, other.items, strict=False)
+        )
     if not (isinstance(value, Ref) and isinstance(other, Ref)):
         return identity(value) == identity(other)
     if value.oid == other.oid:
@@ -177,7 +181,11 @@ def _same(value: Abstract, state: State, other: Abstract, before: State, depth: 
             return mine.items is theirs.items
         if len(mine.items) != len(theirs.items):
             return False
-        return all(_covered(a, state, b, before, depth - 1) for a, b in zip(mine.items, theirs.items))
+        return all(
+            _covered(a, state, b, before, depth - 1) for a, b in zip(mine.items, theirs.items, strict=False)
+        )
     if isinstance(mine, InstObj) and isinstance(theirs, InstObj):
-        return mine.made_by == theirs.made_by and _same(Ref(mine.attrs), state, Ref(theirs.attrs), before, depth - 1)
+        return mine.made_by == theirs.made_by and _same(
+            Ref(mine.attrs), state, Ref(theirs.attrs), before, depth - 1
+        )
     return False

@@ -94,10 +94,16 @@ class Expressions(Operations):
 
     def _eval_Tuple(self, node: cst.Tuple, state: State, frame: Frame) -> Abstract:
         items = self._elements(node.elements, state, frame)
-        return Tup(items, self._literal(node, frame)) if items is not None else Unk(Reason.RUNTIME, self.text(node))
+        return (
+            Tup(items, self._literal(node, frame))
+            if items is not None
+            else Unk(Reason.RUNTIME, self.text(node))
+        )
 
     def _eval_List(self, node: cst.List, state: State, frame: Frame) -> Abstract:
-        return self.new(ListObj(self._elements(node.elements, state, frame)), state, self._literal(node, frame))
+        return self.new(
+            ListObj(self._elements(node.elements, state, frame)), state, self._literal(node, frame)
+        )
 
     def _eval_Set(self, node: cst.Set, state: State, frame: Frame) -> Abstract:
         self._elements(node.elements, state, frame)
@@ -111,8 +117,12 @@ class Expressions(Operations):
                 value = self.eval(element.value, state, frame)
                 self.set_item(ref, key, value, state)
             else:
-                step = Step(HopKind.SPLAT, frame.unit, element, f"unpacked by {self.text(element)}".rstrip(", "))
-                self.merge_into(ref, self.eval(element.value, state, frame), state, self.text(element.value), step)
+                step = Step(
+                    HopKind.SPLAT, frame.unit, element, f"unpacked by {self.text(element)}".rstrip(", ")
+                )
+                self.merge_into(
+                    ref, self.eval(element.value, state, frame), state, self.text(element.value), step
+                )
         return ref
 
     def merge_into(
@@ -134,7 +144,11 @@ class Expressions(Operations):
         if source.rest is not None:
             entries = {k: (v if k in source.entries else join((v, source.rest))) for k, v in entries.items()}
         for key, incoming in source.entries.items():
-            arriving = with_step(incoming, step) if step is not None and not isinstance(incoming, Missing) else incoming
+            arriving = (
+                with_step(incoming, step)
+                if step is not None and not isinstance(incoming, Missing)
+                else incoming
+            )
             old = entries.get(key, target.rest or Missing())
             maybe = [m for m in members(arriving) if not isinstance(m, Missing)]
             certain = len(maybe) == len(members(arriving)) and not weak
@@ -161,12 +175,16 @@ class Expressions(Operations):
 
     def _eval_ListComp(self, node: cst.ListComp, state: State, frame: Frame) -> Abstract:
         found: list[Abstract] = []
-        certain = self._comprehend(node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame)
+        certain = self._comprehend(
+            node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame
+        )
         return self.new(ListObj(tuple(found) if certain else None), state, self._literal(node, frame))
 
     def _eval_GeneratorExp(self, node: cst.GeneratorExp, state: State, frame: Frame) -> Abstract:
         found: list[Abstract] = []
-        certain = self._comprehend(node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame)
+        certain = self._comprehend(
+            node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame
+        )
         return Tup(tuple(found)) if certain else Unk(Reason.RUNTIME, self.text(node))
 
     def _eval_SetComp(self, node: cst.SetComp, state: State, frame: Frame) -> Abstract:
@@ -186,7 +204,11 @@ class Expressions(Operations):
         return ref
 
     def _comprehend(
-        self, clause: cst.CompFor, produce: Callable[[State, Frame], Any], state: State, frame: Frame,
+        self,
+        clause: cst.CompFor,
+        produce: Callable[[State, Frame], Any],
+        state: State,
+        frame: Frame,
         filtered: bool = False,
     ) -> bool:
         """Run a comprehension; False when what it runs over is not known, or, unless `filtered`, what it filters by.
@@ -206,7 +228,9 @@ class Expressions(Operations):
         items = self.items_of(iterable, state)
         certain = items is not None and len(items) <= MAX_ITEMS and clause.asynchronous is None
         if not certain:
-            items = (join(items),) if items else (Unk(Reason.RUNTIME, f"an item of {self.text(clause.iter)}"),)
+            items = (
+                (join(items),) if items else (Unk(Reason.RUNTIME, f"an item of {self.text(clause.iter)}"),)
+            )
         assert items is not None
         for item in items:
             self.spend()

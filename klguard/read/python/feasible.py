@@ -21,8 +21,7 @@ def branches(spot: Spot) -> Iterator[tuple[ast.expr, bool]]:
 
 
 def decide(test: ast.expr, info: FunctionInfo, call: ast.Call) -> bool | None:
-    """The truth of a test on one parameter, where the caller passes a constant for it; None where it is open.
-    """
+    """The truth of a test on one parameter, where the caller passes a constant for it; None where it is open."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         inner = decide(test.operand, info, call)
         return None if inner is None else not inner

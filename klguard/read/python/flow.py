@@ -70,7 +70,9 @@ class Flow:
 
     # -- blocks ------------------------------------------------------------------------------------------------
 
-    def run_block(self, body: Sequence[cst.BaseStatement | cst.BaseSmallStatement], state: State, frame: Frame) -> bool:
+    def run_block(
+        self, body: Sequence[cst.BaseStatement | cst.BaseSmallStatement], state: State, frame: Frame
+    ) -> bool:
         """Execute statements in order; False when control does not arrive at their end.
 
         What stands behind a return or raise is still looked at, on a copy, so that its sites are seen.
@@ -84,7 +86,7 @@ class Flow:
                 for catcher in self.catchers:
                     catcher.see(state)
             if not alive:
-                self.run_dead(body[index + 1:], state, frame)
+                self.run_dead(body[index + 1 :], state, frame)
                 return False
         return alive
 
@@ -131,7 +133,12 @@ class Flow:
         current = self.eval(node.target, state, frame)
         operand = self.eval(node.value, state, frame)
         operator = type(node.operator).__name__.removesuffix("Assign")
-        self.assign(node.target, self.binary(operator, current, operand, node, state, frame, in_place=True), state, frame)
+        self.assign(
+            node.target,
+            self.binary(operator, current, operand, node, state, frame, in_place=True),
+            state,
+            frame,
+        )
         return True
 
     def _run_Return(self, node: cst.Return, state: State, frame: Frame) -> bool:
@@ -160,7 +167,9 @@ class Flow:
         return True
 
     def _run_Del(self, node: cst.Del, state: State, frame: Frame) -> bool:
-        targets = [e.value for e in node.target.elements] if isinstance(node.target, cst.Tuple) else [node.target]
+        targets = (
+            [e.value for e in node.target.elements] if isinstance(node.target, cst.Tuple) else [node.target]
+        )
         for target in targets:
             if isinstance(target, cst.Name):
                 state.unbind(self._frame_of(target.value, frame), target.value)
@@ -204,7 +213,9 @@ class Flow:
             return True
         for alias in node.names:
             name = _dotted(alias.name)
-            bound = alias.asname.name.value if alias.asname and isinstance(alias.asname.name, cst.Name) else name
+            bound = (
+                alias.asname.name.value if alias.asname and isinstance(alias.asname.name, cst.Name) else name
+            )
             self.bind(bound, self.import_name(base, name, state, frame), state, frame)
         return True
 
@@ -285,7 +296,9 @@ class Flow:
         def possible(value: Abstract) -> bool:
             if isinstance(value, Const):
                 same = type(value.value) is type(wanted.value) and value.value == wanted.value
-                return same is polarity or (type(value.value) is not type(wanted.value) and value.value == wanted.value)
+                return same is polarity or (
+                    type(value.value) is not type(wanted.value) and value.value == wanted.value
+                )
             certainly_other = isinstance(value, (Ref, Tup, Func, Mod)) and wanted.value is None
             return not (certainly_other and polarity)
 
@@ -333,22 +346,24 @@ class Flow:
     def _unpack(self, elements: Sequence[Any], value: Abstract, state: State, frame: Frame) -> None:
         items = self.items_of(value, state)
         starred = next((i for i, e in enumerate(elements) if isinstance(e, cst.StarredElement)), None)
-        if items is None or (len(items) < len(elements) - 1 if starred is not None else len(items) != len(elements)):
+        if items is None or (
+            len(items) < len(elements) - 1 if starred is not None else len(items) != len(elements)
+        ):
             for index, element in enumerate(elements):
                 oid = ("item", value.oid, index) if isinstance(value, Unk) and value.oid else None
                 unknown = Unk(Reason.RUNTIME, f"part of {_detail(value)}", value.steps, oid)
                 self.assign(element.value, unknown, state, frame)
             return
         if starred is None:
-            for element, item in zip(elements, items):
+            for element, item in zip(elements, items, strict=False):
                 self.assign(element.value, item, state, frame)
             return
         tail = len(elements) - starred - 1
-        middle = items[starred: len(items) - tail]
-        for element, item in zip(elements[:starred], items):
+        middle = items[starred : len(items) - tail]
+        for element, item in zip(elements[:starred], items, strict=False):
             self.assign(element.value, item, state, frame)
         self.assign(elements[starred].value, self.new(ListObj(tuple(middle)), state), state, frame)
-        for element, item in zip(elements[starred + 1:], items[len(items) - tail:]):
+        for element, item in zip(elements[starred + 1 :], items[len(items) - tail :], strict=False):
             self.assign(element.value, item, state, frame)
 
     def subscript_key(self, node: cst.Subscript, state: State, frame: Frame) -> Abstract:

@@ -44,7 +44,9 @@ class Loops(Flow):
             return len(items) <= UNROLL
         return len(items) <= 4 and not all(isinstance(i, Const) and isinstance(i.value, int) for i in items)
 
-    def _item(self, iterable: Abstract, items: Any, source: cst.CSTNode, state: State, frame: Frame) -> Abstract:
+    def _item(
+        self, iterable: Abstract, items: Any, source: cst.CSTNode, state: State, frame: Frame
+    ) -> Abstract:
         if items:
             return join(items)
         text = f"an item of {self.text(source)}"
@@ -97,8 +99,14 @@ class Loops(Flow):
         return self._repeat(node, lambda start: None, state, frame, endless=endless, loop=loop)
 
     def _repeat(
-        self, node: cst.For | cst.While, before: Callable[[State], None], state: State, frame: Frame, *,
-        endless: bool, loop: Loop | None = None,
+        self,
+        node: cst.For | cst.While,
+        before: Callable[[State], None],
+        state: State,
+        frame: Frame,
+        *,
+        endless: bool,
+        loop: Loop | None = None,
     ) -> bool:
         """Run a loop body an unknown number of times."""
         loop = loop or Loop()
@@ -132,7 +140,9 @@ def _has_loop(body: cst.BaseSuite) -> bool:
         node = stack.pop()
         if isinstance(node, (cst.For, cst.While)):
             return True
-        if isinstance(node, (cst.BaseSuite, cst.If, cst.Else, cst.Try, cst.With, cst.ExceptHandler, cst.Finally)):
+        if isinstance(
+            node, (cst.BaseSuite, cst.If, cst.Else, cst.Try, cst.With, cst.ExceptHandler, cst.Finally)
+        ):
             stack.extend(node.children)
     return False
 

@@ -68,12 +68,21 @@ class Memory(Blocks):
         state.heap[oid] = obj
         return Ref(oid, steps)
 
-    def new_dict(self, entries: dict[Any, Abstract], state: State, rest: Unk | None = None, steps: Steps = ()) -> Ref:
+    def new_dict(
+        self, entries: dict[Any, Abstract], state: State, rest: Unk | None = None, steps: Steps = ()
+    ) -> Ref:
         return self.new(DictObj(entries, rest), state, steps)
 
     def new_instance(
-        self, made_by: str, attrs: dict[str, Abstract], state: State, *, cls: Ref | None = None,
-        rest: Unk | None = None, text: str = "", steps: Steps = (),
+        self,
+        made_by: str,
+        attrs: dict[str, Abstract],
+        state: State,
+        *,
+        cls: Ref | None = None,
+        rest: Unk | None = None,
+        text: str = "",
+        steps: Steps = (),
     ) -> Ref:
         home = self.new_dict(dict(attrs), state, rest)
         return self.new(InstObj(cls, made_by, home.oid, text), state, steps)
@@ -103,7 +112,9 @@ class Memory(Blocks):
         for oid in list(reachable(values, state)):
             obj = state.heap[oid]
             if isinstance(obj, DictObj):
-                state.heap[oid] = DictObj({k: replace(gone, steps=v.steps) for k, v in obj.entries.items()}, gone)
+                state.heap[oid] = DictObj(
+                    {k: replace(gone, steps=v.steps) for k, v in obj.entries.items()}, gone
+                )
             elif isinstance(obj, ListObj):
                 state.heap[oid] = ListObj(None)
 
@@ -165,8 +176,12 @@ class Memory(Blocks):
             if isinstance(overlay, DictObj) and name in overlay.entries:
                 return overlay.entries[name]
         return Unk(
-            owner.reason, shorten(f"{owner.detail}.{name}") if owner.detail else name, owner.steps,
-            ("attr", owner.oid, name) if owner.oid is not None else None, owner, name,
+            owner.reason,
+            shorten(f"{owner.detail}.{name}") if owner.detail else name,
+            owner.steps,
+            ("attr", owner.oid, name) if owner.oid is not None else None,
+            owner,
+            name,
         )
 
     def _ref_attribute(self, owner: Ref, name: str, state: State, frame: Frame) -> Abstract:
@@ -174,7 +189,9 @@ class Memory(Blocks):
         if isinstance(obj, (DictObj, ListObj)):
             return Method(owner, name)
         if isinstance(obj, InstObj) and obj.made_by == "super":
-            return self.super_method(obj, name, state) or Unk(Reason.RUNTIME, f"super().{name}", (), None, owner, name)
+            return self.super_method(obj, name, state) or Unk(
+                Reason.RUNTIME, f"super().{name}", (), None, owner, name
+            )
         if isinstance(obj, InstObj):
             if name == "__dict__":
                 return Ref(obj.attrs)
@@ -195,8 +212,11 @@ class Memory(Blocks):
             if isinstance(target, Ref):
                 obj = state.heap.get(target.oid)
                 key = obj.attrs if isinstance(obj, (InstObj, ClassObj)) else None
-                if isinstance(obj, InstObj) and obj.cls is not None and (
-                        self.class_attribute(obj.cls, f"{name}.setter", state) is not None):
+                if (
+                    isinstance(obj, InstObj)
+                    and obj.cls is not None
+                    and (self.class_attribute(obj.cls, f"{name}.setter", state) is not None)
+                ):
                     self.escape([target], f"changed by the setter of {name}", state)
                     continue
             elif isinstance(target, Unk) and target.oid is not None:
@@ -249,7 +269,12 @@ class Memory(Blocks):
         items = self.items_of(owner, state)
         if items and not known and isinstance(key, Unk):
             return join(items)
-        if isinstance(items, tuple) and known and isinstance(plain, int) and -len(items) <= plain < len(items):
+        if (
+            isinstance(items, tuple)
+            and known
+            and isinstance(plain, int)
+            and -len(items) <= plain < len(items)
+        ):
             if not isinstance(obj, DictObj):
                 return items[plain]
         if isinstance(owner, Const) and known and isinstance(owner.value, (str, bytes)):
@@ -261,13 +286,19 @@ class Memory(Blocks):
             overlay = state.heap.get(("items", owner.oid)) if owner.oid is not None else None
             if isinstance(overlay, DictObj) and plain in overlay.entries:
                 return overlay.entries[plain]
-            return Unk(owner.reason, text or f"{owner.detail}[{plain!r}]", owner.steps,
-                       ("item", owner.oid, plain) if owner.oid is not None else None)
+            return Unk(
+                owner.reason,
+                text or f"{owner.detail}[{plain!r}]",
+                owner.steps,
+                ("item", owner.oid, plain) if owner.oid is not None else None,
+            )
         return Unk(Reason.DYNAMIC_KEY if not known else Reason.RUNTIME, text)
 
     def _dict_item(self, obj: DictObj, plain: Any, known: bool, text: str) -> Abstract:
         if not known:
-            options = [m for value in obj.entries.values() for m in members(value) if not isinstance(m, Missing)]
+            options = [
+                m for value in obj.entries.values() for m in members(value) if not isinstance(m, Missing)
+            ]
             return join(options) if options and obj.rest is None else Unk(Reason.DYNAMIC_KEY, text)
         value = obj.entries.get(plain, obj.rest)
         if value is None:
@@ -299,7 +330,8 @@ class Memory(Blocks):
         if isinstance(target, Unk) and target.oid is not None and known:
             self._store(("items", target.oid), plain, value, state, weak)
             state.heap[("items", target.oid)] = replace(
-                state.heap[("items", target.oid)], rest=replace(target, oid=None)  # type: ignore[arg-type]
+                state.heap[("items", target.oid)],
+                rest=replace(target, oid=None),  # type: ignore[arg-type]
             )
             return
         if not isinstance(target, Ref):
@@ -349,12 +381,16 @@ class Memory(Blocks):
                     return obj.items
                 if isinstance(obj, DictObj) and obj.rest is None:
                     if all(not isinstance(m, Missing) for v in obj.entries.values() for m in members(v)):
-                        return tuple(Const(key) if not isinstance(key, tuple) else Unk(Reason.RUNTIME, "a key")
-                                     for key in obj.entries)
+                        return tuple(
+                            Const(key) if not isinstance(key, tuple) else Unk(Reason.RUNTIME, "a key")
+                            for key in obj.entries
+                        )
                 if isinstance(obj, ClassObj) and obj.flavour == "enum":
                     attrs = state.heap.get(obj.attrs)
                     if isinstance(attrs, DictObj):
-                        return tuple(v for k, v in attrs.entries.items() if isinstance(v, Ref) and k in obj.fields)
+                        return tuple(
+                            v for k, v in attrs.entries.items() if isinstance(v, Ref) and k in obj.fields
+                        )
                 if isinstance(obj, InstObj) and obj.made_by == "namedtuple":
                     attrs = state.heap.get(obj.attrs)
                     return tuple(attrs.entries.values()) if isinstance(attrs, DictObj) else None

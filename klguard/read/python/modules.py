@@ -124,7 +124,11 @@ class Modules(Classes):
             defaults = [*statement.args.defaults, *(d for d in statement.args.kw_defaults if d is not None)]
             if all(map(_is_plain, defaults)) and all(map(_is_quiet, statement.decorator_list)):
                 return Later("function", module, module.by_node[statement])
-        if isinstance(statement, ast.ClassDef) and not statement.keywords and statement.name in module.classes:
+        if (
+            isinstance(statement, ast.ClassDef)
+            and not statement.keywords
+            and statement.name in module.classes
+        ):
             info = module.classes[statement.name]
             if info.node is statement and all(map(_is_quiet, statement.decorator_list)):
                 return Later("class", module, info)
@@ -154,7 +158,8 @@ class Modules(Classes):
             objects, frames = set(state.heap), set(state.frames)
             value = self._force_new(later, state)
             self._forced[key] = (
-                value, {oid: obj for oid, obj in state.heap.items() if oid not in objects},
+                value,
+                {oid: obj for oid, obj in state.heap.items() if oid not in objects},
                 {frame: names for frame, names in state.frames.items() if frame not in frames},
             )
             return value
@@ -187,8 +192,14 @@ class Modules(Classes):
         foreign = [d for d in node.decorator_list if not _is_quiet(d)]
         if not foreign:
             return value
-        return value if all(self.harmless(self.eval(cst.parse_expression(ast.unparse(d)), state, frame), "")
-                            for d in foreign) else Unk(Reason.INVISIBLE_CALL, node.name)
+        return (
+            value
+            if all(
+                self.harmless(self.eval(cst.parse_expression(ast.unparse(d)), state, frame), "")
+                for d in foreign
+            )
+            else Unk(Reason.INVISIBLE_CALL, node.name)
+        )
 
     def _define_function(
         self, info: FunctionInfo, state: State, frame: Frame, owner: Abstract | None = None
@@ -283,7 +294,11 @@ def _is_main(test: ast.expr) -> bool:
 
 
 def _bound_names(statement: ast.stmt) -> list[str]:
-    return [node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return [
+        node.id
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
 
 
 def _is_plain(node: ast.expr) -> bool:

@@ -3,54 +3,33 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
 from klguard.engines import ENGINES
+from klguard.read.python.arrivals import Arrivals, join_layers
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
-from klguard.read.python.libraries import Libraries
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, Unit
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
-    Const,
     DictObj,
     Ext,
     Func,
     InstObj,
     ListObj,
     Method,
-    Missing,
-    Mod,
-    Partial,
     Ref,
     State,
-    Step,
-    Steps,
-    Tup,
     Unk,
     members,
 )
-from klguard.settings import (
-    Absent,
-    Hop,
-    Known,
-    Layer,
-    LayerKind,
-    OneOf,
-    Opaque,
-    Reason,
-    SiteKind,
-    Unknown,
-    Value,
-    join,
-)
+from klguard.settings import Layer, LayerKind, Reason, SiteKind, Unknown, Value
 
 if TYPE_CHECKING:
     from klguard.read.python.project import Project
@@ -58,8 +37,6 @@ if TYPE_CHECKING:
 METHODS = frozenset({"generate", "respond_to_batch"})
 """Callee names that sample, whatever they are called on."""
 
-NESTED = ("generation_kwargs", "gen_kwargs", "gen_experience_kwargs", "generate_kwargs", "sampling_params")
-"""Arguments whose value is itself a dict of settings."""
 
 FOREIGN_ARGUMENTS = frozenset(
     "prompt prompts messages text texts query queries tokens input_ gconfig gen_config max_tokens max_gen_len "
@@ -67,13 +44,6 @@ FOREIGN_ARGUMENTS = frozenset(
 )
 """Keywords that transformers' generate() does not have: with one of them the call is somebody else's."""
 
-INPUTS = re.compile(
-    r"(^|[^a-z])(inputs?|batch(es)?|enc(oded|oding|odings)?|tokens?|tokeni[sz]ed|tokeni[sz]e|tokenizer|processor|prompts?|"
-    r"quer(y|ies)|features|examples?|samples?|data|ids|model_inputs|mask|masks|image_inputs|pixel_values)([^a-z]|$)", re.I)
-TRANSPARENT = frozenset({"to", "items", "copy", "cuda", "data", "encode_plus", "pad", "apply_chat_template", "__call__"})
-"""Methods behind which the object is still the same inputs."""
-
-SETTINGS_WORDS = re.compile(r"kwargs|params|args|config|cfg|settings|options|gen_|generation|sampling", re.I)
 
 MODEL_LIBRARIES = frozenset({"transformers", "trl", "peft", "unsloth"})
 """Packages whose model classes bring transformers' generate()."""
@@ -105,22 +75,28 @@ class Observation:
         return (self.module.path, *self.span)
 
 
-class Observer(Libraries):
+class Observer(Arrivals):
     """The interpreter, with eyes for sites."""
 
-    def __init__(self, project: Project, functions: frozenset[str] = frozenset(),
-                 trainers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        project: Project,
+        functions: frozenset[str] = frozenset(),
+        trainers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(project)
         self.functions = functions
         self.trainers = dict(trainers or {})
         self.observations: dict[Key, list[Observation]] = {}
         self._count = 0
-        self._hops: dict[int, tuple[Step, Hop]] = {}
         self._latest: list[Observation] = []
         self._behind: dict[cst.Call, FunctionInfo | None] = {}
         self._samplers: list[ClassInfo] | None = None
         self.class_names = {
-            name: kind for engine in ENGINES.values() for name, kind in engine.sites.items() if name[:1].isupper()
+            name: kind
+            for engine in ENGINES.values()
+            for name, kind in engine.sites.items()
+            if name[:1].isupper()
         }
 
     # -- which calls are sites ---------------------------------------------------------------------------------
@@ -134,8 +110,13 @@ class Observer(Libraries):
         return len(self._latest), found
 
     def observed(  # type: ignore[override]
-        self, token: tuple[int, Observation | None], node: cst.Call, callee: Abstract, arguments: Arguments,
-        state: State, frame: Frame,
+        self,
+        token: tuple[int, Observation | None],
+        node: cst.Call,
+        callee: Abstract,
+        arguments: Arguments,
+        state: State,
+        frame: Frame,
     ) -> None:
         """A call of the project's own generate() that ends in a library's: what is in force there is in force here."""
         start, outer = token
@@ -162,8 +143,15 @@ class Observer(Libraries):
             assert frame.unit is not None
             layers = self._layers(engine, kind, class_name or name, option, node, arguments, state)
             return Observation(
-                frame.module, self._span(frame.unit, node), self.text(node.func), kind, engine, class_name, layers,
-                frame.chain, frame.dead,
+                frame.module,
+                self._span(frame.unit, node),
+                self.text(node.func),
+                kind,
+                engine,
+                class_name,
+                layers,
+                frame.chain,
+                frame.dead,
             )
         return None
 
@@ -188,7 +176,9 @@ class Observer(Libraries):
             return self._method_site(callee, node, arguments, state, frame)
         return "", "", None, ""
 
-    def _external(self, name: str, arguments: Arguments, state: State) -> tuple[str, str, SiteKind | None, str]:
+    def _external(
+        self, name: str, arguments: Arguments, state: State
+    ) -> tuple[str, str, SiteKind | None, str]:
         package, last = name.split(".")[0], name.rpartition(".")[2]
         if name in self.functions or last in self.functions:
             return last, "transformers", SiteKind.GENERATE, name
@@ -199,7 +189,9 @@ class Observer(Libraries):
         if last in self.class_names or last in METHODS:
             for engine in ENGINES.values():
                 kind = engine.sites.get(last)
-                if kind is not None and (package in engine.packages or (package == "sgl" and engine.name == "sglang")):
+                if kind is not None and (
+                    package in engine.packages or (package == "sgl" and engine.name == "sglang")
+                ):
                     return last, engine.name, kind, name
             kind = self.class_names.get(last, SiteKind.GENERATE)
             if package in ("unsloth", "swift", "rl4lms") and kind is not SiteKind.GENERATE:
@@ -207,7 +199,9 @@ class Observer(Libraries):
             return last, "local", kind, name
         return last, "", None, ""
 
-    def _project_class(self, callee: Abstract, obj: ClassObj, state: State) -> tuple[str, str, SiteKind | None, str]:
+    def _project_class(
+        self, callee: Abstract, obj: ClassObj, state: State
+    ) -> tuple[str, str, SiteKind | None, str]:
         for base in self.mro(callee, state)[1:]:
             if isinstance(base, Ext):
                 name, engine, kind, class_name = self._external(base.name, Arguments(), state)
@@ -241,14 +235,24 @@ class Observer(Libraries):
         if name not in METHODS:
             return name, "", None, ""
         owner = callee.owner
-        if owner is not None and isinstance(owner, Ref) and isinstance(state.heap.get(owner.oid), (DictObj, ListObj)):
+        if (
+            owner is not None
+            and isinstance(owner, Ref)
+            and isinstance(state.heap.get(owner.oid), (DictObj, ListObj))
+        ):
             return name, "", None, ""
         engine = self._engine_of(owner, node, arguments, state, frame)
         return name, engine, SiteKind.GENERATE, self._trainer_class(owner, state) or name
 
     def _last_name(self, node: cst.Call) -> str:
         func = node.func
-        return func.attr.value if isinstance(func, cst.Attribute) else func.value if isinstance(func, cst.Name) else ""
+        return (
+            func.attr.value
+            if isinstance(func, cst.Attribute)
+            else func.value
+            if isinstance(func, cst.Name)
+            else ""
+        )
 
     def _unbound_class(self, name: str, frame: Frame) -> tuple[str, str, SiteKind | None, str]:
         """A class nobody visibly imports: a star import of its library explains it, else it is not the real one."""
@@ -289,8 +293,11 @@ class Observer(Libraries):
     def _is_import(self, node: cst.Call, frame: Frame) -> bool:
         """`module.generate(...)`: a function of a module is no model's method."""
         func = node.func
-        return isinstance(func, cst.Attribute) and isinstance(func.value, cst.Name) and (
-            func.value.value in frame.module.imports)
+        return (
+            isinstance(func, cst.Attribute)
+            and isinstance(func.value, cst.Name)
+            and (func.value.value in frame.module.imports)
+        )
 
     def _rival(self, node: cst.Call) -> ClassInfo | None:
         """A class of the project with a generate() of its own whose name speaks of the receiver (`self.policy` and
@@ -300,11 +307,17 @@ class Observer(Libraries):
         if not isinstance(name, str) or len(name) < 4 or name in ("self", "model"):
             return None
         if self._samplers is None:
-            found = (info for module in islice(self.project.mentioning("generate"), MAX_RIVALS)
-                     for info in module.classes.values() if "generate" in info.methods)
+            found = (
+                info
+                for module in islice(self.project.mentioning("generate"), MAX_RIVALS)
+                for info in module.classes.values()
+                if "generate" in info.methods
+            )
             self._samplers = [info for info in found if not _passes_on(info.methods["generate"].node)]
         words = {word for word in name.lower().split("_") if len(word) > 3}
-        return next((info for info in self._samplers if any(word in info.name.lower() for word in words)), None)
+        return next(
+            (info for info in self._samplers if any(word in info.name.lower() for word in words)), None
+        )
 
     def _method_behind(self, node: cst.Call, frame: Frame) -> FunctionInfo | None:
         """The generate() of the project that a call enters although the interpreter does not know the receiver: the
@@ -314,10 +327,15 @@ class Observer(Libraries):
         if node not in self._behind:
             self._behind[node] = None
             span = self._span(frame.unit, node) if frame.unit is not None else None
-            call = next((c for c in frame.module.calls.get("generate", ()) if frame.module.ast_span(c) == span), None)
+            call = next(
+                (c for c in frame.module.calls.get("generate", ()) if frame.module.ast_span(c) == span), None
+            )
             if call is not None and isinstance(call.func, ast.Attribute):
                 graph = analysis_of(self.project).graph
-                entered, found = graph.target(frame.module, call), graph.class_of(frame.module, call.func.value)
+                entered, found = (
+                    graph.target(frame.module, call),
+                    graph.class_of(frame.module, call.func.value),
+                )
                 if isinstance(entered, FunctionInfo) and entered.name == "generate":
                     self._behind[node] = entered
                 elif isinstance(found, ClassInfo):
@@ -352,42 +370,6 @@ class Observer(Libraries):
                 found.append(target)
         return found
 
-    # -- which settings arrive ---------------------------------------------------------------------------------
-
-    def _layers(
-        self, engine: str, kind: SiteKind, name: str, callee: Abstract, node: cst.Call, arguments: Arguments, state: State
-    ) -> tuple[Layer, ...]:
-        positional = ENGINES[engine].constructor_order(name if kind is not SiteKind.GENERATE else (
-            name if name.rpartition(".")[2] in ("respond_to_batch",) else "generate"), {})
-        if engine == "local" and isinstance(callee, Func):
-            positional = tuple(p.name.value for p in (*callee.code.params.posonly_params, *callee.code.params.params))
-            positional = positional[1:] if callee.bound is not None else positional
-        elif kind is SiteKind.GENERATE and (behind := self._behind.get(node)) is not None:
-            parameters = behind.node.args
-            positional = tuple(a.arg for a in (*parameters.posonlyargs, *parameters.args))[1:]
-        if engine == "transformers" and kind is SiteKind.GENERATE and self._behind.get(node) is None:
-            positional = positional[:1]  # further ones are told by what they are: tensors, masks, settings objects
-        written = dict(zip(positional, arguments.positional)) if arguments.more_positional is None else {}
-        written.update(arguments.keywords)
-        objects = [written.pop(key) for key in ("generation_config",) if key in written and kind is SiteKind.GENERATE]
-        for value in arguments.positional:
-            if kind is SiteKind.GENERATE and self._maker(value, state).endswith(("SamplingParams", "GenerationConfig")):
-                objects.append(value)
-                written = {key: other for key, other in written.items() if other is not value}
-        if kind is SiteKind.GENERATE and "sampling_params" in written:
-            objects.append(written.pop("sampling_params"))
-        values, rest = self._flat(written, arguments.rest, state)
-        if engine == "local" and isinstance(callee, Func):
-            for key, default in callee.code.defaults.items():
-                values.setdefault(key, self.to_value(default, state))
-        if rest is None and engine == "transformers" and kind is SiteKind.GENERATE:
-            rest = self._added_on_the_way(node, callee, state)
-        layers = [Layer(LayerKind.KWARGS, values, rest)]
-        layers += [layer for value in _distinct(objects) if (layer := self._object_layer(value, state)) is not None]
-        if kind is SiteKind.GENERATE and (layer := self._live_checkpoint(callee, state)) is not None:
-            layers.append(layer)
-        return tuple(layers)
-
     def _added_on_the_way(self, node: cst.Call, callee: Abstract, state: State) -> Unknown | None:
         """Why more may be in force than what a call passes: a generate() of the project stands between."""
         if self._last_name(node) in ("remote", "options"):
@@ -400,214 +382,39 @@ class Observer(Libraries):
                 return Unknown(Reason.INVISIBLE_CALL, "what an inherited generate() adds")
         if (behind := self._behind.get(node)) is not None:
             return Unknown(Reason.INVISIBLE_CALL, f"what {behind.qualname}() adds")
-        if isinstance(callee, Unk) and not self._maker(callee, state) and (rival := self._rival(node)) is not None:
+        if (
+            isinstance(callee, Unk)
+            and not self._maker(callee, state)
+            and (rival := self._rival(node)) is not None
+        ):
             return Unknown(Reason.INVISIBLE_CALL, f"whether this is {rival.name}.generate()")
         return None
-
-    def _flat(
-        self, written: Mapping[str, Abstract], unseen: Unk | None, state: State
-    ) -> tuple[dict[str, Value], Unknown | None]:
-        """Values by name, dicts of settings spread out: their entries win, as in the libraries that take them."""
-        values = {name: self.to_value(value, state) for name, value in written.items() if name not in NESTED}
-        rest = self._unknown(unseen) if unseen is not None else None
-        for name in NESTED:
-            value = written.get(name)
-            if value is None or (isinstance(value, Const) and value.value is None):
-                continue
-            inner = self.dict_of(value, state) or self._attributes(value, state)
-            if inner is None:
-                values[name] = self.to_value(value, state)
-                continue
-            for key, entry in inner.entries.items():
-                if isinstance(key, str):
-                    found = self.to_value(entry, state)
-                    values[key] = found if not _may_be_absent(found) else join(
-                        [*(m for m in _options(found) if not isinstance(m, Absent)), values.get(key, Absent())])
-            if inner.rest is not None:
-                rest = rest or self._unknown(inner.rest)
-        return values, rest
-
-    def _attributes(self, value: Abstract, state: State) -> DictObj | None:
-        obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
-        return self.dict_of(Ref(obj.attrs), state) if isinstance(obj, InstObj) else None
-
-    def _object_layer(self, value: Abstract, state: State) -> Layer | None:
-        """What a GenerationConfig, SamplingParams or dict object holds when it is used."""
-        if isinstance(value, Const) and value.value is None:
-            return None
-        if isinstance(value, Unk) and value.name == "generation_config":
-            # model.generation_config itself: the same as passing none.
-            return None
-        found = [self.dict_of(member, state) or self._attributes(member, state) for member in members(value)]
-        if any(obj is None for obj in found):
-            doubt = next((m for m in members(value) if isinstance(m, Unk)), Unk(Reason.RUNTIME, "the settings object"))
-            return Layer(LayerKind.OBJECT, {}, self._unknown(doubt))
-        layers = [
-            Layer(LayerKind.OBJECT, {k: self.to_value(v, state) for k, v in obj.entries.items() if isinstance(k, str)},
-                  self._unknown(obj.rest) if obj.rest is not None else None)
-            for obj in found if obj is not None
-        ]
-        return join_layers([(layer,) for layer in layers])[0]
-
-    def _live_checkpoint(self, callee: Abstract, state: State) -> Layer | None:
-        """`model.generation_config`, as far as the code has changed it before the call."""
-        owner = callee.owner if isinstance(callee, (Unk, Method)) else None
-        oid = owner.oid if isinstance(owner, (Unk, Ref)) else None
-        if oid is None:
-            return None
-        slot = ("attr", oid, "generation_config")
-        for home in (("overlay", oid), self._attrs_of(owner, state)):
-            attrs = state.heap.get(home)
-            value = attrs.entries.get("generation_config") if isinstance(attrs, DictObj) else None
-            if value is not None and (layer := self._object_layer(value, state)) is not None:
-                return replace(layer, kind=LayerKind.CHECKPOINT)
-        changed = state.heap.get(("overlay", slot))
-        if not isinstance(changed, DictObj):
-            return None
-        values = {key: self.to_value(value, state) for key, value in changed.entries.items()}
-        return Layer(LayerKind.CHECKPOINT, values)
-
-    def _attrs_of(self, owner: Abstract | None, state: State) -> Any:
-        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
-        return obj.attrs if isinstance(obj, InstObj) else None
 
     def note_assignment(
         self, target: cst.Attribute, owner: Abstract, value: Abstract, state: State, frame: Frame
     ) -> None:
         """`x.generation_config.top_k = 5` fixes a setting."""
         inner = target.value
-        if not (isinstance(inner, cst.Attribute) and inner.attr.value == "generation_config") or frame.unit is None:
+        if (
+            not (isinstance(inner, cst.Attribute) and inner.attr.value == "generation_config")
+            or frame.unit is None
+        ):
             return
         others = Unknown(Reason.RUNTIME, self.text(inner))
         layer = Layer(LayerKind.OBJECT, {target.attr.value: self.to_value(value, state)}, others)
-        self._record(Observation(
-            frame.module, self._span(frame.unit, target), self.text(target), SiteKind.GENERATION_CONFIG, "transformers",
-            "transformers.GenerationConfig", (layer,), frame.chain, frame.dead,
-        ))
-
-    def holds_inputs(self, node: cst.BaseExpression) -> bool:  # type: ignore[override]
-        """Whether an unknown `**splat` is visibly a model's inputs (a tokenizer's output), not settings: by the name
-        of the variable, or of the function that makes it."""
-        while isinstance(node, (cst.Call, cst.Attribute, cst.Subscript)):
-            if isinstance(node, cst.Attribute):
-                if node.attr.value not in TRANSPARENT:
-                    return _names_inputs(node.attr.value)
-                node = node.value
-            elif isinstance(node, cst.Call):
-                node = node.func
-            else:
-                node = node.value
-        if isinstance(node, cst.DictComp) and isinstance(node.for_in.iter, cst.Call):
-            return self.holds_inputs(node.for_in.iter.func)
-        return isinstance(node, cst.Name) and _names_inputs(node.value)
-
-    # -- values ------------------------------------------------------------------------------------------------
-
-    def hop(self, step: Step) -> Hop:
-        found = self._hops.get(id(step))
-        if found is None or found[0] is not step:
-            place = step.place
-            if place is None and step.unit is not None and step.node is not None:
-                try:
-                    place = step.unit.place(step.node)
-                except KeyError:
-                    place = None
-            found = self._hops[id(step)] = (step, Hop(step.kind, place, step.text))
-        return found[1]
-
-    def hops(self, steps: Steps) -> tuple[Hop, ...]:
-        return tuple(self.hop(step) for step in steps)
-
-    def _unknown(self, value: Unk) -> Unknown:
-        return Unknown(value.reason, value.detail, self.hops(value.steps))
-
-    def to_value(self, value: Abstract, state: State) -> Value:
-        """An abstract value as the rules see it."""
-        return join(self._member_value(member, state) for member in members(value))
-
-    def _member_value(self, value: Abstract, state: State) -> Value:
-        hops = self.hops(value.steps)
-        if isinstance(value, Const):
-            return Known(value.value, hops)
-        if isinstance(value, Missing):
-            return Absent(hops)
-        if isinstance(value, Unk):
-            return self._unknown(value)
-        plain = self._plain_value(value, state)
-        if plain is not None:
-            return Known(plain[0], hops)
-        return self._opaque(value, state, hops)
-
-    def _plain_value(self, value: Abstract, state: State, depth: int = 6) -> tuple[Any] | None:
-        """(the Python value,) of a fully known structure."""
-        if isinstance(value, Const):
-            return (value.value,)
-        if depth == 0:
-            return None
-        obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
-        if isinstance(obj, DictObj) and obj.rest is None:
-            pairs = {k: self._plain_value(v, state, depth - 1) for k, v in obj.entries.items()}
-            return None if any(v is None for v in pairs.values()) else ({k: v[0] for k, v in pairs.items() if v},)
-        items = value.items if isinstance(value, Tup) else obj.items if isinstance(obj, ListObj) else None
-        if items is None:
-            return None
-        parts = [self._plain_value(item, state, depth - 1) for item in items]
-        if any(part is None for part in parts):
-            return None
-        plain = [part[0] for part in parts if part is not None]
-        return (tuple(plain),) if isinstance(value, Tup) else (plain,)
-
-    def _opaque(self, value: Abstract, state: State, hops: tuple[Hop, ...]) -> Value:
-        match value:
-            case Ext():
-                return Known(Opaque(value.name, value.name), hops)
-            case Func():
-                return Known(Opaque(value.code.name, value.code.qualname), hops)
-            case Mod():
-                return Known(Opaque(value.module.name), hops)
-            case Partial():
-                return Known(Opaque("functools.partial(...)", "functools.partial"), hops)
-            case Method():
-                return Known(Opaque(value.name), hops)
-            case Tup():
-                return Known(Opaque("(...)", "tuple"), hops)
-        obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
-        if isinstance(obj, InstObj):
-            name = obj.made_by
-            if obj.cls is not None:
-                cls = state.heap.get(obj.cls.oid)
-                name = cls.info.qualname if isinstance(cls, ClassObj) else name
-            return Known(Opaque(obj.text or name or "an object", name), hops)
-        if isinstance(obj, DictObj):
-            return Known(Opaque("{...}", "dict"), hops)
-        if isinstance(obj, ListObj):
-            return Known(Opaque("[...]", "list"), hops)
-        if isinstance(obj, ClassObj):
-            return Known(Opaque(obj.info.name, obj.info.qualname), hops)
-        return Unknown(Reason.UNSUPPORTED, "", hops)
-
-
-def join_layers(alternatives: list[tuple[Layer, ...]]) -> tuple[Layer, ...]:
-    """The layers where several visits of a site meet: name by name, unset where one of them leaves it unset."""
-    if len(alternatives) == 1:
-        return alternatives[0]
-    kinds = list(dict.fromkeys(layer.kind for layers in alternatives for layer in layers))
-    result = []
-    for kind in sorted(kinds, key=[LayerKind.KWARGS, LayerKind.OBJECT, LayerKind.CHECKPOINT].index):
-        group = [next((layer for layer in layers if layer.kind is kind), None) for layers in alternatives]
-        present = [layer for layer in group if layer is not None]
-        names = dict.fromkeys(name for layer in present for name in layer.values)
-        values = {
-            name: join(Absent() if layer is None else layer.values.get(name, layer.rest or Absent()) for layer in group)
-            for name in names
-        }
-        rest = next((layer.rest for layer in present if layer.rest is not None), None)
-        result.append(Layer(kind, values, rest, present[0].place, present[0].version))
-    return tuple(result)
-
-
-def _names_inputs(name: str) -> bool:
-    return bool(INPUTS.search(name.replace("_", " "))) and not SETTINGS_WORDS.search(name)
+        self._record(
+            Observation(
+                frame.module,
+                self._span(frame.unit, target),
+                self.text(target),
+                SiteKind.GENERATION_CONFIG,
+                "transformers",
+                "transformers.GenerationConfig",
+                (layer,),
+                frame.chain,
+                frame.dead,
+            )
+        )
 
 
 def _passes_on(node: Any) -> bool:
@@ -616,21 +423,3 @@ def _passes_on(node: Any) -> bool:
         isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "generate"
         for call in ast.walk(node)
     )
-
-
-def _options(value: Value) -> tuple[Value, ...]:
-    return value.values if isinstance(value, OneOf) else (value,)
-
-
-def _may_be_absent(value: Value) -> bool:
-    return any(isinstance(member, Absent) for member in _options(value))
-
-
-def _distinct(values: list[Abstract]) -> list[Abstract]:
-    found: list[Abstract] = []
-    for value in values:
-        if not any(value is other or (isinstance(value, Ref) and isinstance(other, Ref) and value.oid == other.oid)
-                   for other in found):
-            found.append(value)
-    return found
-

@@ -25,7 +25,6 @@ from klguard.read.python.values import (
     Steps,
     Tup,
     Unk,
-    identity,
     join,
     join_states,
     members,
@@ -61,13 +60,21 @@ class Operations(Memory):
         return self.binary(type(node.operator).__name__, left, right, node, state, frame)
 
     def binary(  # type: ignore[override]
-        self, name: str, left: Abstract, right: Abstract, node: cst.CSTNode, state: State, frame: Frame,
+        self,
+        name: str,
+        left: Abstract,
+        right: Abstract,
+        node: cst.CSTNode,
+        state: State,
+        frame: Frame,
         in_place: bool = False,
     ) -> Abstract:
         if in_place and isinstance(left, Ref) and len(members(right)) > 1:
             return self._change_in_place(name, left, right, node, state, frame)
         results = [
-            self._binary_one(name, a, b, node, state, frame, in_place) for a in members(left) for b in members(right)
+            self._binary_one(name, a, b, node, state, frame, in_place)
+            for a in members(left)
+            for b in members(right)
         ]
         return join(results)
 
@@ -83,7 +90,14 @@ class Operations(Memory):
         return left
 
     def _binary_one(
-        self, name: str, left: Abstract, right: Abstract, node: cst.CSTNode, state: State, frame: Frame, in_place: bool
+        self,
+        name: str,
+        left: Abstract,
+        right: Abstract,
+        node: cst.CSTNode,
+        state: State,
+        frame: Frame,
+        in_place: bool,
     ) -> Abstract:
         if isinstance(left, Const) and isinstance(right, Const):
             try:
@@ -94,7 +108,11 @@ class Operations(Memory):
                 return Unk(Reason.RUNTIME, self.text(node))
         obj = state.heap.get(left.oid) if isinstance(left, Ref) else None
         if name == "BitOr" and isinstance(obj, DictObj):
-            ref = left if in_place and isinstance(left, Ref) else self.new_dict(dict(obj.entries), state, obj.rest)
+            ref = (
+                left
+                if in_place and isinstance(left, Ref)
+                else self.new_dict(dict(obj.entries), state, obj.rest)
+            )
             step = Step(HopKind.UPDATE, frame.unit, node, f"merged by {self.text(node)}")
             self.merge_into(ref, right, state, self.text(node), step)
             return ref
@@ -145,11 +163,16 @@ class Operations(Memory):
         for target in node.comparisons:
             right = self.eval(target.comparator, state, frame)
             results = [
-                self._compare(type(target.operator).__name__, a, b, state) for a in members(left) for b in members(right)
+                self._compare(type(target.operator).__name__, a, b, state)
+                for a in members(left)
+                for b in members(right)
             ]
             step = join(Unk(Reason.RUNTIME, self.text(node)) if r is None else r for r in results)
-            answer = step if truth(answer, state) is True else (answer if truth(answer, state) is False else Unk(
-                Reason.RUNTIME, self.text(node)))
+            answer = (
+                step
+                if truth(answer, state) is True
+                else (answer if truth(answer, state) is False else Unk(Reason.RUNTIME, self.text(node)))
+            )
             left = right
         return answer
 
@@ -173,7 +196,9 @@ class Operations(Memory):
                 return Const(negative, soft)
         return None
 
-    def _contains(self, positive: bool, left: Abstract, right: Abstract, state: State, soft: Steps) -> Const | None:
+    def _contains(
+        self, positive: bool, left: Abstract, right: Abstract, state: State, soft: Steps
+    ) -> Const | None:
         plain, known = self.hashable(left)
         obj = state.heap.get(right.oid) if isinstance(right, Ref) else None
         if isinstance(obj, InstObj) and obj.made_by == "dict-like":

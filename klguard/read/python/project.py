@@ -11,7 +11,9 @@ from pathlib import Path
 from klguard.read.files import DEFAULT_LIMIT, Failure, SourceText, discover, read, read_bytes, reported
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, parse
 
-LIBRARIES = frozenset({"transformers", "trl", "trlx", "vllm", "sglang", "torch", "peft", "accelerate", "datasets"})
+LIBRARIES = frozenset(
+    {"transformers", "trl", "trlx", "vllm", "sglang", "torch", "peft", "accelerate", "datasets"}
+)
 """Packages whose names mean the library even where a copy of it lies in the project."""
 
 
@@ -23,7 +25,10 @@ class Project:
     """
 
     def __init__(
-        self, root: Path, files: Mapping[str, Path] | None = None, text: Mapping[str, bytes] | None = None,
+        self,
+        root: Path,
+        files: Mapping[str, Path] | None = None,
+        text: Mapping[str, bytes] | None = None,
         limit: int = DEFAULT_LIMIT,
     ) -> None:
         """`files` are the project's files by reported path (default: all below `root`); `text` holds the content of
@@ -149,9 +154,13 @@ class Project:
 
     def _absolute(self, parts: tuple[str, ...], here: tuple[str, ...]) -> Module | None:
         candidates = [
-            (full, path) for full, path in self._by_last_name.get(parts[-1], ()) if full[-len(parts):] == parts
+            (full, path)
+            for full, path in self._by_last_name.get(parts[-1], ())
+            if full[-len(parts) :] == parts
         ]
-        on_the_way = [c for c in candidates if here[: len(c[0]) - len(parts)] == c[0][: len(c[0]) - len(parts)]]
+        on_the_way = [
+            c for c in candidates if here[: len(c[0]) - len(parts)] == c[0][: len(c[0]) - len(parts)]
+        ]
         if on_the_way:
             return self.module(max(on_the_way, key=lambda c: (len(c[0]), c[1]))[1])
         rooted = [c for c in candidates if len(c[0]) - len(parts) <= 2]
@@ -163,7 +172,9 @@ class Project:
                 return self.module(path)
         return None
 
-    def resolve(self, name: str, module: Module, seen: frozenset = frozenset()) -> FunctionInfo | ClassInfo | Module | str:
+    def resolve(
+        self, name: str, module: Module, seen: frozenset = frozenset()
+    ) -> FunctionInfo | ClassInfo | Module | str:
         """What dotted `name` means at the top level of `module`: a function, class or module of the project,
         else the dotted name outside it (`transformers.GenerationConfig`); the name itself where it is not an import."""
         head, _, rest = name.partition(".")
@@ -183,7 +194,9 @@ class Project:
                     return result
         return name
 
-    def _follow(self, target: str, module: Module, seen: frozenset) -> FunctionInfo | ClassInfo | Module | str:
+    def _follow(
+        self, target: str, module: Module, seen: frozenset
+    ) -> FunctionInfo | ClassInfo | Module | str:
         lead = len(target) - len(target.lstrip("."))
         parts = target[lead:].split(".")
         for cut in range(len(parts), 0, -1):
@@ -197,7 +210,11 @@ class Project:
                 return target
             result = self.resolve(inner, found, seen)
             return target if result == inner else result
-        if lead and (package := self.find_module("." * lead, module)) is not None and (package.path, parts[0]) not in seen:
+        if (
+            lead
+            and (package := self.find_module("." * lead, module)) is not None
+            and (package.path, parts[0]) not in seen
+        ):
             result = self.resolve(".".join(parts), package, seen)
             return target if result == ".".join(parts) else result
         return target

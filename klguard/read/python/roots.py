@@ -88,8 +88,10 @@ class Roots(Modules):
         unknown = Arguments(rest=Unk(Reason.PARAMETER, ""), more_positional=Unk(Reason.PARAMETER, ""))
         frame = Frame(("root", "other"), (("module", info.module.path),), info.module, None)
         writers = [
-            method for name, method in info.cls.methods.items()
-            if name not in ("__init__", "__post_init__", info.name) and _self_attributes(method.node, ast.Store) & wanted
+            method
+            for name, method in info.cls.methods.items()
+            if name not in ("__init__", "__post_init__", info.name)
+            and _self_attributes(method.node, ast.Store) & wanted
         ]
         for method in writers[:MAX_WRITERS]:
             callee = self.function_of(method, state, instance)
@@ -109,8 +111,11 @@ class Roots(Modules):
 def _self_attributes(node: ast.AST, context: type) -> set[str]:
     """Names of `self.x` that a method reads or sets; a call of another method of its own reads what that one reads."""
     return {
-        inner.attr for inner in ast.walk(node)
-        if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id == "self"
+        inner.attr
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Attribute)
+        and isinstance(inner.value, ast.Name)
+        and inner.value.id == "self"
         and isinstance(inner.ctx, context)
     }
 

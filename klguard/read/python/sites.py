@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from klguard.engines import ENGINES
 from klguard.engines.checkpoints import layer_for
 from klguard.findings import Confidence, Finding, Severity
+from klguard.read.python.arrivals import join_layers
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import BudgetSpent
-from klguard.read.python.observe import METHODS, Observation, Observer, join_layers
+from klguard.read.python.observe import METHODS, Observation, Observer
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
 from klguard.read.python.values import State
 from klguard.settings import (
@@ -43,12 +44,19 @@ MAX_LEVELS = 6
 SMALL = 150
 """Lines of a function that is run in place although no site lies behind it."""
 
-COMMON = frozenset({"__init__", "forward", "__call__", "run", "main", "get", "update", "__getitem__", "setup", "reset"})
+COMMON = frozenset(
+    {"__init__", "forward", "__call__", "run", "main", "get", "update", "__getitem__", "setup", "reset"}
+)
 """Method names too common to find callers by."""
 
 CLASS_NAMES = frozenset(name for engine in ENGINES.values() for name in engine.sites if name[:1].isupper())
 
-MARKERS: tuple[bytes, ...] = (b"generate", b"respond_to_batch", b"trlx", *sorted(name.encode() for name in CLASS_NAMES))
+MARKERS: tuple[bytes, ...] = (
+    b"generate",
+    b"respond_to_batch",
+    b"trlx",
+    *sorted(name.encode() for name in CLASS_NAMES),
+)
 """Bytes without one of which a file holds no site."""
 
 
@@ -123,8 +131,11 @@ class SiteReader(Observer):
                 calls, kind = [c for c in calls if _remote_generate(c)], SiteKind.GENERATE
             else:
                 continue
-            yield from (Candidate(call, kind) for call in calls if kind is not SiteKind.TRAINER or name != "train"
-                        or _on_trlx(call))
+            yield from (
+                Candidate(call, kind)
+                for call in calls
+                if kind is not SiteKind.TRAINER or name != "train" or _on_trlx(call)
+            )
 
     def _inherited_kind(self, name: str, module: Module) -> SiteKind | None:
         """The kind of a project's subclass of a trainer or config."""
@@ -158,8 +169,11 @@ class SiteReader(Observer):
 
     def leads_to_site(self, code: Code) -> bool:  # type: ignore[override]
         """Whether a site may lie behind a function: it is on the way to one, or nested where nobody looked."""
-        return code.info in self.closure or (code.info is not None and code.info.parent is not None) or (
-            code.info is None and self._nested_near_site(code))
+        return (
+            code.info in self.closure
+            or (code.info is not None and code.info.parent is not None)
+            or (code.info is None and self._nested_near_site(code))
+        )
 
     def _nested_near_site(self, code: Code) -> bool:
         """A nested function or lambda of a module that holds candidates."""
@@ -174,7 +188,9 @@ class SiteReader(Observer):
         for function in called_from:
             # What makes the object is followed as far as the method that uses it.
             if function.cls is not None:
-                self.closure |= {m for n, m in function.cls.methods.items() if n in ("__init__", "__post_init__")}
+                self.closure |= {
+                    m for n, m in function.cls.methods.items() if n in ("__init__", "__post_init__")
+                }
         at_top = [module for module, _, home in homes if home is None]
         at_top += [module for module, _ in held if "generation_config" in module.text]
         for script in dict.fromkeys([*at_top, *callers]):
@@ -204,9 +220,7 @@ class SiteReader(Observer):
             function = function.parent
         return function
 
-    def _callers_of(
-        self, functions: Sequence[FunctionInfo]
-    ) -> tuple[dict[FunctionInfo, bool], list[Module]]:
+    def _callers_of(self, functions: Sequence[FunctionInfo]) -> tuple[dict[FunctionInfo, bool], list[Module]]:
         """Functions from which `functions` are reached, each with whether anything visible calls it, and the modules
         that call them at the top level."""
         found: dict[FunctionInfo, bool] = {}
@@ -232,13 +246,18 @@ class SiteReader(Observer):
         seen: set[tuple[str, FunctionInfo | None]] = set()
         for name, owner in self._names(function):
             alone = function.module.path.endswith(".ipynb")
-            for module in _nearest([function.module] if alone else self.project.mentioning(name), function.module):
+            for module in _nearest(
+                [function.module] if alone else self.project.mentioning(name), function.module
+            ):
                 for node in module.mentions.get(name, ()):
                     if not self._may_mean(node, module, owner):
                         continue
                     home = self._outermost(module, node)
-                    if (module.path, home) in seen or home is function or (home and home.cls and home.cls is function.cls
-                                                                          and isinstance(owner, ClassInfo)):
+                    if (
+                        (module.path, home) in seen
+                        or home is function
+                        or (home and home.cls and home.cls is function.cls and isinstance(owner, ClassInfo))
+                    ):
                         continue
                     seen.add((module.path, home))
                     yield module, home
@@ -292,18 +311,20 @@ class SiteReader(Observer):
     def too_complex(self, module: Module, statement: ast.stmt) -> None:  # type: ignore[override]
         place = module.place(statement.lineno, 0, statement.lineno, 1)
         self.failures.setdefault(module.path, {})[statement.lineno] = Finding(
-            code="KLG002", name="unreadable-file", severity=Severity.WARNING, confidence=Confidence.HIGH,
+            code="KLG002",
+            name="unreadable-file",
+            severity=Severity.WARNING,
+            confidence=Confidence.HIGH,
             message="this statement is nested too deeply, or is too long, to be analysed; settings that depend on it "
-                    "are unknown", place=place,
+            "are unknown",
+            place=place,
         )
 
     # -- building sites ----------------------------------------------------------------------------------------
 
     def _sites(self, module: Module, candidates: Sequence[Candidate]) -> Iterator[Site]:
         by_span = {module.ast_span(candidate.node): candidate for candidate in candidates}
-        visited = {
-            key[1:]: visits for key, visits in self.observations.items() if key[0] == module.path
-        }
+        visited = {key[1:]: visits for key, visits in self.observations.items() if key[0] == module.path}
         calls: dict[tuple, ast.expr] = {}
         if visited.keys() - by_span.keys():
             calls = {module.ast_span(n): n for n in module.nodes if isinstance(n, (ast.Call, ast.Attribute))}
@@ -322,7 +343,9 @@ class SiteReader(Observer):
         context, why, live = self._context(module, node, live[0].kind, live)
         first = live[0]
         layers = join_layers(_distinct_layers(live))
-        return self._finish(module, node, first.call, first.kind, first.engine, first.class_name, layers, context, why)
+        return self._finish(
+            module, node, first.call, first.kind, first.engine, first.class_name, layers, context, why
+        )
 
     def _unvisited(self, module: Module, candidate: Candidate) -> Site:
         """A site the interpreter did not get to: everything that is not written on the call is unknown."""
@@ -336,8 +359,15 @@ class SiteReader(Observer):
         if candidate.kind is SiteKind.GENERATE:
             kind, engine, class_name = candidate.kind, "transformers", called_name(call)
         return self._finish(
-            module, call, module.segment(call.func), kind or candidate.kind, engine or "local", class_name, (layer,),
-            context, why,
+            module,
+            call,
+            module.segment(call.func),
+            kind or candidate.kind,
+            engine or "local",
+            class_name,
+            (layer,),
+            context,
+            why,
         )
 
     def _context(
@@ -361,7 +391,11 @@ class SiteReader(Observer):
                 known = known[: chain.index(None)]
             if analysis.classify_through(module, node, kind, known).context is Context.ROLLOUT:
                 rollouts.append(visit)
-        return overall.context, overall.why, rollouts if rollouts and overall.context is Context.ROLLOUT else visits
+        return (
+            overall.context,
+            overall.why,
+            rollouts if rollouts and overall.context is Context.ROLLOUT else visits,
+        )
 
     def _caller(self, link: Any) -> tuple[Module, ast.expr] | None:
         """The ast call behind one link of an interpreter's chain."""
@@ -369,24 +403,57 @@ class SiteReader(Observer):
         if node is None or unit is None:
             return None
         span = self._span(unit, node)
-        return next(((module, call) for call in module.calls.get(_name_of(node), ()) if module.ast_span(call) == span), None)
+        return next(
+            (
+                (module, call)
+                for call in module.calls.get(_name_of(node), ())
+                if module.ast_span(call) == span
+            ),
+            None,
+        )
 
     def _finish(
-        self, module: Module, node: ast.expr, call: str, kind: SiteKind, engine: str, class_name: str,
-        layers: tuple[Layer, ...], context: Context, why: str,
+        self,
+        module: Module,
+        node: ast.expr,
+        call: str,
+        kind: SiteKind,
+        engine: str,
+        class_name: str,
+        layers: tuple[Layer, ...],
+        context: Context,
+        why: str,
     ) -> Site:
         from klguard.read.python.wiring import facts as wiring_facts
 
-        facts = dict(wiring_facts(self.project, module, node, kind, engine)) if isinstance(node, ast.Call) else {}
-        if kind in (SiteKind.GENERATE, SiteKind.TRAINER) and not any(x.kind is LayerKind.CHECKPOINT for x in layers):
-            names = [m.value for m in members(facts["checkpoint"]) if isinstance(m, Known)] if "checkpoint" in facts else []
+        facts = (
+            dict(wiring_facts(self.project, module, node, kind, engine)) if isinstance(node, ast.Call) else {}
+        )
+        if kind in (SiteKind.GENERATE, SiteKind.TRAINER) and not any(
+            x.kind is LayerKind.CHECKPOINT for x in layers
+        ):
+            names = (
+                [m.value for m in members(facts["checkpoint"]) if isinstance(m, Known)]
+                if "checkpoint" in facts
+                else []
+            )
             if len(names) == 1 and isinstance(names[0], str) and (layer := layer_for(names[0])) is not None:
                 layers = (*layers, layer)
-        resolved = ENGINES[engine].resolve(layers, self.versions, kind=kind, class_name=class_name, facts=facts)
+        resolved = ENGINES[engine].resolve(
+            layers, self.versions, kind=kind, class_name=class_name, facts=facts
+        )
         facts.update({name: Known(value) for name, value in resolved.facts.items()})
         mitigations = {**self._mitigations(module, node, kind), **resolved.mitigations}
         settings = Settings(
-            engine, kind, resolved.values, layers, facts, mitigations, dict(self.versions), context, class_name,
+            engine,
+            kind,
+            resolved.values,
+            layers,
+            facts,
+            mitigations,
+            dict(self.versions),
+            context,
+            class_name,
         )
         return Site(module.ast_place(node), call, settings, why, module.enclosing_name(node))
 
@@ -400,13 +467,17 @@ def _distinct_layers(visits: Sequence[Observation]) -> list[tuple[Layer, ...]]:
     """The layers of visits, without the repetitions that loops produce."""
     found: dict[str, tuple[Layer, ...]] = {}
     for visit in visits:
-        key = repr([(x.kind, sorted((k, _plain(v)) for k, v in x.values.items()), str(x.rest)) for x in visit.layers])
+        key = repr(
+            [(x.kind, sorted((k, _plain(v)) for k, v in x.values.items()), str(x.rest)) for x in visit.layers]
+        )
         found.setdefault(key, visit.layers)
     return list(found.values())
 
 
 def _plain(value: Any) -> str:
-    return repr([(type(m).__name__, getattr(m, "value", None), getattr(m, "detail", "")) for m in members(value)])
+    return repr(
+        [(type(m).__name__, getattr(m, "value", None), getattr(m, "detail", "")) for m in members(value)]
+    )
 
 
 def _nearest(modules: Iterable[Module], home: Module) -> list[Module]:
@@ -422,11 +493,19 @@ def _nearest(modules: Iterable[Module], home: Module) -> list[Module]:
 def _remote_generate(call: ast.Call) -> bool:
     """Ray's `actor.generate.remote(...)`."""
     func = call.func
-    return isinstance(func, ast.Attribute) and isinstance(func.value, ast.Attribute) and func.value.attr in METHODS
+    return (
+        isinstance(func, ast.Attribute)
+        and isinstance(func.value, ast.Attribute)
+        and func.value.attr in METHODS
+    )
 
 
 def _on_trlx(call: ast.Call) -> bool:
-    return isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) and call.func.value.id == "trlx"
+    return (
+        isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == "trlx"
+    )
 
 
 def _name_of(node: Any) -> str:

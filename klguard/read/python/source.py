@@ -92,7 +92,9 @@ class Unit:
         if self._positions is None:
             from libcst.metadata import MetadataWrapper, PositionProvider
 
-            self._positions = dict(MetadataWrapper(self.tree, unsafe_skip_copy=True).resolve(PositionProvider))
+            self._positions = dict(
+                MetadataWrapper(self.tree, unsafe_skip_copy=True).resolve(PositionProvider)
+            )
         found = self._positions[node]
         shift = self.first_line - 1 - self.padding
         return found.start.line + shift, found.start.column, found.end.line + shift, found.end.column
@@ -127,7 +129,9 @@ class Module:
     def lines(self) -> list[str]:
         return self.text.split("\n")
 
-    def _index(self, body: list[ast.stmt], prefix: str, cls: ClassInfo | None, parent: FunctionInfo | None) -> None:
+    def _index(
+        self, body: list[ast.stmt], prefix: str, cls: ClassInfo | None, parent: FunctionInfo | None
+    ) -> None:
         for node in body:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 qualname = prefix + node.name
@@ -162,7 +166,9 @@ class Module:
                 base = "." * node.level + (node.module or "")
                 for alias in node.names:
                     if alias.name != "*":
-                        found[alias.asname or alias.name] = f"{base}.{alias.name}" if base.strip(".") else base + alias.name
+                        found[alias.asname or alias.name] = (
+                            f"{base}.{alias.name}" if base.strip(".") else base + alias.name
+                        )
         return found
 
     @cached_property
@@ -246,8 +252,10 @@ class Module:
         """As `Unit.span`: ast counts columns in UTF-8 bytes, klguard in characters."""
         assert node.end_lineno is not None and node.end_col_offset is not None
         return (
-            node.lineno, self._characters(node.lineno, node.col_offset),
-            node.end_lineno, self._characters(node.end_lineno, node.end_col_offset),
+            node.lineno,
+            self._characters(node.lineno, node.col_offset),
+            node.end_lineno,
+            self._characters(node.end_lineno, node.end_col_offset),
         )
 
     def ast_place(self, node: ast.expr | ast.stmt) -> Place:
@@ -334,7 +342,9 @@ def parse(text: str) -> ast.Module:
         try:
             return ast.parse(text)
         except (MemoryError, RecursionError) as error:
-            raise SyntaxError(f"nested too deeply to parse ({type(error).__name__})", ("", 1, 1, "")) from None
+            raise SyntaxError(
+                f"nested too deeply to parse ({type(error).__name__})", ("", 1, 1, "")
+            ) from None
         except ValueError as error:
             raise SyntaxError(str(error), ("", 1, 1, "")) from None
         finally:

@@ -104,9 +104,7 @@ OUTPUTS = re.compile(
 )
 """Where text is shown or kept on disk."""
 
-SENDING = frozenset(
-    "post put put_nowait send send_pyobj rpush lpush publish".split()
-)
+SENDING = frozenset("post put put_nowait send send_pyobj rpush lpush publish".split())
 """Calls that hand a value to another process."""
 
 GENERATORS = frozenset(

@@ -238,7 +238,12 @@ def identity(value: Abstract) -> tuple:
         case Alt():
             return ("alt", *(identity(item) for item in value.values))
         case Func():
-            return ("func", id(value.code), value.closure, None if value.bound is None else identity(value.bound))
+            return (
+                "func",
+                id(value.code),
+                value.closure,
+                None if value.bound is None else identity(value.bound),
+            )
         case Mod():
             return ("mod", value.module.path)
         case Ext():
@@ -273,7 +278,7 @@ def with_step(value: Abstract, step: Step) -> Abstract:
         return Alt(tuple(with_step(member, step) for member in value.values))
     steps = value.steps
     if len(steps) >= MAX_STEPS:
-        steps = steps[: MAX_STEPS // 2] + steps[-(MAX_STEPS // 2 - 1):]
+        steps = steps[: MAX_STEPS // 2] + steps[-(MAX_STEPS // 2 - 1) :]
     return replace(value, steps=(*steps, step))
 
 
@@ -308,7 +313,9 @@ def _truth(value: Abstract, state: State) -> bool | None:
                 case InstObj(cls=Ref() as cls):
                     made_of = state.heap.get(cls.oid)
                     plain = isinstance(made_of, ClassObj) and not made_of.bases
-                    return True if plain and not {"__bool__", "__len__"} & made_of.info.methods.keys() else None
+                    return (
+                        True if plain and not {"__bool__", "__len__"} & made_of.info.methods.keys() else None
+                    )
     return None
 
 
@@ -326,7 +333,9 @@ class Heap(dict[Any, Object]):
 
     def __init__(self, contents: Heap | None = None, watchers: list[set[Any]] | None = None) -> None:
         super().__init__(contents or ())
-        self.watchers = contents.watchers if contents is not None else watchers if watchers is not None else []
+        self.watchers = (
+            contents.watchers if contents is not None else watchers if watchers is not None else []
+        )
 
     def __setitem__(self, oid: Any, obj: Object) -> None:
         super().__setitem__(oid, obj)
@@ -481,12 +490,14 @@ def _join_objects_new(left: Object, right: Object) -> Object:
         entries = {key: _join_entry(left, right, key) for key in {**left.entries, **right.entries}}
         rest = left.rest or right.rest
         same = rest is left.rest and len(entries) == len(left.entries)
-        return left if same and all(entries[k] is v for k, v in left.entries.items()) else DictObj(entries, rest)
+        return (
+            left if same and all(entries[k] is v for k, v in left.entries.items()) else DictObj(entries, rest)
+        )
     if isinstance(left, ListObj) and isinstance(right, ListObj):
         if left.items is None or right.items is None or len(left.items) != len(right.items):
             return left if left.items is None else ListObj(None)
-        items = tuple(_meet(a, b) for a, b in zip(left.items, right.items))
-        return left if all(a is b for a, b in zip(items, left.items)) else ListObj(items)
+        items = tuple(_meet(a, b) for a, b in zip(left.items, right.items, strict=False))
+        return left if all(a is b for a, b in zip(items, left.items, strict=False)) else ListObj(items)
     return left
 
 
