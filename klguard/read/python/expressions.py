@@ -63,21 +63,6 @@ class Expressions(Operations):
         left, right = self.eval(node.left, state, frame), self.eval(node.right, state, frame)
         return self.binary("Add", left, right, node, state, frame)
 
-    def _eval_FormattedString(self, node: cst.FormattedString, state: State, frame: Frame) -> Abstract:
-        text = ""
-        for part in node.parts:
-            if isinstance(part, cst.FormattedStringText):
-                text += part.value.replace("{{", "{").replace("}}", "}")
-                if "\\" in part.value:
-                    return Unk(Reason.UNSUPPORTED, self.text(node))
-                continue
-            value = self.eval(part.expression, state, frame)
-            plain = isinstance(value, Const) and part.format_spec is None and part.equal is None
-            if not plain or part.conversion not in (None, "s"):
-                return Unk(Reason.RUNTIME, self.text(node))
-            text += str(value.value)  # type: ignore[union-attr]
-        return Const(text, self._literal(node, frame))
-
     def _eval_Ellipsis(self, node: cst.Ellipsis, state: State, frame: Frame) -> Abstract:
         return Const(...)
 
@@ -104,10 +89,6 @@ class Expressions(Operations):
         return self.new(
             ListObj(self._elements(node.elements, state, frame)), state, self._literal(node, frame)
         )
-
-    def _eval_Set(self, node: cst.Set, state: State, frame: Frame) -> Abstract:
-        self._elements(node.elements, state, frame)
-        return Unk(Reason.UNSUPPORTED, self.text(node))
 
     def _eval_Dict(self, node: cst.Dict, state: State, frame: Frame) -> Abstract:
         ref = self.new_dict({}, state, steps=self._literal(node, frame))
@@ -186,10 +167,6 @@ class Expressions(Operations):
             node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame
         )
         return Tup(tuple(found)) if certain else Unk(Reason.RUNTIME, self.text(node))
-
-    def _eval_SetComp(self, node: cst.SetComp, state: State, frame: Frame) -> Abstract:
-        self._comprehend(node.for_in, lambda s, f: self.eval(node.elt, s, f), state, frame)
-        return Unk(Reason.UNSUPPORTED, self.text(node))
 
     def _eval_DictComp(self, node: cst.DictComp, state: State, frame: Frame) -> Abstract:
         ref = self.new_dict({}, state, steps=self._literal(node, frame))

@@ -248,11 +248,6 @@ class Memory(Blocks):
 
     # -- items -------------------------------------------------------------------------------------------------
 
-    def _eval_Subscript(self, node: cst.Subscript, state: State, frame: Frame) -> Abstract:
-        owner = self.eval(node.value, state, frame)
-        key = self.subscript_key(node, state, frame)
-        return self.get_item(owner, key, state, self.text(node))
-
     def get_item(self, owner: Abstract, key: Abstract, state: State, text: str = "") -> Abstract:  # type: ignore[override]
         if isinstance(owner, Alt):
             return join(self.get_item(member, key, state, text) for member in owner.values)

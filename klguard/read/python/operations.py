@@ -15,7 +15,6 @@ from klguard.read.python.values import (
     DictObj,
     Func,
     InstObj,
-    ListObj,
     Missing,
     Mod,
     Partial,
@@ -120,18 +119,6 @@ class Operations(Memory):
             ref = self.new_dict({}, state, replace(left, oid=None))
             self.merge_into(ref, right, state, self.text(node))
             return ref
-        if name == "Add" and isinstance(left, (Ref, Tup)):
-            a, b = self.items_of(left, state), self.items_of(right, state)
-            joined = None if a is None or b is None else (*a, *b)
-            if isinstance(left, Tup):
-                return Tup(joined, left.steps) if joined is not None else Unk(Reason.RUNTIME, self.text(node))
-            if isinstance(obj, ListObj):
-                if in_place:
-                    state.heap[left.oid] = ListObj(joined)
-                    return left
-                return self.new(ListObj(joined), state)
-        if name == "Multiply" and isinstance(obj, ListObj):
-            return self.new(ListObj(None), state)
         return Unk(Reason.RUNTIME, self.text(node))
 
     def _eval_BooleanOperation(self, node: cst.BooleanOperation, state: State, frame: Frame) -> Abstract:
