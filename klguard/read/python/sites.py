@@ -18,6 +18,8 @@ from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_n
 from klguard.read.python.values import State
 from klguard.settings import (
     Context,
+    Hop,
+    HopKind,
     Known,
     Layer,
     LayerKind,
@@ -348,10 +350,11 @@ class SiteReader(Observer):
         )
 
     def _unvisited(self, module: Module, candidate: Candidate) -> Site:
-        """A site the interpreter did not get to: everything that is not written on the call is unknown."""
+        """A site the interpreter did not get to: what is not written on the call as a literal is unknown."""
         call = candidate.node
         unknown = Unknown(Reason.BUDGET, "this call was not reached by the analysis")
-        layer = Layer(LayerKind.KWARGS, {k.arg: unknown for k in call.keywords if k.arg}, unknown)
+        written = {k.arg: _literal(module, k.value) or unknown for k in call.keywords if k.arg}
+        layer = Layer(LayerKind.KWARGS, written, unknown)
         context, why, _ = self._context(module, call, candidate.kind, [])
         target = self.project.resolve(dotted(call.func), module)
         name = target if isinstance(target, str) and target else called_name(call)
@@ -488,6 +491,15 @@ def _nearest(modules: Iterable[Module], home: Module) -> list[Module]:
         if len(found) >= MAX_MODULES:
             break
     return sorted(found, key=lambda module: module is not home)
+
+
+def _literal(module: Module, node: ast.expr) -> Known | None:
+    """The value of a literal, with its place."""
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return Known(value, (Hop(HopKind.LITERAL, module.ast_place(node), "written here"),))
 
 
 def _remote_generate(call: ast.Call) -> bool:
