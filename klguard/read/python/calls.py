@@ -247,10 +247,17 @@ class Calls(Expressions):
         first = {k: v for k, v in given.entries.items() if isinstance(k, str)}
         if arguments.rest is not None:
             first = {name: join((value, arguments.rest)) for name, value in first.items()}
+        for name, value in arguments.keywords.items():
+            # Where the call leaves a keyword out, the one given before is in force.
+            passed = [member for member in members(value) if not isinstance(member, Missing)]
+            if len(passed) == len(members(value)) or name not in first:
+                first[name] = value
+            else:
+                first[name] = join((*passed, first[name]))
         merged = replace(
             arguments,
             positional=[*callee.args, *arguments.positional],
-            keywords={**first, **arguments.keywords},
+            keywords=first,
             rest=arguments.rest or given.rest,
         )
         return self.call(callee.func, merged, node, state, frame)

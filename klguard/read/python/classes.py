@@ -167,8 +167,9 @@ class Classes(Calls):
         return ""
 
     def _fields(self, base: Abstract, state: State) -> tuple[str, ...]:
+        """The fields a class inherits: those of a base that is a dataclass itself."""
         obj = state.heap.get(base.oid) if isinstance(base, Ref) else None
-        return obj.fields if isinstance(obj, ClassObj) else ()
+        return obj.fields if isinstance(obj, ClassObj) and obj.flavour else ()
 
     def class_of(self, info: ClassInfo, state: State) -> Ref | None:
         """The class object of a class statement, found where its definition left it."""
