@@ -9,8 +9,9 @@ from typing import Any
 
 import libcst as cst
 
-from klguard.read.python.calls import Arguments, Calls
+from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
+from klguard.read.python.functions import Functions
 from klguard.read.python.source import ClassInfo, shorten
 from klguard.read.python.values import (
     Abstract,
@@ -54,7 +55,7 @@ DICT_BASES = frozenset({"builtins.dict", "collections.OrderedDict", "collections
 MODEL_BASES = ("BaseModel", "NamedTuple", "BaseSettings", "TrainingArguments")
 
 
-class Classes(Calls):
+class Classes(Functions):
     """Class statements, attribute look-up and construction."""
 
     lookup: Callable[[Any, str, State], Abstract | None]
