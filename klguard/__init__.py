@@ -1,6 +1,7 @@
 """klguard: are the rollouts drawn from the distribution whose log-probabilities the trainer computes?
 
-Importing this package imports nothing else: each public name is loaded when it is first used.
+Importing this package imports nothing else: each public name is loaded when it is first used. The guard needs
+torch (`pip install 'klguard[guard]'`); nothing else does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from klguard.check import Report, check_paths, check_source
     from klguard.config import Config
     from klguard.findings import Confidence, Finding, Severity
+    from klguard.guard import Guard, GuardWarning, Violation
+    from klguard.pure import pure_sampling
     from klguard.settings import Context, Site
 
 __version__ = "0.1.0"
@@ -20,11 +23,15 @@ _HOMES = {
     "Confidence": "findings",
     "Context": "settings",
     "Finding": "findings",
+    "Guard": "guard",
+    "GuardWarning": "guard",
     "Report": "check",
     "Severity": "findings",
     "Site": "settings",
+    "Violation": "guard",
     "check_paths": "check",
     "check_source": "check",
+    "pure_sampling": "pure",
 }
 
 __all__ = [
@@ -32,12 +39,16 @@ __all__ = [
     "Config",
     "Context",
     "Finding",
+    "Guard",
+    "GuardWarning",
     "Report",
     "Severity",
     "Site",
+    "Violation",
     "__version__",
     "check_paths",
     "check_source",
+    "pure_sampling",
 ]
 
 

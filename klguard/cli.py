@@ -7,6 +7,7 @@ anything to read cost no more than click.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from klguard import __version__
 if TYPE_CHECKING:
     from klguard.check import Report
     from klguard.config import Config, ConfigError
+    from klguard.guard.journal import Run
     from klguard.output.terminal import Paint
+    from klguard.report.violations import Reported
 
 CLEAN, FINDINGS, UNUSABLE, NOTHING_CHECKED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -241,6 +244,43 @@ def rule(rule: str | None, every: bool, output_format: str, color: str) -> None:
         _write(output.explain(found, paint) if found else output.listing(chosen, paint))
 
 
+@cli.command()
+@click.argument("journal", type=click.Path(path_type=Path))
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page with interactive plots that needs no network, instead of the tables and plots here.",
+)
+@click.option("--output-format", type=click.Choice(("full", "json")), default="full", show_default=True)
+@click.option("--color", type=click.Choice(("auto", "always", "never")), default="auto", show_default=True)
+def report(journal: Path, page: Path | None, output_format: str, color: str) -> None:
+    """Show a run that the guard watched: its figures, KL and reward over steps, and what was violated.
+
+    JOURNAL is the file given to klguard.Guard(journal=...).
+
+    Exit status: 0 no violations, 1 violations, 2 klguard could not run as asked, 3 the journal has no step.
+    """
+    from klguard.guard.journal import JournalError, read
+    from klguard.report.violations import fails, violations
+
+    try:
+        run = read(journal)
+    except OSError as error:
+        _refuse(f"{journal}: {error.strerror or error}")
+    except JournalError as error:
+        _refuse(str(error))
+    found = violations(run)
+    if page is not None:
+        _write_page(page, run, found)
+    _write(_report_lines(run, found, output_format, color, whole=page is None))
+    if not run.steps and not found:
+        click.echo(f"klguard: {journal} has no step", err=True)
+        sys.exit(NOTHING_CHECKED)
+    sys.exit(FINDINGS if fails(found) else CLEAN)
+
+
 # --- running --------------------------------------------------------------------------------------
 
 
@@ -345,6 +385,36 @@ def _sites_lines(report: Report, options: Options, wanted: Sequence[str]) -> Ite
     return [*sites.render(shown, report.codes, _paint(options.color)), sites.summary(shown, report.files)]
 
 
+def _report_lines(
+    run: Run, found: Sequence[Reported], output_format: str, color: str, *, whole: bool
+) -> Iterable[str]:
+    """The report of a journal: all of it, or what run it is and the last sentence, where a page has the rest."""
+    if output_format == "json":
+        from klguard.report.summary import dumps
+
+        return [dumps(run, found)]
+    from klguard.report import plot, terminal
+    from klguard.report.summary import verdict
+
+    paint = _paint(color)
+    if not whole:
+        return [*terminal.heading(run, paint), "", verdict(run, found)]
+    using = plot.alphabet(sys.stdout.encoding)
+    return terminal.render(run, found, width=shutil.get_terminal_size().columns, paint=paint, using=using)
+
+
+def _write_page(page: Path, run: Run, found: Sequence[Reported]) -> None:
+    from klguard.report.html import MissingPlotly, write
+
+    try:
+        write(page, run, found)
+    except MissingPlotly as error:
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"{page}: cannot be written: {error.strerror or error}")
+    click.echo(f"klguard: wrote {page}", err=True)
+
+
 def _write(lines: Iterable[str]) -> None:
     """Print lines. A reader that has seen enough (`klguard check | head`) is no error."""
     try:
@@ -366,6 +436,14 @@ def _finish(report: Report, status: int) -> None:
         sys.exit(CLEAN)
     click.echo("klguard: no Python file or notebook to check", err=True)
     sys.exit(NOTHING_CHECKED)
+
+
+def _refuse(words: str) -> NoReturn:
+    """Say why klguard cannot run as asked, and exit."""
+    from klguard.output.terminal import clean
+
+    click.echo(f"klguard: {clean(words)}", err=True)
+    sys.exit(UNUSABLE)
 
 
 def _unusable(error: ConfigError, options: Options) -> NoReturn:

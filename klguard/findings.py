@@ -64,6 +64,27 @@ class SiteRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What the guard measured of a running loop. A figure that is not known is None.
+
+    step        number of the step, from 0.
+    cause       how the tokens were really drawn, as the evidence names it (`top_k=50`), and `weight`, its posterior.
+    nats_per_sequence, standard_error   bias of the KL estimate: the harm done.
+    reward      the same in reward per sequence: minus the KL coefficient times the bias.
+    value, limit   the figure that broke a bound, and the bound.
+    """
+
+    step: int
+    cause: str = ""
+    weight: float | None = None
+    nats_per_sequence: float | None = None
+    standard_error: float | None = None
+    reward: float | None = None
+    value: float | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing wrong, at one place, with the reason, the history of the value and what to write instead."""
 
@@ -81,6 +102,7 @@ class Finding:
     fix: Fix | None = None
     url: str = ""
     related: tuple[Place, ...] = field(default=())
+    measured: Measured | None = None
 
     @property
     def fingerprint(self) -> str:

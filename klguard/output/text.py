@@ -26,17 +26,28 @@ def render(groups: Iterable[Group], lines: Lines, paint: Paint) -> Iterator[str]
 def _finding(group: Group, lines: Lines, paint: Paint) -> Iterator[str]:
     finding, sites = group.first, group.sites
     style = STYLES[finding.severity]
-    low = "" if finding.confidence.value == "high" else f" ({finding.confidence.value} confidence)"
-    yield (
-        f"{paint(finding.code, *style)} [{finding.name}] {paint(finding.severity.value, *style)}: "
-        f"{paint(clean(finding.message), 'bold')}{low}"
-    )
+    yield heading(finding, paint)
     yield from frame(_marks(finding), lines, paint, style[0])
     if chain := origin(finding):
         yield f"{paint('origin:', 'blue', 'bold')} {clean(chain)}"
     for site in sites[1:]:
         where = f"{site.place} {site.call}(...), {_use(site)}"
         yield f"{paint('also reaches:', 'blue', 'bold')} {clean(where)}"
+    yield from helping(finding, paint)
+
+
+def heading(finding: Finding, paint: Paint) -> str:
+    """The first line: rule, severity, message, and how sure klguard is where it is not."""
+    style = STYLES[finding.severity]
+    low = "" if finding.confidence.value == "high" else f" ({finding.confidence.value} confidence)"
+    return (
+        f"{paint(clean(finding.code), *style)} [{clean(finding.name)}] {paint(finding.severity.value, *style)}: "
+        f"{paint(clean(finding.message), 'bold')}{low}"
+    )
+
+
+def helping(finding: Finding, paint: Paint) -> Iterator[str]:
+    """The last lines: what to do."""
     if finding.help:
         first, *rest = finding.help.splitlines()
         yield f"{paint('help:', 'green', 'bold')} {clean(first)}"

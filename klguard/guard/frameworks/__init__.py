@@ -1,0 +1,1 @@
+"""What the guard sees by itself of a loop written with a framework, one module for each."""

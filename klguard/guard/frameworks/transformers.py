@@ -1,0 +1,414 @@
+"""The decorator's eyes on a loop with models of transformers: generate() is read as it is called, and forward
+passes that score what it returned are recognised by their token ids.
+
+No change in the loop is needed, through DDP, FSDP, accelerate, PEFT, TRL's value heads and torch.compile. What
+the loop gets is what it would have got; nothing waits for the device; the listener is told in tensors.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import update_wrapper
+from types import MethodType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from klguard.guard import live
+from klguard.guard.events import Rollout
+from klguard.guard.frameworks.capture import Prepared, capturing
+from klguard.guard.frameworks.memory import POLICY, REFERENCE, Memory, Recognised
+from klguard.guard.frameworks.wrappers import adapter_layer, adapters_in_use, chain, generator, hookable
+from klguard.guard.kl import token_log_probs
+from klguard.settings import Site
+
+
+class Listener(Protocol):
+    """Who is told. A method `failed(error)`, where there is one, gets the failures of the watching itself; else
+    they are raised."""
+
+    @property
+    def version(self) -> int:
+        """Updates of the policy's weights so far."""
+
+    def generated(self, event: Rollout, site: Site) -> None:
+        """generate() returned. Whether its tokens are trained on is not known yet."""
+
+    def scored(
+        self, role: str, logits: Tensor, tokens: Tensor, mask: Tensor, context_ids: Tensor, handle: int
+    ) -> Tensor | None:
+        """A forward pass scored tokens of a rollout for the first time under the weights that drew them.
+
+        role "policy" or "reference"; logits (B, T, V) with logits[b, t] for tokens[b, t], views of the loop's
+        memory, detached; mask (B, T) bool, perhaps all False: which rows were recognised is known on the
+        device only; context_ids (B, P) what comes before. May return the tokens' log-probs (B, T), fp32.
+        """
+
+    def paired(self, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> None:
+        """Both models have scored these tokens; (B, T) each, each token once."""
+
+    def boundary(self) -> None:
+        """A new rollout begins under new weights, after one that was scored: a step is over. May raise."""
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What a hook becomes in a copy of the model."""
+
+
+def _make_nothing() -> Callable[..., None]:
+    return _nothing
+
+
+class _Tap:
+    """A forward hook. A copy of the model, deep or pickled, gets a hook that does nothing."""
+
+    def __init__(self, watcher: Watcher, role: str) -> None:
+        self.watcher, self.role = watcher, role
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        self.watcher.passed(self.role, args, kwargs, output)
+
+    def __deepcopy__(self, memo: dict) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple:
+        return _make_nothing, ()
+
+
+class _Generate:
+    """generate() of one model, watched. A copy of the model gets its own, not watched."""
+
+    def __init__(self, watcher: Watcher, model: nn.Module, original: Callable[..., Any]) -> None:
+        update_wrapper(self, original)
+        self.watcher, self.model, self.original = watcher, model, original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.watcher.generate(self.original, args, kwargs)
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return MethodType(type(self.model).generate, memo.get(id(self.model), self.model))
+
+    def __reduce__(self) -> tuple:
+        return getattr, (self.model, "generate")
+
+
+class Watcher:
+    """Watches one policy, and the reference if there is one, for a listener.
+
+    stop_ids   tokens that end a response, where the generation config does not say.
+
+    `install()` and `remove()` may be called more than once; also a context manager. After `remove()` nothing
+    is left on the models.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        policy: nn.Module,
+        reference: nn.Module | None = None,
+        *,
+        stop_ids: tuple[int, ...] | None = None,
+    ) -> None:
+        self.listener, self.policy, self.reference, self.stop_ids = listener, policy, reference, stop_ids
+        self.model = generator(policy)
+        self.memory = Memory()
+        self._layer: nn.Module | None = None
+        self._hooks: list[Any] = []
+        self._wrapper: _Generate | None = None
+        self._displaced: Any = None
+        self._last: dict[str, tuple[Any, int, tuple[str, ...]]] = {}
+        self._generating = threading.Lock()
+        self._inside = threading.local()
+
+    # -- coming and going --------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Begin to watch."""
+        if self._hooks:
+            return
+        policy = chain(self.policy)
+        self._layer = adapter_layer(policy[-1])
+        self._hooks = [self._hook(module, POLICY) for module in hookable(policy)]
+        others = [module for module in hookable(chain(self.reference)) if module not in policy]
+        self._hooks += [self._hook(module, REFERENCE) for module in others]
+        if self.model is not None:
+            own = vars(self.model)
+            self._displaced = own.get("generate")
+            self._wrapper = own["generate"] = _Generate(self, self.model, self.model.generate)
+
+    def _hook(self, module: nn.Module, role: str) -> Any:
+        return module.register_forward_hook(_Tap(self, role), with_kwargs=True)
+
+    def remove(self) -> None:
+        """Stop watching, and forget."""
+        hooks, self._hooks = self._hooks, []
+        for hook in hooks:
+            hook.remove()
+        wrapper, self._wrapper = self._wrapper, None
+        own = vars(self.model) if self.model is not None else {}
+        if wrapper is not None and own.get("generate") is wrapper:
+            if self._displaced is None:
+                del own["generate"]
+            else:
+                own["generate"] = self._displaced
+        self._displaced = self._layer = None
+        self._last.clear()
+        self.memory.forget()
+
+    def __enter__(self) -> Watcher:
+        self.install()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:
+        """What `work` returns; None where it failed and the listener took the failure."""
+        try:
+            return work(*args)
+        except Exception as error:  # whoever watches must not take down what is watched
+            failed = getattr(self.listener, "failed", None)
+            if failed is None:
+                raise
+            failed(error)
+            return None
+
+    # -- generate() --------------------------------------------------------------------------------------------
+
+    def generate(self, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """Run the model's own generate() and tell of it; a call from inside another one is left alone."""
+        assert self.model is not None
+        if self._wrapper is None or not self._generating.acquire(blocking=False):
+            return original(*args, **kwargs)
+        try:
+            if self._attempt(self._begins_a_step):
+                self.listener.boundary()
+            prepared = Prepared()
+            self._inside.generate = True
+            try:
+                with capturing(self.model, prepared, self._attempt):
+                    output = original(*args, **kwargs)
+            finally:
+                self._inside.generate = False
+            with _aside(self._sequences(output)):
+                told = self._attempt(self._drawn, prepared, args, kwargs, output)
+                if told is not None:
+                    self.listener.generated(*told)
+            return output
+        finally:
+            self._generating.release()
+
+    def _begins_a_step(self) -> bool:
+        """Whether tokens drawn by other weights than the present ones were scored; such rollouts are forgotten."""
+        version = self.listener.version
+        over = any(group.seen and group.version != version for group in self.memory.groups)
+        self.memory.forget(keep_version=version)
+        return over
+
+    @staticmethod
+    def _sequences(output: Any) -> Tensor | None:
+        """The ids (B, L) that generate() returned, None where it returned something else."""
+        found = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
+        return found if isinstance(found, Tensor) and found.dim() == 2 else None
+
+    def _drawn(self, prepared: Prepared, args: tuple, kwargs: dict, output: Any) -> tuple[Rollout, Site] | None:
+        """What to tell of a call that returned."""
+        sequences = self._sequences(output)
+        if sequences is None or sequences.dtype.is_floating_point:
+            return None
+        assert self.model is not None
+        call = live.Call.of(self.model, args, kwargs)
+        config = prepared.config if prepared.config is not None else live.merged_by_hand(self.model, call)
+        spot = live.spot()
+        site = live.read_generate(
+            self.model, config, prepared.processors, prepared.criteria, place=spot.place, call=call, spot=spot
+        )
+        length = call.prompt_length
+        responses = sequences[:, length:]
+        mask = sampled(responses, self._stop_tokens(config), prepared.stopped.lengths, length)
+        version = self.listener.version
+        group = self.memory.group(
+            site, version, length, sequences.shape[1], adapters_in_use(self._layer)
+        )
+        group.add(sequences, mask)
+        self.memory.shrink()
+        copies = max(1, sequences.shape[0] // max(1, call.batch_size or 1))
+        event = Rollout(
+            place=spot.place,
+            responses=responses,
+            mask=mask,
+            prompts=call.expanded(call.prompts, copies) if call.encoder_decoder else sequences[:, :length],
+            attention_mask=call.expanded(call.attention_mask, copies),
+            stop_ids=self._stop_ids(config),
+            max_new_tokens=_most_new_tokens(config, prepared.final, length),
+            settings=site.settings,
+            temperature=_temperature(config),
+            handle=group.handle,
+        )
+        return event, site
+
+    def _stop_tokens(self, config: Any) -> Any:
+        """The tokens that end a response: a tuple of numbers, a tensor of them, or None."""
+        if self.stop_ids is not None:
+            return self.stop_ids
+        stop = getattr(config, "eos_token_id", None)
+        return stop if isinstance(stop, Tensor) or stop is None else live.as_ids(stop)
+
+    def _stop_ids(self, config: Any) -> tuple[int, ...] | None:
+        """The same, where the host knows them."""
+        stop = self._stop_tokens(config)
+        return None if isinstance(stop, Tensor) else stop
+
+    # -- forward passes ----------------------------------------------------------------------------------------
+
+    def passed(self, role: str, args: tuple, kwargs: dict, output: Any) -> None:
+        """A forward pass of a watched model is over."""
+        if getattr(self._inside, "generate", False) or not self.memory.groups or _traced():
+            return
+        found = self._attempt(self._scoring, role, args, kwargs, output)
+        if found is None:
+            return
+        role, ids, logits, groups = found
+        with _aside(logits):
+            for recognised in self._attempt(self.memory.recognise, ids, groups, role) or ():
+                self._tell(role, ids, logits, recognised)
+
+    def _scoring(
+        self, role: str, args: tuple, kwargs: dict, output: Any
+    ) -> tuple[str, Tensor, Tensor, list] | None:
+        """(role, ids, logits, groups) of a pass that may score a remembered rollout, by what the host can see."""
+        ids = self._ids(args, kwargs)
+        if ids is None or all(group.length != ids.shape[1] for group in self.memory.groups):
+            return None
+        logits = _logits(output, ids)
+        if logits is None:
+            return None
+        version = self.listener.version
+        adapters = adapters_in_use(self._layer) if role == POLICY else ()
+        start = ids.shape[1] - logits.shape[1]
+        groups = [
+            group
+            for group in self.memory.groups
+            if group.length == ids.shape[1] and start < group.prompt_length < group.length
+        ]
+        if role == POLICY and self._layer is not None:
+            if any(group.adapters != adapters for group in groups):
+                role = REFERENCE
+                groups = [group for group in groups if group.adapters != adapters]
+        if role == POLICY:
+            groups = [group for group in groups if group.version == version]
+        if not groups:
+            return None
+        last = self._last.get(role)
+        if last is not None and last[0]() is ids and last[1:] == (version, adapters):
+            return None  # the same pass, seen from the wrapper around the model
+        self._last[role] = (weakref.ref(ids), version, adapters)
+        return role, ids.detach().to(logits.device, non_blocking=True), logits.detach(), groups
+
+    def _ids(self, args: tuple, kwargs: dict) -> Tensor | None:
+        """The token ids (B, L) that went into a forward pass."""
+        encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        name = "decoder_input_ids" if encoder_decoder else "input_ids"
+        ids = kwargs.get(name, args[0] if args and not encoder_decoder else None)
+        usable = isinstance(ids, Tensor) and ids.dim() == 2 and not ids.dtype.is_floating_point
+        return ids if usable else None
+
+    def _tell(self, role: str, ids: Tensor, logits: Tensor, found: Recognised) -> None:
+        """Tell the listener of one group's rows in a pass, and of the pairs that it completes."""
+        group = found.group
+        start = group.prompt_length - 1 - (group.length - logits.shape[1])
+        time = group.length - group.prompt_length
+        scores, tokens = logits[:, start : start + time], ids[:, group.prompt_length :]
+        context = ids[:, : group.prompt_length]
+        logprobs = self.listener.scored(role, scores, tokens, found.mask, context, group.handle)
+        if self.reference is None and self._layer is None:
+            return
+        pair = self._attempt(self._paired, role, scores, tokens, logprobs, found)
+        if pair is not None:
+            self.listener.paired(*pair)
+
+    def _paired(
+        self, role: str, scores: Tensor, tokens: Tensor, logprobs: Tensor | None, found: Recognised
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(log-probs, reference log-probs, mask) of tokens that the other model has scored before."""
+        if logprobs is None:
+            logprobs = token_log_probs(scores, tokens)
+        found.group.keep(found, role, logprobs)
+        other = found.group.kept(found, REFERENCE if role == POLICY else POLICY)
+        if other is None:
+            return None
+        theirs, mask = other
+        return (logprobs, theirs, mask) if role == POLICY else (theirs, logprobs, mask)
+
+
+# -- what the host can see of a call -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _aside(tensor: Tensor | None) -> Iterator[None]:
+    """A place to measure: no graph, ordinary tensors also where the loop is in inference mode, full precision
+    also where it is in autocast."""
+    device = "cpu" if tensor is None else tensor.device.type
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+        yield
+
+
+def _traced() -> bool:
+    """Whether the forward pass is being compiled or traced, and is no real one."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _logits(output: Any, ids: Tensor) -> Tensor | None:
+    """The logits (B, L', V) in what a forward pass of `ids` (B, L) returned, L' <= L; None where there are none."""
+    found = getattr(output, "logits", None)
+    if found is None and isinstance(output, dict):
+        found = output.get("logits")
+    if found is None and isinstance(output, tuple):
+        found = next((part for part in output if isinstance(part, Tensor) and part.dim() == 3), None)
+    if found is None and isinstance(output, Tensor):
+        found = output
+    if not isinstance(found, Tensor) or found.dim() != 3 or hasattr(found, "full_tensor"):
+        return None  # a vocabulary spread over ranks cannot be looked at without communication
+    return found if found.shape[0] == ids.shape[0] and 0 < found.shape[1] <= ids.shape[1] else None
+
+
+def sampled(responses: Tensor, stop: Any, stopped: Tensor | None = None, prompt_length: int = 0) -> Tensor:
+    """(B, T) bool, the tokens of `responses` (B, T) that were drawn: up to the first stop token, inclusive.
+
+    stop     ids of stop tokens, in a tuple or a tensor, or None; by position, not by value: padding may be one.
+    stopped  (B,) length with the prompt at which another criterion ended the row, below 0 where none did.
+    """
+    mask = torch.ones_like(responses, dtype=torch.bool)
+    hits = torch.zeros_like(mask)
+    if isinstance(stop, Tensor):
+        ids = stop.to(responses.device, non_blocking=True).reshape(-1)
+        hits = (responses[..., None] == ids).any(-1)
+    else:
+        for token in stop or ():
+            hits = hits | (responses == token)
+    mask = mask & (hits.cumsum(-1) - hits.long() == 0)
+    if stopped is not None and stopped.shape[0] == responses.shape[0]:
+        last = (stopped.to(responses.device, non_blocking=True) - prompt_length)[:, None]
+        position = torch.arange(1, responses.shape[1] + 1, device=responses.device)
+        mask = mask & ((last < 1) | (position <= last))
+    return mask
+
+
+def _most_new_tokens(config: Any, final: Any, prompt_length: int) -> int | None:
+    """How many tokens a response could have had, None where not known."""
+    most = getattr(config, "max_new_tokens", None)
+    if most is None and final is not None and isinstance(getattr(final, "max_length", None), int):
+        most = final.max_length - prompt_length
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def _temperature(config: Any) -> float | None:
+    """The temperature that tokens were drawn at; None where nothing was drawn at random."""
+    if not getattr(config, "do_sample", False):
+        return None
+    value = getattr(config, "temperature", None)
+    return 1.0 if value is None else float(value) if isinstance(value, int | float) else None

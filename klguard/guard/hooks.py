@@ -1,0 +1,90 @@
+"""What the guard hangs into the loop besides the model: torch's optimizer hooks; and one extra forward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+if TYPE_CHECKING:
+    from klguard.guard.guard import Guard
+
+
+class OptimizerHooks:
+    """Tells the guard before and after each step of the policy's optimizers.
+
+    Installed, it sees every optimizer of the process and picks those that own a parameter of the policy;
+    optimizers named by `watch` are seen also when it is not installed.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._named: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._own: dict[int, bool] = {}
+        self._handles: list[Any] = []
+        self._global: list[Any] = []
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """See this optimizer from now on. TypeError for something that is none."""
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's AcceleratedOptimizer
+        if not isinstance(inner, torch.optim.Optimizer):
+            raise TypeError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+        if inner in self._named:
+            return
+        self._named.add(inner)
+        self._handles.append(inner.register_step_pre_hook(self._before))
+        self._handles.append(inner.register_step_post_hook(self._after))
+
+    def install(self) -> None:
+        """See all optimizers of the policy."""
+        if not self._global:
+            self._global.append(register_optimizer_step_pre_hook(self._any_before))
+            self._global.append(register_optimizer_step_post_hook(self._any_after))
+
+    def remove(self) -> None:
+        """See only those named by `watch`."""
+        while self._global:
+            self._global.pop().remove()
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._guard.updated(optimizer, after=False, owns=self.owns(optimizer))
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._guard.updated(optimizer, after=True, owns=self.owns(optimizer))
+
+    def _any_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer not in self._named and self.owns(optimizer):
+            self._before(optimizer, args, kwargs)
+
+    def _any_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer not in self._named and self.owns(optimizer):
+            self._after(optimizer, args, kwargs)
+
+    def owns(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the optimizer updates a parameter of the policy. Without a policy, a named one does."""
+        policy = self._guard.policy
+        if policy is None:
+            return optimizer in self._named
+        known = self._own.get(id(optimizer))
+        if known is None:
+            mine = {id(parameter) for parameter in policy.parameters()}
+            known = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
+            self._own[id(optimizer)] = known
+        return known
+
+
+def extra_forward(
+    guard: Guard, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor:
+    """Logits (B, L, V) of one more forward pass, which leaves random state as it was and which the guard itself
+    does not take for one of the loop's."""
+    devices = [input_ids.device] if input_ids.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), guard.looking_away():
+        output = model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        logits = output if isinstance(output, Tensor) else output[0]
+    return logits.detach()

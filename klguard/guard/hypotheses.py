@@ -1,0 +1,395 @@
+"""How the tokens of a rollout might really have been drawn: one class per kind of sampler.
+
+A hypothesis is a conditional distribution q over the vocabulary for each tested position. It is scored by
+L = q(x) / p(x), x the token and p the policy that scored it. Where q depends on the past only, the mean of L
+over x ~ p is at most 1, and products of L are a test with a proven false-alarm bound (Ville's inequality; see
+`klguard.guard.evidence`). Every class below with `valid = True` has that property exactly, not up to the
+precision of a threshold: kept sets are whatever set is written here, normalised by its own exact mass.
+
+A hypothesis returns log L per row and parameter, in nats, or NaN where it has no opinion. Having an opinion
+must depend on the past only as well.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from klguard.guard.rows import HEAD, LAST_BIN, SLACK, Rows, bin_centres, bins_of, constants, running_sum
+
+__all__ = [
+    "EosSuppressed",
+    "EpsilonCutoff",
+    "GivenLogProbs",
+    "Greedy",
+    "Hypothesis",
+    "MinP",
+    "Neighbour",
+    "PitTilt",
+    "RepetitionPenalty",
+    "Rows",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "TypicalP",
+    "default_bank",
+]
+
+
+class Hypothesis(ABC):
+    """A family of samplers over a grid of one parameter.
+
+    family: what it is called in `Evidence.blind`. names: one per parameter, as they appear among the causes;
+    components that share a name are added up. prior: the share of the whole family in the mixture, relative
+    to the other families. weights: relative shares inside the family. needs: the field of `Rows` without
+    which it cannot be tested. valid: False for a diagnostic, which helps to name a cause and never counts as
+    evidence. exact: True where L is used as it is; else (1 - delta) L + delta replaces it, so that a single
+    rounded logit outside a kept set does not end the component for ever.
+    """
+
+    family: str
+    names: tuple[str, ...]
+    prior: float
+    weights: tuple[float, ...]
+    needs: str = "log_probs"
+    valid: bool = True
+    exact: bool = False
+
+    def __init__(
+        self, family: str, names: Sequence[str], prior: float, weights: Sequence[float] | None = None
+    ) -> None:
+        if not names:
+            raise ValueError(f"the hypothesis {family!r} has no parameter: give it at least one")
+        if not prior > 0 or not math.isfinite(prior):
+            raise ValueError(f"the prior of {family!r} is {prior}: it must be a positive number")
+        self.family = family
+        self.names = tuple(names)
+        self.prior = float(prior)
+        self.weights = tuple(float(w) for w in weights) if weights is not None else (1.0,) * len(self.names)
+        if len(self.weights) != len(self.names) or min(self.weights) <= 0:
+            raise ValueError(f"{family!r} needs one positive weight for each of its {len(self.names)} names")
+
+    @abstractmethod
+    def log_ratio(self, rows: Rows) -> Tensor:
+        """(n, len(names)) float64: log q(x) - log p(x), nats; -inf outside the support of q, NaN for no
+        opinion. Values of rows that are not usable are ignored. Never waits for the device."""
+
+
+def _named(name: str, values: Sequence[float]) -> list[str]:
+    return [f"{name}={value:g}" for value in values]
+
+
+def _in_range(family: str, values: Sequence[float], low: float, high: float) -> tuple[float, ...]:
+    for value in values:
+        if not low < value < high:
+            raise ValueError(f"{family}={value} is no sampler: it must be above {low} and below {high}")
+    return tuple(float(value) for value in values)
+
+
+def _inside(kept: Tensor, mass: Tensor) -> Tensor:
+    """log of 1 / mass where the token is kept, -inf elsewhere: q is p renormalised on the kept set."""
+    return torch.where(kept, -mass.log(), -math.inf)
+
+
+class Temperature(Hypothesis):
+    """q proportional to p^(1/T). Inside a bin of 1/32 nat q is proportional to p, so log L is that of the
+    true sampler up to (1/T - 1)/64 nats."""
+
+    def __init__(self, values: Sequence[float], prior: float = 0.2) -> None:
+        self.values = _in_range("temperature", values, 0.0, math.inf)
+        super().__init__("temperature", _named("temperature", values), prior)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        device = rows.log_probs.device
+        # p^(1/T) = p * exp((1/T - 1) log p), and d = max log p - log p
+        slopes = constants(tuple(1.0 - 1.0 / value for value in self.values), device)
+        centres = bin_centres(device)
+        spectrum = rows.spectrum
+        norm = spectrum.mass @ torch.exp(centres.unsqueeze(1) * slopes)
+        return centres[spectrum.bin].unsqueeze(1) * slopes - norm.log()
+
+
+class TopK(Hypothesis):
+    """The k likeliest tokens, and every token as likely as the last of them, as transformers keeps them."""
+
+    def __init__(self, values: Sequence[int], prior: float = 0.15) -> None:
+        for value in values:
+            if not 1 <= value <= HEAD:
+                raise ValueError(f"top_k={value} cannot be tested: klguard knows the {HEAD} likeliest tokens")
+        self.values = tuple(int(value) for value in values)
+        # top_k=1 is greedy search, which has a name of its own
+        weights = [1e-3 if value == 1 else 1.0 for value in values]
+        super().__init__("top_k", _named("top_k", values), prior, weights)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        head = rows.spectrum.head
+        last = head.shape[1] - 1
+        threshold = torch.cat([head[:, min(k - 1, last), None] for k in self.values], 1)
+        return _inside(rows.log_prob.unsqueeze(1) >= threshold, rows.spectrum.mass_from(threshold))
+
+
+class Greedy(TopK):
+    """The likeliest token; uniform over those that tie for it."""
+
+    def __init__(self, prior: float = 0.06) -> None:
+        super().__init__((1,), prior)
+        self.family = "greedy"
+        self.names = ("greedy",)
+        self.weights = (1.0,)
+
+
+class TopP(Hypothesis):
+    """The smallest set of likeliest tokens with at least mass p. Exact, with ties, where the set fits into
+    the 200 likeliest; else up to the end of a bin of 1/32 nat: never smaller than the nucleus."""
+
+    def __init__(self, values: Sequence[float], prior: float = 0.12) -> None:
+        self.values = _in_range("top_p", values, 0.0, 1.0)
+        super().__init__("top_p", _named("top_p", values), prior)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        spectrum = rows.spectrum
+        wanted = constants(self.values, rows.log_probs.device) * spectrum.total.unsqueeze(1)
+        last = spectrum.head.shape[1] - 1
+        rank = torch.searchsorted(spectrum.head_sum, wanted)
+        threshold = spectrum.head.gather(1, rank.clamp(max=last))
+        end = torch.searchsorted(spectrum.below, wanted).clamp_(max=LAST_BIN)
+        in_head = rank <= last
+        kept = torch.where(in_head, rows.log_prob.unsqueeze(1) >= threshold, spectrum.bin.unsqueeze(1) <= end)
+        mass = torch.where(in_head, spectrum.mass_from(threshold), spectrum.below.gather(1, end))
+        return _inside(kept, mass)
+
+
+def _from_threshold(rows: Rows, threshold: Tensor) -> Tensor:
+    """log L of the tokens at least as likely as threshold (n, m) fp32, nats, at most the row's maximum.
+    Exact where the set lies within the 200 likeliest tokens, else up to the end of a bin."""
+    spectrum = rows.spectrum
+    end = bins_of(spectrum.head[:, :1] - threshold)
+    in_head = (spectrum.head[:, -1:] < threshold) | spectrum.complete
+    kept = torch.where(in_head, rows.log_prob.unsqueeze(1) >= threshold, spectrum.bin.unsqueeze(1) <= end)
+    mass = torch.where(in_head, spectrum.mass_from(threshold), spectrum.below.gather(1, end))
+    return _inside(kept, mass)
+
+
+class MinP(Hypothesis):
+    """Tokens with at least min_p times the largest probability."""
+
+    def __init__(self, values: Sequence[float], prior: float = 0.06) -> None:
+        self.values = _in_range("min_p", values, 0.0, 1.0)
+        super().__init__("min_p", _named("min_p", values), prior)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        logs = constants(tuple(math.log(value) for value in self.values), rows.log_probs.device)
+        return _from_threshold(rows, rows.spectrum.head[:, :1] + logs.to(torch.float32))
+
+
+class EpsilonCutoff(Hypothesis):
+    """Tokens with at least probability epsilon, and always the likeliest."""
+
+    def __init__(self, values: Sequence[float], prior: float = 0.02) -> None:
+        self.values = _in_range("epsilon_cutoff", values, 0.0, 1.0)
+        super().__init__("epsilon_cutoff", _named("epsilon_cutoff", values), prior)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        logs = constants(tuple(math.log(value) for value in self.values), rows.log_probs.device)
+        return _from_threshold(rows, torch.minimum(logs.to(torch.float32), rows.spectrum.head[:, :1]))
+
+
+class TypicalP(Hypothesis):
+    """The smallest set of tokens with mass p whose surprise -log p lies nearest to the entropy (Meister et
+    al., Locally typical sampling, 2023). Surprise is known to a bin of 1/32 nat, so the set may differ from
+    the true one by a bin at either end."""
+
+    def __init__(self, values: Sequence[float], prior: float = 0.05) -> None:
+        self.values = _in_range("typical_p", values, 0.0, 1.0)
+        super().__init__("typical_p", _named("typical_p", values), prior)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        spectrum = rows.spectrum
+        centres = bin_centres(rows.log_probs.device)
+        # entropy + max log p, the d at which surprise equals the entropy
+        middle = (spectrum.mass @ centres) / spectrum.total
+        away = bins_of((centres - middle.unsqueeze(1)).abs_())
+        mass = torch.zeros_like(spectrum.mass).scatter_add_(1, away, spectrum.mass)
+        mass = running_sum(mass)
+        wanted = constants(self.values, rows.log_probs.device) * mass[:, -1:]
+        end = torch.searchsorted(mass, wanted).clamp_(max=LAST_BIN)
+        kept = away.gather(1, spectrum.bin.unsqueeze(1)) <= end
+        return _inside(kept, mass.gather(1, end))
+
+
+class EosSuppressed(Hypothesis):
+    """No end of sequence among the first m tokens of a response (min_new_tokens=m), or never at all. The
+    length counts response tokens; a min_length that counts the prompt too shows as the nearest m."""
+
+    needs = "eos"
+
+    def __init__(self, values: Sequence[float] = (math.inf,), prior: float = 0.1) -> None:
+        for value in values:
+            if not value >= 1:
+                raise ValueError(f"min_new_tokens={value} suppresses nothing: give a number of at least 1")
+        self.values = tuple(float(value) for value in values)
+        names = ["eos_suppressed" + ("" if math.isinf(m) else f"<{m:g}") for m in self.values]
+        # longer than every response is the same as always: that is then the name
+        super().__init__("eos_suppressed", names, prior, [2.0 if math.isinf(m) else 1.0 for m in self.values])
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        spectrum, eos = rows.spectrum, rows.eos
+        if eos is None:
+            return torch.full_like(spectrum.total, math.nan).unsqueeze(1).expand(-1, len(self.values))
+        ids = eos.sort().values
+        counts = (ids >= 0) & (ids < rows.vocabulary)
+        counts = counts & torch.cat([torch.ones_like(counts[:1]), ids[1:] != ids[:-1]])
+        mass = spectrum.probabilities[:, ids.clamp(0, rows.vocabulary - 1)].to(torch.float64)
+        others = (spectrum.total - (mass * counts).sum(1)).clamp_(min=0.0) + SLACK
+        ends = (rows.tokens.unsqueeze(1) == ids).any(1)
+        ratio = torch.where(ends, -math.inf, -others.log()).unsqueeze(1)
+        while_it_lasts = rows.position.unsqueeze(1) < constants(self.values, rows.log_probs.device)
+        return torch.where(while_it_lasts, ratio, math.nan)
+
+
+class RepetitionPenalty(Hypothesis):
+    """transformers' rule: the logit of every id in the context, once each, is divided by the penalty where it
+    is positive and multiplied by it where it is negative (Keskar et al., CTRL, 2019)."""
+
+    needs = "context"
+
+    def __init__(self, values: Sequence[float], prior: float = 0.05) -> None:
+        self.values = _in_range("repetition_penalty", values, 1.0, math.inf)
+        super().__init__("repetition_penalty", _named("repetition_penalty", values), prior)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        spectrum = rows.spectrum
+        if rows.context is None:
+            return torch.full_like(spectrum.total, math.nan).unsqueeze(1).expand(-1, len(self.values))
+        ids = rows.context.sort(1).values
+        counts = (ids >= 0) & (ids < rows.vocabulary)
+        counts[:, 1:] &= ids[:, 1:] != ids[:, :-1]
+        safe = ids.clamp(0, rows.vocabulary - 1)
+        mass = spectrum.probabilities.gather(1, safe).to(torch.float64) * counts
+        logits = rows.logits.gather(1, safe).to(torch.float64)
+        own = rows.logits.gather(1, rows.safe_tokens.unsqueeze(1)).squeeze(1).to(torch.float64)
+        seen = (rows.context == rows.tokens.unsqueeze(1)).any(1)
+        others = (spectrum.total - mass.sum(1)).clamp_(min=0.0) + SLACK
+        ratios = []
+        for penalty in self.values:
+            norm = others + (mass * _penalised(logits, penalty).exp_()).sum(1)
+            ratios.append(torch.where(seen, _penalised(own, penalty), 0.0) - norm.log())
+        return torch.stack(ratios, 1)
+
+
+def _penalised(logits: Tensor, penalty: float) -> Tensor:
+    """Change of each logit under the penalty, nats, never positive; -inf for a logit of -inf, whose
+    probability is 0 before and after."""
+    change = torch.where(logits < 0, logits * (penalty - 1.0), logits * (1.0 / penalty - 1.0))
+    return change.nan_to_num_(nan=-math.inf, neginf=-math.inf)
+
+
+class GivenLogProbs(Hypothesis):
+    """q is another model or program, known by the log-prob it gave the token: the reference policy, the
+    inference engine, the policy under its previous weights. The cumulative log L of `reference` is minus
+    the cumulative k1."""
+
+    exact = True
+
+    def __init__(self, source: str, prior: float) -> None:
+        self.needs = source
+        super().__init__(source, (source,), prior)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        return self.from_log_probs(getattr(rows, self.needs), rows.log_prob)
+
+    def from_log_probs(self, given: Tensor | None, log_prob: Tensor) -> Tensor:
+        """(n, 1) from (n,) log-probs alone, for losses that have no logits."""
+        if given is None:
+            return torch.full_like(log_prob, math.nan).unsqueeze(1)
+        # a token impossible under both: any ratio is right, since it is never drawn
+        return (
+            (given.to(torch.float64) - log_prob.to(torch.float64))
+            .nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+            .unsqueeze(1)
+        )
+
+
+class Neighbour(Hypothesis):
+    """The scored logits belong to a neighbouring position.
+
+    shift-1: the right logits for a token are those one position earlier; they depend on the past, so this is
+    evidence. shift+1: the right logits are one position later. Those depend on the token itself: a policy
+    that repeats its last token has p_{t+1}(x_t) / p_t(x_t) above 1 in the mean under pure sampling. It is a
+    diagnostic: other components detect the shift, this one gives it its name.
+    """
+
+    def __init__(self, step: int, prior: float = 0.03) -> None:
+        if step not in (-1, 1):
+            raise ValueError(f"a shift of {step} cannot be tested: only -1 and +1")
+        self.needs = "earlier" if step < 0 else "later"
+        self.valid = step < 0
+        super().__init__(f"shift{step:+d}", (f"shift{step:+d}",), prior)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        given = getattr(rows, self.needs)
+        if given is None:
+            return torch.full_like(rows.log_prob, math.nan).unsqueeze(1)
+        ratio = given.to(torch.float64) - rows.log_prob
+        # both -inf is a token that the policy never draws; NaN in `given` stays: no neighbour
+        both = (given == -math.inf) & (rows.log_prob == -math.inf)
+        return torch.where(both, -math.inf, ratio).unsqueeze(1)
+
+
+def pit_interval(rows: Rows) -> tuple[Tensor, Tensor]:
+    """(n,), (n,) the mass of strictly likelier bins, and with the token's own bin, both in [0, 1].
+
+    The probability integral transform of a discrete draw, without its random number: a bet on U is a bet on
+    the interval's mean density, and the bins partition [0, 1] whatever the token.
+    """
+    spectrum = rows.spectrum
+    index = spectrum.bin.unsqueeze(1)
+    upper = spectrum.below.gather(1, index).squeeze(1)
+    before = spectrum.below.gather(1, (index - 1).clamp(min=0)).squeeze(1)
+    lower = torch.where(spectrum.bin > 0, before, 0.0)
+    return lower / spectrum.total, upper / spectrum.total
+
+
+class PitTilt(Hypothesis):
+    """A sampler nobody listed that prefers likelier (rate < 0) or less likely (rate > 0) tokens: U has
+    density proportional to exp(rate * u) instead of 1."""
+
+    def __init__(self, rates: Sequence[float], prior: float = 0.03) -> None:
+        if not all(math.isfinite(rate) and rate for rate in rates):
+            raise ValueError(f"rates={tuple(rates)}: a tilt needs a finite rate other than 0")
+        self.rates = tuple(float(rate) for rate in rates)
+        super().__init__("pit", ("pit",) * len(self.rates), prior)
+
+    def log_ratio(self, rows: Rows) -> Tensor:
+        lower, upper = pit_interval(rows)
+        device = rows.log_probs.device
+        rates = constants(self.rates, device)
+        norms = constants(tuple(math.log(rate / math.expm1(rate)) for rate in self.rates), device)
+        # a width of 0 comes only from tokens of probability 0
+        across = rates * (upper - lower).clamp_(min=1e-300).unsqueeze(1)
+        return rates * lower.unsqueeze(1) + (torch.expm1(across) / across).log() + norms
+
+
+def default_bank() -> tuple[Hypothesis, ...]:
+    """The samplers that inference engines and trainers offer, and the ways in which scores go astray."""
+    return (
+        Greedy(),
+        Temperature((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)),
+        TopK((1, 2, 5, 10, 20, 40, 50, 64, 100, 200)),
+        TopP((0.5, 0.7, 0.8, 0.9, 0.95, 0.99)),
+        MinP((0.01, 0.05, 0.1)),
+        TypicalP((0.2, 0.5, 0.9, 0.95)),
+        EpsilonCutoff((3e-4, 1e-3)),
+        EosSuppressed((1, 4, 8, 16, 32, 64, 128, 256, math.inf)),
+        RepetitionPenalty((1.05, 1.1, 1.2, 1.3, 1.5)),
+        GivenLogProbs("reference", 0.03),
+        GivenLogProbs("sampler", 0.03),
+        GivenLogProbs("stale", 0.03),
+        Neighbour(-1),
+        Neighbour(+1),
+        PitTilt((-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)),
+    )

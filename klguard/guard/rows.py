@@ -1,0 +1,213 @@
+"""Tested positions, and the one picture of each row's distribution that every hypothesis reads.
+
+A pass over the vocabulary costs far more than anything done with its result, so a chunk of rows is looked at
+once: the 200 likeliest tokens exactly, and all others as a histogram of the probability mass over
+d = max log p - log p, in bins of 1/32 nat. Whatever is built from the two (a kept set, a reweighting by bin)
+depends on the row alone, not on the token that was drawn, and is normalised by its own exact mass. It is
+therefore a distribution over the vocabulary, and its ratio to the policy has mean 1 when the token came from
+the policy; the width of the bins costs power, never validity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+HEAD = 200
+"""How many of the likeliest tokens of a row are known one by one."""
+
+BINS_PER_NAT = 32
+LAST_BIN = 32 * BINS_PER_NAT - 1
+"""Bins 0 to LAST_BIN - 1 are 1/BINS_PER_NAT wide; bin LAST_BIN holds everything less likely."""
+
+SLACK = 1e-12
+"""Added to a mass found by subtraction: more than its rounding error, so that the ratio stays below the truth."""
+
+
+def working_bytes(vocabulary: int, context: int = 0) -> int:
+    """Upper estimate of the temporary memory of one tested row, in bytes, for choosing the size of a chunk.
+
+    Per vocabulary entry: the probability (4), its float64 copy (8) and the index of its bin (8). The log-probs
+    (4) and logits are the caller's. The rest is the histogram, the head, and what is derived from them.
+    """
+    return 20 * vocabulary + 10 * 8 * (LAST_BIN + 1) + 24 * 8 * HEAD + 80 * context + 8192
+
+
+@lru_cache(maxsize=256)
+def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`values` as a float64 vector on `device`, made once, by kernels that fill: a copy from the host to a GPU
+    would wait for it."""
+    return torch.cat([torch.full((1,), value, dtype=torch.float64, device=device) for value in values])
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What is known of n rows. Probabilities are float64 sums of the same fp32 numbers throughout, so that
+    the difference of two of them is exact. Rows that must not be tested have mass 0 everywhere.
+
+    head: (n, K) log-probs of the K = min(200, V) likeliest tokens, descending, nats, fp32.
+    head_ids: (n, K) their ids. head_mass: (n, K) their probabilities. head_sum: (n, K) the running sum.
+    more_ties: (n,) number of tokens outside the head with exactly the log-prob of its last entry.
+    mass: (n, LAST_BIN + 1) probability by bin of d. below: (n, LAST_BIN + 1) the running sum.
+    total: (n,) the whole mass, 1 up to the rounding of the log-softmax.
+    bin: (n,) bin of the token. column: (V,) sum over rows of the probabilities.
+    probabilities: (n, V) fp32.
+    """
+
+    head: Tensor
+    head_ids: Tensor
+    head_mass: Tensor
+    head_sum: Tensor
+    more_ties: Tensor
+    mass: Tensor
+    below: Tensor
+    total: Tensor
+    bin: Tensor
+    column: Tensor
+    probabilities: Tensor
+    complete: bool
+
+    def mass_from(self, threshold: Tensor) -> Tensor:
+        """(n, m) probability of {v: log p(v) >= threshold}, exact for thresholds not below the head's last
+        log-prob (ties included, inside and outside the head). threshold: (n, m) fp32, at most the maximum."""
+        count = (self.head.unsqueeze(2) >= threshold.unsqueeze(1)).sum(1)
+        mass = self.head_sum.gather(1, (count - 1).clamp_(min=0))
+        ties = (self.more_ties * self.head_mass[:, -1]).unsqueeze(1)
+        return mass + torch.where(threshold == self.head[:, -1:], ties, 0.0)
+
+
+def running_sum(x: Tensor) -> Tensor:
+    """(n, m) sums along dimension 1. torch.cumsum has no deterministic form on CUDA and raises where the run
+    asked for deterministic algorithms; there the sums are made by doubling."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(1)
+    step = 1
+    while step < x.shape[1]:
+        x = torch.cat([x[:, :step], x[:, step:] + x[:, :-step]], 1)
+        step *= 2
+    return x
+
+
+def bins_of(distance: Tensor) -> Tensor:
+    """Index of the bin of each d (nats, >= 0, fp32 or wider). inf goes to the last bin, NaN to the first:
+    a row with NaN is never used, but its index must stay inside the table."""
+    return (distance * BINS_PER_NAT).clamp_(max=LAST_BIN).nan_to_num_(0.0).to(torch.int64)
+
+
+@lru_cache(maxsize=16)
+def bin_centres(device: torch.device) -> Tensor:
+    """(LAST_BIN + 1,) d at the middle of each bin, nats; the last bin counts as one of the usual width."""
+    return (torch.arange(LAST_BIN + 1, dtype=torch.float64, device=device) + 0.5) / BINS_PER_NAT
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n tested positions, all on one device, detached. Log-probs are in nats.
+
+    logits: (n, V) as scored (raw, any float dtype). log_probs: (n, V) fp32, their log-softmax.
+    tokens: (n,) the ids drawn. valid: (n,) False rows count nothing (padding, prompt).
+    position: (n,) index of the token in its response, from 0.
+    reference, sampler, stale: (n,) log-prob of the token under the reference policy, as the inference engine
+    reported it, under the previous weights; None where not given.
+    earlier, later: (n,) log-prob of the token under the scored logits of the position before and after; NaN
+    where there is none. Whether it is NaN must not depend on the token.
+    context: (n, c) ids before the token, prompt and response, -1 where there is nothing.
+    eos: (e,) ids that end a response.
+
+    Token ids outside the vocabulary and rows with NaN or +inf are not tested; `unusable` counts them.
+    """
+
+    logits: Tensor
+    log_probs: Tensor
+    tokens: Tensor
+    valid: Tensor
+    position: Tensor
+    reference: Tensor | None = None
+    sampler: Tensor | None = None
+    stale: Tensor | None = None
+    earlier: Tensor | None = None
+    later: Tensor | None = None
+    context: Tensor | None = None
+    eos: Tensor | None = None
+
+    def pieces(self, budget: int) -> Iterator[Rows]:
+        """These rows in parts whose temporaries, as `working_bytes` counts them, stay within `budget` bytes."""
+        context = self.context.shape[1] if self.context is not None else 0
+        size = max(1, budget // working_bytes(self.vocabulary, context))
+        if size >= len(self.tokens):
+            yield self
+            return
+        for start in range(0, len(self.tokens), size):
+            parts = {}
+            for each in fields(self):
+                value = getattr(self, each.name)
+                whole = value is None or each.name == "eos"
+                parts[each.name] = value if whole else value[start : start + size]
+            yield Rows(**parts)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.log_probs.shape[-1]
+
+    @cached_property
+    def safe_tokens(self) -> Tensor:
+        """(n,) token ids clamped into the vocabulary, for indexing: padding is often -100."""
+        return self.tokens.clamp(0, self.vocabulary - 1)
+
+    @cached_property
+    def log_prob(self) -> Tensor:
+        """(n,) float64 log-prob of the token under the policy, nats."""
+        return self.log_probs.gather(1, self.safe_tokens.unsqueeze(1)).squeeze(1).to(torch.float64)
+
+    @cached_property
+    def _top(self) -> tuple[Tensor, Tensor]:
+        return self.log_probs.topk(min(HEAD, self.vocabulary), dim=1)
+
+    @cached_property
+    def usable(self) -> Tensor:
+        """(n,) bool: valid, a token of the vocabulary, and a row that is a distribution. A log-softmax with
+        one NaN or +inf is NaN throughout, so its maximum tells."""
+        return self.valid & (self.tokens == self.safe_tokens) & torch.isfinite(self._top[0][:, 0])
+
+    @cached_property
+    def unusable(self) -> Tensor:
+        """() number of valid rows that could not be tested."""
+        return (self.valid & ~self.usable).sum()
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The one pass over the vocabulary."""
+        head, head_ids = self._top
+        n, vocabulary = self.log_probs.shape
+        bins = bins_of(head[:, :1] - self.log_probs)
+        ones = torch.zeros(n, 1, dtype=self.log_probs.dtype, device=self.log_probs.device)
+        drop = ones.masked_fill_(~self.usable.unsqueeze(1), float("inf"))
+        probabilities = (self.log_probs - drop).exp_().nan_to_num_(0.0)
+        wide = probabilities.to(torch.float64)
+        mass = wide.new_zeros(n, LAST_BIN + 1).scatter_add_(1, bins, wide)
+        head_mass = wide.gather(1, head_ids)
+        below = running_sum(mass)
+        complete = head.shape[1] == vocabulary
+        if complete:
+            more_ties = torch.zeros_like(below[:, 0])
+        else:
+            ties = (self.log_probs == head[:, -1:]).sum(1) - (head == head[:, -1:]).sum(1)
+            more_ties = ties.to(torch.float64)
+        return Spectrum(
+            head=head,
+            head_ids=head_ids,
+            head_mass=head_mass,
+            head_sum=running_sum(head_mass),
+            more_ties=more_ties,
+            mass=mass,
+            below=below,
+            total=below[:, -1],
+            bin=bins.gather(1, self.safe_tokens.unsqueeze(1)).squeeze(1),
+            column=wide.sum(0),
+            probabilities=probabilities,
+            complete=complete,
+        )

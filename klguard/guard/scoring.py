@@ -1,0 +1,95 @@
+"""From the logits that scored a rollout to the rows the hypotheses are tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from klguard.guard.events import Scoring
+from klguard.guard.rows import Rows, working_bytes
+from klguard.guard.vocabulary import rows_per_chunk
+
+_BYTES_PER_ENTRY = 24
+"""Of a tested row's logits, log-softmax, the reference's, and what the exact KL and the entropy need."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A chunk of tested positions: `rows`, and the reference's log-softmax (n, V) where its logits are given."""
+
+    rows: Rows
+    reference_log_probs: Tensor | None
+
+
+def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> Iterator[Tested]:
+    """The chosen positions (indices b * T + t, on the host) in chunks whose temporaries stay within `budget`
+    bytes.
+
+    Nothing waits for the device: which rows are valid is data, how many are chosen was decided before.
+    """
+    batch, time, vocabulary = event.logits.shape
+    device = event.logits.device
+    tokens = event.tokens.clamp(0, vocabulary - 1)
+    position = (event.mask.cumsum(1) - 1).clamp(min=0)
+    earlier, later = _neighbours(event, tokens)
+    context = time + (0 if event.context_ids is None else event.context_ids.shape[1])
+    row_bytes = _BYTES_PER_ENTRY * vocabulary + working_bytes(vocabulary, context)
+    size = min(rows_per_chunk(vocabulary, 4, budget, 1, device), max(1, budget // row_bytes))
+    for start in range(0, len(chosen), size):
+        at = chosen[start : start + size].to(device, non_blocking=True)
+        row, column = at // time, at % time
+        logits = event.logits[row, column]
+        reference = event.reference_logits
+        yield Tested(
+            Rows(
+                logits=logits,
+                log_probs=torch.log_softmax(logits.float(), -1),
+                tokens=tokens[row, column],
+                valid=event.mask[row, column],
+                position=position[row, column],
+                reference=_at(event.reference_logprobs, row, column),
+                sampler=_at(event.sampler_logprobs, row, column),
+                stale=_at(event.stale_logprobs, row, column),
+                earlier=earlier[row, column],
+                later=later[row, column],
+                context=_context(event, row, column),
+                eos=stop,
+            ),
+            None if reference is None else torch.log_softmax(reference[row, column].float(), -1),
+        )
+
+
+def _at(values: Tensor | None, row: Tensor, column: Tensor) -> Tensor | None:
+    return None if values is None else values[row, column]
+
+
+def _neighbours(event: Scoring, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """log p_{t-1}(x_t) and log p_{t+1}(x_t), (B, T); NaN where the neighbour is outside the response."""
+    logits, mask = event.logits, event.mask
+    own = logits.gather(-1, tokens[..., None]).squeeze(-1).float()
+    normaliser = own - event.logprobs.detach()
+    earlier = torch.full_like(normaliser, torch.nan)
+    later = torch.full_like(normaliser, torch.nan)
+    if logits.shape[1] > 1:
+        both = mask[:, 1:] & mask[:, :-1]
+        before = logits[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1).float() - normaliser[:, :-1]
+        after = logits[:, 1:].gather(-1, tokens[:, :-1, None]).squeeze(-1).float() - normaliser[:, 1:]
+        earlier[:, 1:] = torch.where(both, before, torch.nan)
+        later[:, :-1] = torch.where(both, after, torch.nan)
+    return earlier, later
+
+
+def _context(event: Scoring, row: Tensor, column: Tensor) -> Tensor:
+    """The ids before each chosen token, (n, context + T), -1 where there is nothing yet.
+
+    Without the prompt's ids the context is the response so far.
+    """
+    ids, start = event.tokens, 0
+    if event.context_ids is not None:
+        ids, start = torch.cat([event.context_ids.to(ids.device), ids], 1), event.context_ids.shape[1]
+    context = ids[row]
+    ahead = torch.arange(ids.shape[1], device=ids.device) >= (start + column)[:, None]
+    return context.masked_fill(ahead, -1)

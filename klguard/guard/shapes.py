@@ -1,0 +1,212 @@
+"""Checks of what the caller passes in: types, shapes, dtypes and devices, each mistake with its own message.
+
+They look at metadata only, never at values, so they cost no synchronisation with the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SHIFT = "logits at a position predict the next token: pass logits[:, :-1] with tokens[:, 1:]"
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _tensor(value: object, name: str) -> None:
+    """TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        hint = f"; pass {name}.logits" if hasattr(value, "logits") else "; pass a torch.Tensor"
+        raise TypeError(f"{name} is a {kind}, not a tensor{hint}")
+
+
+def _rank(tensor: Tensor, name: str, dimensions: str) -> None:
+    """ValueError unless `tensor` has the dimensions named, such as "(batch, time)"."""
+    wanted = dimensions.count(",") + 1
+    if tensor.dim() != wanted:
+        raise ValueError(
+            f"{name} has {tensor.dim()} dimension{'' if tensor.dim() == 1 else 's'}, shape {_shape(tensor)}; "
+            f"expected {wanted}: {dimensions}"
+        )
+
+
+def _floating(tensor: Tensor, name: str) -> None:
+    """TypeError unless `tensor` is real floating point."""
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} have dtype {tensor.dtype}; expected a floating-point dtype")
+
+
+def _device(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
+    """ValueError unless both are on the same device."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} are on {tensor.device} and {other_name} on {other.device}; "
+            f"move them together first, for example {name}.to({other_name}.device)"
+        )
+
+
+def _batch_and_time(tensor: Tensor, name: str, other: Tensor, other_name: str, hint: str) -> None:
+    """ValueError unless the first two dimensions agree; `hint` is for lengths that differ by exactly one."""
+    (batch, time), (other_batch, other_time) = tensor.shape[:2], other.shape[:2]
+    if (batch, time) == (other_batch, other_time):
+        return
+    both = f"{name} have shape {_shape(tensor)} and {other_name} {_shape(other)}"
+    if (batch, time) == (other_time, other_batch):
+        raise ValueError(f"{both}: batch and time are exchanged in one of them")
+    if batch != other_batch:
+        raise ValueError(f"{both}: the batch sizes differ, {batch} and {other_batch}")
+    if abs(time - other_time) == 1:
+        raise ValueError(f"{both}: the times differ by exactly one. {hint}")
+    raise ValueError(
+        f"{both}: the times differ, {time} and {other_time}; both must cover the same positions, "
+        "either the responses alone or prompt and response"
+    )
+
+
+def check_mask(mask: Tensor, values: Tensor, name: str = "values") -> None:
+    """Raises unless `mask` selects entries of `values` (B, T): TypeError for its type, ValueError for its shape."""
+    _tensor(mask, "mask")
+    if mask.dtype.is_complex:
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool, or integers or floats that are 0 or 1")
+    if mask.shape != values.shape:
+        if mask.dim() == 2 and values.dim() == 2:
+            _batch_and_time(
+                mask,
+                "the entries of mask",
+                values,
+                name,
+                "The mask goes with the tokens that were predicted: shift it too, mask[:, 1:]",
+            )
+        raise ValueError(
+            f"mask has shape {_shape(mask)} and {name} {_shape(values)}; pass one entry for each token, "
+            "1 (or True) where the policy sampled it"
+        )
+    _device(mask, "the entries of mask", values, name)
+
+
+def check_log_probs(
+    logprobs: Tensor, reference_logprobs: Tensor | None = None, mask: Tensor | None = None
+) -> None:
+    """Raises unless the log-probs of the sampled tokens, those of the reference and the mask go together.
+
+    TypeError for something that is no tensor or has no floating dtype; ValueError for shapes and devices.
+    """
+    _tensor(logprobs, "logprobs")
+    _floating(logprobs, "logprobs")
+    if reference_logprobs is not None:
+        _tensor(reference_logprobs, "reference_logprobs")
+        _floating(reference_logprobs, "reference_logprobs")
+        if logprobs.shape != reference_logprobs.shape:
+            if logprobs.dim() == 2 and reference_logprobs.dim() == 2:
+                _batch_and_time(
+                    logprobs,
+                    "logprobs",
+                    reference_logprobs,
+                    "reference_logprobs",
+                    "One of them was shifted and the other not; both must score the same tokens",
+                )
+            raise ValueError(
+                f"logprobs have shape {_shape(logprobs)} and reference_logprobs {_shape(reference_logprobs)}; "
+                "both must score the same tokens"
+            )
+        _device(reference_logprobs, "reference_logprobs", logprobs, "logprobs")
+    if mask is not None:
+        check_mask(mask, logprobs, "logprobs")
+
+
+def check_shapes(
+    logits: Tensor,
+    tokens: Tensor,
+    mask: Tensor | None = None,
+    reference_logits: Tensor | None = None,
+) -> None:
+    """Raises unless the arguments of a scoring pass go together; looks at no value.
+
+    logits            (batch, time, vocabulary), floating; `logits[b, t]` scored `tokens[b, t]`.
+    tokens            (batch, time), integers.
+    mask              (batch, time), bool, integer or floating.
+    reference_logits  (batch, time, vocabulary), floating.
+
+    TypeError for a wrong type or dtype, ValueError for a wrong rank, shape or device.
+    """
+    _tensor(logits, "logits")
+    _tensor(tokens, "tokens")
+    _floating(logits, "logits")
+    if tokens.dtype == torch.bool or tokens.dtype.is_floating_point or tokens.dtype.is_complex:
+        raise TypeError(f"tokens have dtype {tokens.dtype}; expected token ids of an integer dtype")
+    _rank(logits, "logits", "(batch, time, vocabulary)")
+    _rank(tokens, "tokens", "(batch, time)")
+    _batch_and_time(logits, "logits", tokens, "tokens", f"Shift them: {SHIFT}")
+    if logits.shape[-1] < 1:
+        raise ValueError(f"logits have shape {_shape(logits)}: the vocabulary is empty")
+    _device(tokens, "tokens", logits, "logits")
+    if mask is not None:
+        check_mask(mask, tokens, "tokens")
+    if reference_logits is not None:
+        check_reference(logits, reference_logits)
+
+
+def check_reference(logits: Tensor, reference_logits: Tensor) -> None:
+    """Raises unless the logits of policy and reference cover the same positions and the same vocabulary."""
+    _tensor(reference_logits, "reference_logits")
+    _floating(reference_logits, "reference_logits")
+    _rank(reference_logits, "reference_logits", "(batch, time, vocabulary)")
+    _batch_and_time(
+        reference_logits,
+        "reference_logits",
+        logits,
+        "logits",
+        f"One of them was shifted and the other not; {SHIFT}, for both models",
+    )
+    if logits.shape[-1] != reference_logits.shape[-1]:
+        smaller = min(logits.shape[-1], reference_logits.shape[-1])
+        raise ValueError(
+            f"the vocabulary of logits has {logits.shape[-1]} entries, that of reference_logits "
+            f"{reference_logits.shape[-1]}. If both models use one tokenizer and only the padding of the "
+            f"embedding differs, cut both at its length, at most [..., :{smaller}]; else their KL means nothing"
+        )
+    _device(reference_logits, "reference_logits", logits, "logits")
+
+
+def check_alike(name: str, values: Tensor | None, like: Tensor, like_name: str = "tokens") -> None:
+    """Raises unless `values`, where given, has one entry (B, T) for each of `like`: TypeError or ValueError."""
+    if values is None:
+        return
+    _tensor(values, name)
+    _tensor(like, like_name)
+    if values.shape != like.shape:
+        if values.dim() == 2 and like.dim() == 2:
+            hint = "One of them was shifted and the other not; both must belong to the same tokens"
+            _batch_and_time(values, name, like, like_name, hint)
+        raise ValueError(
+            f"{name} has shape {_shape(values)} and {like_name} {_shape(like)}; pass one entry for each token"
+        )
+    _device(values, name, like, like_name)
+
+
+def check_rollout(responses: Tensor, mask: Tensor | None, prompts: Tensor | None = None) -> None:
+    """Raises unless responses (B, T) are token ids, and prompts (B, P) and the mask (B, T) or (B, P + T) fit."""
+    _tensor(responses, "responses")
+    _rank(responses, "responses", "(batch, time)")
+    if responses.dtype == torch.bool or responses.dtype.is_floating_point or responses.dtype.is_complex:
+        raise TypeError(f"responses have dtype {responses.dtype}; expected token ids of an integer dtype")
+    length = 0
+    if prompts is not None:
+        _tensor(prompts, "prompts")
+        _rank(prompts, "prompts", "(batch, time)")
+        length = prompts.shape[1]
+        if prompts.shape[0] != responses.shape[0]:
+            raise ValueError(
+                f"prompts have shape {_shape(prompts)} and responses {_shape(responses)}: the batch sizes differ;"
+                " repeat each prompt for each of its responses"
+            )
+    if mask is None:
+        return
+    _tensor(mask, "mask")
+    batch, time = responses.shape
+    if tuple(mask.shape) not in {(batch, time), (batch, length + time)}:
+        whole = f" or {(batch, length + time)} with the prompts" if length else ""
+        raise ValueError(f"mask has shape {_shape(mask)}; expected {(batch, time)}, as the responses{whole}")

@@ -1,0 +1,72 @@
+"""What the evidence says, in the words of a finding."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from klguard.guard import shares
+from klguard.guard.evidence import Evidence
+from klguard.guard.invariants.invariant import Breach
+from klguard.rules import RULES
+
+_CODES = {"shift+1": "KLG703", "shift-1": "KLG703", "sampler": "KLG702", "stale": "KLG704", "reference": "KLG603"}
+
+_SETTINGS = {
+    "temperature": ("KLG106", "temperature"),
+    "greedy": ("KLG201", "do_sample"),
+    "top_k": ("KLG101", "top_k"),
+    "top_p": ("KLG103", "top_p"),
+    "min_p": ("KLG104", "min_p"),
+    "typical_p": ("KLG105", "typical_p"),
+    "epsilon_cutoff": ("KLG105", "epsilon_cutoff"),
+    "eos_suppressed": ("KLG302", "min_new_tokens"),
+    "repetition_penalty": ("KLG107", "repetition_penalty"),
+    "banned_token": ("KLG109", "suppress_tokens"),
+}
+"""The rule, and the setting, that a cause corresponds to, by the word its name begins with."""
+
+_WORDS = {
+    "shift+1": "the logits at the next position are the ones that predicted them: they were shifted once too often",
+    "shift-1": "the logits at the position before are the ones that predicted them: they were not shifted",
+    "sampler": "the engine's own log-probabilities describe them better",
+    "stale": "the earlier weights describe them better",
+    "pit": "they fit no sampler of the list",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The policy is rejected as the sampler: with which code, which cause, how sure of the cause, and which
+    setting (of the settings readers) the cause corresponds to, "" for none."""
+
+    code: str
+    breach: Breach
+    cause: str
+    weight: float
+    setting: str
+
+
+def verdict(evidence: Evidence, alpha: float) -> Verdict | None:
+    """What to report once the evidence has crossed its threshold; None before."""
+    limit = shares.threshold(alpha, shares.EVIDENCE)
+    if evidence.log_evidence < limit:
+        return None
+    cause, weight = next(iter(evidence.causes.items()))
+    family = re.match(r"\w+(?:[+-]1)?", cause).group()
+    rule, setting = _SETTINGS.get(family, ("", ""))
+    like = _WORDS.get(cause, f"they look drawn with `{cause}`")
+    see = f"; see {rule} [{RULES[rule].name}]" if rule in RULES else ""
+    return Verdict(
+        _CODES.get(cause, "KLG701"),
+        Breach(
+            f"the tokens were not drawn from the policy that scored them: {like} (posterior {weight:.2f}). The"
+            f" evidence is {evidence.log_evidence:.1f} nats after {evidence.tokens:,} tested tokens; under pure"
+            f" sampling it reaches {limit:.1f} with probability below {alpha:g}{see}",
+            value=evidence.log_evidence,
+            limit=limit,
+        ),
+        cause,
+        weight,
+        setting,
+    )

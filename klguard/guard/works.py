@@ -1,0 +1,312 @@
+"""The guard's works: events go in, figures are measured on the device, one vector a step is judged on the host.
+
+Nothing here catches errors or reacts to findings: that is guard.py's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klguard.findings import Finding, Severity
+from klguard.guard import kl
+from klguard.guard.catalogue import BY_CODE, CATALOGUE, Entry
+from klguard.guard.courier import Courier
+from klguard.guard.events import Event, Pairs, Rollout, Scoring
+from klguard.guard.evidence import Evidence
+from klguard.guard.invariants import INVARIANTS, Breach, Invariant, Run
+from klguard.guard.ledger import Ledger, Readings
+from klguard.guard.ranks import Ranks
+from klguard.guard.scoring import tested
+from klguard.guard.thinning import Thinning
+from klguard.guard.verdict import verdict
+from klguard.guard.violation import finding
+from klguard.guard.vocabulary import DEFAULT_BUDGET
+from klguard.rules import RULES
+from klguard.settings import Known, Place, Site
+
+ROLLOUTS = 8
+"""Rollouts of one step whose scored rows are counted apart; later ones share the counters."""
+
+_KL = frozenset({"KLG603", "KLG604", "KLG605", "KLG606"})
+"""Codes that carry the harm and the cause."""
+
+_LOCAL = tuple(entry.code for entry in CATALOGUE) + tuple(RULES)
+
+
+@dataclass
+class Pending:
+    """What a step knows on the host, kept until its figures arrive."""
+
+    step: int
+    place: Place | None = None
+    breaches: list[tuple[Entry, Breach, Place | None]] = field(default_factory=list)
+    sites: list[tuple[int | None, Site, list[Finding]]] = field(default_factory=list)
+    widths: tuple[int, ...] = ()
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A judged step: what was found, its figures by name, and whether some rank's guard had failed."""
+
+    step: int
+    findings: list[Finding]
+    readings: Readings
+    failed: bool
+    counted: bool
+
+
+class Works:
+    """Measures and judges. `stop` are the ids that end a response, `vocabulary` the number of tokens, where
+    known before the first logits; it has to be known for the banned-token test under several ranks."""
+
+    def __init__(
+        self, run: Run, *, sample_tokens: int, patient: bool, ranks: Ranks, vocabulary: int | None = None
+    ) -> None:
+        self.run = run
+        self.ranks = ranks
+        self.invariants: list[Invariant] = [kind(run) for kind in INVARIANTS]
+        self._by_code = {invariant.code: invariant for invariant in self.invariants}
+        sums, maxima = ["failed"], []
+        sums += [f"local.{code}" for code in _LOCAL]
+        sums += [f"rollout.{number}" for number in range(ROLLOUTS)]
+        sums += ["entropy", "entropy_tokens"]
+        for invariant in self.invariants:
+            own_sums, own_maxima = invariant.slots()
+            sums += own_sums
+            maxima += own_maxima
+        self.ledger = Ledger(sums, maxima)
+        for invariant in self.invariants:
+            invariant.attach(self.ledger)
+        self.evidence = Evidence(vocabulary=vocabulary)
+        self.vocabulary = vocabulary
+        self.thinning = Thinning(sample_tokens, run.seed + ranks.rank)
+        self.courier = Courier(patient=patient)
+        self.pending = Pending(run.step)
+        self.sites: list[Site] = []
+
+    # ------------------------------------------------------------------------------------------- while a step runs
+
+    def dispatch(self, event: Event) -> None:
+        """Let every invariant that watches such events look at it."""
+        for invariant in self.invariants:
+            if isinstance(event, invariant.watches):
+                for breach in invariant.inspect(event):
+                    self.breach(invariant.entry, breach, event.place)
+                invariant.measure(event)
+
+    def breach(self, entry: Entry, breach: Breach, place: Place | None) -> None:
+        """Remember something found on this rank alone: every rank hears of it when the step is judged."""
+        self.pending.breaches.append((entry, breach, place))
+        self.ledger.add(f"local.{entry.code}", 1.0)
+
+    def rollout(self, event: Rollout, site: Site | None, found: list[Finding]) -> None:
+        """A rollout; what the settings rules say of it counts once its tokens were scored (at once where the
+        rollout has no handle)."""
+        if site is not None:
+            self.pending.sites.append((event.handle, site, found))
+            for item in found if event.handle is None else ():
+                self.ledger.add(f"local.{item.code}", 1.0)
+        self.dispatch(event)
+
+    def score(self, event: Scoring, eps: float, *, pairs: bool) -> None:
+        """Evidence from scored tokens; `pairs` when their reference log-probs count for the KL as well."""
+        if event.logits is None:
+            self.evidence.gather_scalars(
+                logprob=event.logprobs,
+                valid=event.mask,
+                reference=event.reference_logprobs,
+                sampler=event.sampler_logprobs,
+                stale=event.stale_logprobs,
+                eps=eps,
+            )
+        else:
+            self._score_rows(event, eps)
+        if pairs and event.reference_logprobs is not None:
+            self.dispatch(
+                Pairs(
+                    logprobs=event.logprobs,
+                    reference_logprobs=event.reference_logprobs,
+                    mask=event.mask,
+                    eps=eps,
+                    place=event.place,
+                )
+            )
+        self.dispatch(event)
+
+    def _score_rows(self, event: Scoring, eps: float) -> None:
+        batch, time, _ = event.logits.shape
+        stop = self.run.stop_ids
+        ends = None if stop is None else torch.tensor(stop).to(event.logits.device, non_blocking=True)
+        for part in tested(event, self.thinning.choose(batch, time), ends, DEFAULT_BUDGET):
+            self.evidence.gather(part.rows, eps=eps)
+            self._measure_entropy(part.rows.log_probs, part.rows.valid)
+            if part.reference_log_probs is not None:
+                exact, variance = kl.exact_kl_moments(part.rows.log_probs, part.reference_log_probs)
+                chosen = part.rows.log_probs.gather(-1, part.rows.tokens[:, None]).squeeze(-1)
+                self._by_code["KLG601"].token_kls(exact, part.rows.valid)
+                self._by_code["KLG605"].tested(chosen - part.rows.reference, exact, variance, part.rows.valid)
+
+    def _measure_entropy(self, log_probs: Tensor, valid: Tensor) -> None:
+        entropy = -torch.where(log_probs.isfinite(), log_probs.exp() * log_probs, 0.0).sum(-1)
+        usable = valid & entropy.isfinite()
+        self.ledger.add("entropy", torch.where(usable, entropy, 0.0).double().sum())
+        self.ledger.add("entropy_tokens", usable.sum())
+
+    def matched(self, handle: int, mask: Tensor) -> None:
+        """Tokens of the rollout with this handle were scored: `mask` (B, T) says which."""
+        self.ledger.add(f"rollout.{handle % ROLLOUTS}", mask.sum())
+
+    # ------------------------------------------------------------------------------------------- when a step ends
+
+    def close(self, place: Place | None, *, counted: bool = True, failed: bool = False) -> Iterator[Outcome]:
+        """Send the step's figures off and judge what has arrived. Every rank has to call it.
+
+        `counted` is False for what is settled between steps; `failed` sends nothing but the news that this
+        rank's guard steps aside.
+        """
+        self.pending.place, self.pending.counted = place, counted
+        if failed:
+            self.ledger.close()
+            self.ledger.add("failed", 1.0)
+        vector, self.pending.widths = self._pack(blank=failed)
+        label, self.pending = self.pending, Pending(self.run.step + counted)
+        arrived = self.courier.send(vector, label)
+        if counted:
+            self.run.step += 1
+            self.thinning.end_step()
+        for earlier, numbers in arrived:
+            yield self._judge(earlier, numbers)
+
+    def flush(self) -> Iterator[Outcome]:
+        """Judge what is still under way."""
+        for earlier, numbers in self.courier.flush():
+            yield self._judge(earlier, numbers)
+
+    def _pack(self, *, blank: bool) -> tuple[Tensor, tuple[int, ...]]:
+        """One vector: sums, evidence, three figures of the banned-token test, maxima. One all-reduce."""
+        if self.ranks.active:
+            self.evidence.place(self.ranks.device(), self.vocabulary)
+        evidence, banned = self.evidence.take_pending()
+        sums, maxima = self.ledger.close(evidence.device)
+        if blank:
+            evidence = torch.zeros_like(evidence)
+            banned = None if banned is None else torch.zeros_like(banned)
+        parts = [sums, evidence.to(sums.device)]
+        if self.ranks.active and self.vocabulary:
+            parts.append(banned.to(sums.device))
+        total, maxima = self.ranks.combine(torch.cat(parts), maxima)
+        fixed = sums.numel() + evidence.numel()
+        summary = total.new_empty(0)
+        if self.ranks.active:
+            banned = total[fixed:] if self.vocabulary else None
+        if banned is not None:
+            summary = self.evidence.advance_banned(banned).to(total.device)
+        widths = (sums.numel(), evidence.numel(), summary.numel(), maxima.numel())
+        return torch.cat([total[:fixed], summary, maxima.to(total.device)]), widths
+
+    def _judge(self, label: Pending, numbers: Tensor) -> Outcome:
+        sums, evidence, banned, maxima = numbers.split(label.widths)
+        readings = self.ledger.readings(sums, maxima)
+        if readings["failed"]:
+            return Outcome(label.step, [], readings, True, label.counted)
+        found: list[Finding] = []
+        sites = self._judged_sites(label, readings)
+        self.sites = [site for site, _ in sites] or self.sites
+        for _, settings_findings in sites:
+            found += settings_findings
+        if label.counted:
+            self.evidence.advance(evidence, tuple(banned.tolist()) if banned.numel() else None)
+            found += self._judge_figures(label, readings)
+        found += [finding(e, b, step=label.step, place=p or label.place) for e, b, p in label.breaches]
+        found += self._elsewhere(label, readings, found)
+        return Outcome(label.step, self._specific(found), readings, False, label.counted)
+
+    def _judge_figures(self, label: Pending, readings: Readings) -> list[Finding]:
+        said = verdict(self.evidence, self.run.alpha)
+        self.run.rejected = self.run.rejected or said is not None
+        found = []
+        for invariant in self.invariants:
+            for breach in invariant.judge(readings.of(invariant.code)):
+                cause = {"cause": said.cause, "weight": said.weight} if said and invariant.code in _KL else {}
+                harm = self.run.harm if invariant.code in _KL else None
+                found.append(finding(invariant.entry, breach, step=label.step, place=label.place, harm=harm, **cause))
+        if said is not None and said.code != "KLG603":
+            hops = self._written(said.setting)
+            place = next((hop.place for hop in hops if hop.place), label.place)
+            found.insert(
+                0,
+                finding(
+                    BY_CODE[said.code], replace(said.breach, key=said.code), step=label.step, place=place,
+                    harm=self.run.harm, cause=said.cause, weight=said.weight, origin=hops,
+                ),
+            )  # fmt: skip
+        return found
+
+    def _written(self, setting: str) -> tuple:
+        """Where the live settings say that the cause's setting was written."""
+        for site in reversed(self.sites):
+            value = site.settings.get(setting) if setting else None
+            if isinstance(value, Known) and value.hops:
+                return value.hops
+        return ()
+
+    def _judged_sites(self, label: Pending, readings: Readings) -> list[tuple[Site, list[Finding]]]:
+        """The settings whose tokens were scored: a generate() for evaluation in the same loop is left alone."""
+        return [
+            (site, found)
+            for handle, site, found in label.sites
+            if handle is None or readings[f"rollout.{handle % ROLLOUTS}"] > 0
+        ]
+
+    def _elsewhere(self, label: Pending, readings: Readings, found: list[Finding]) -> Iterator[Finding]:
+        """Findings of other ranks: all ranks have to decide alike."""
+        here = {item.code for item in found}
+        for code in _LOCAL:
+            if not readings[f"local.{code}"] or code in here or not self.ranks.active:
+                continue
+            entry = BY_CODE.get(code)
+            if entry is None:
+                rule = RULES[code]
+                entry = Entry(code, rule.name, None, "", "", "", "", "", "", rule.severity)
+            yield finding(
+                entry,
+                Breach("found on another rank, whose own report has the details"),
+                step=label.step,
+                place=label.place,
+            )
+
+    def _specific(self, found: list[Finding]) -> list[Finding]:
+        """Errors first; where the cumulative KL is impossible, its window is not news."""
+        codes = {item.code for item in found}
+        kept = [f for f in found if not (f.code == "KLG604" and f.setting == "below" and "KLG603" in codes)]
+        return sorted(kept, key=lambda item: item.severity is not Severity.ERROR)
+
+    # ------------------------------------------------------------------------------------------- across restarts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything decisions depend on."""
+        return {
+            "evidence": self.evidence.state_dict(),
+            "thinning": self.thinning.state_dict(),
+            "invariants": {i.code: i.state_dict() for i in self.invariants},
+            "step": self.run.step,
+            "version": self.run.version,
+            "rejected": self.run.rejected,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state between two steps."""
+        self.evidence.load_state_dict(state["evidence"])
+        self.thinning.load_state_dict(state["thinning"])
+        for invariant in self.invariants:
+            if invariant.code in state["invariants"]:
+                invariant.load_state_dict(state["invariants"][invariant.code])
+        self.run.step, self.run.version = state["step"], state["version"]
+        self.run.rejected = state["rejected"]
+        self.pending = Pending(self.run.step)

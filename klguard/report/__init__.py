@@ -1,0 +1,1 @@
+"""A journal of the guard, for people: on the terminal, as a page, and summed up for programs."""
