@@ -464,7 +464,7 @@ def main() -> int:
             print(row(result), flush=True)
     goals = verdict(results, plan)
     print(*(f"{name}: {value}" for name, value in goals.items()), sep="\n")
-    if not args.quick and not args.cases:
+    if not args.quick and not args.cases and args.runs >= Plan.runs:
         record("guard_detection", {"alpha": ALPHA, "plan": vars(plan), "goals": goals, "cases": results})
     return 0
 

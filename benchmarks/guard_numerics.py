@@ -33,8 +33,8 @@ from klguard.guard import kl, vocabulary  # noqa: E402
 VOCABULARIES = (50_257, 151_936)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INF = math.inf
-BOUNDS = {"kl": 1e-5, "variance": 1e-5, "entropy": 1e-5, "log_probs": 1e-5}
-"""Largest error allowed: absolute below 1, relative above."""
+BOUNDS = {"kl": 1e-6, "variance": 2e-6, "entropy": 1e-6, "log_probs": 1e-5}
+"""Largest error allowed: absolute below 1, relative above. Log-probs are torch's own log-softmax, bit by bit."""
 
 
 # ------------------------------------------------------------------------------------------ float64
@@ -92,7 +92,7 @@ def cases(rows: int, size: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     holes[:, ::3] = -INF
     flat = torch.zeros_like(base)
     flat[:, 7] = 10
-    yield "flat but for one", flat, flat + 0.0078 * (base > 0)
+    yield "nearly flat", flat + 0.0078 * (base > 0), flat
     yield "-inf in both", holes, holes + 0.1 * other
     yield "-inf in the policy", holes, other
     yield "-inf in the reference", other, holes

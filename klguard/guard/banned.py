@@ -45,10 +45,10 @@ class BannedTokens:
         pending.scatter_add_(
             0, spectrum.head_ids.flatten().to(pending.device), more.flatten().to(pending.device)
         )
-        own = rows.log_prob.to(torch.float32).exp().to(torch.float64)
+        own = spectrum.probabilities.gather(1, rows.safe_tokens.unsqueeze(1)).squeeze(1).to(torch.float64)
         loss = torch.where(rows.usable, math.log(self.delta) - share * own, 0.0)
         pending.scatter_add_(0, rows.safe_tokens.to(pending.device), loss.to(pending.device))
-        pending -= (rows.usable.sum() * log1p_eps).to(pending.device)
+        pending -= rows.usable.sum().to(pending) * log1p_eps
 
     def after(self, step: int, increments: Tensor) -> tuple[Tensor, Tensor]:
         """(V,) the state after `step`, and (3,) float64: log of the mean of the components over the

@@ -1,4 +1,4 @@
-"""The guard around a training loop: what the loop calls, and what happens when something does not hold.
+"""The guard around a training loop: what the loop calls.
 
 Every public method is shielded: an error of the guard's own is caught, told once, and the guard steps aside.
 A mistake in a call (shapes, types) is the caller's and is raised as ValueError or TypeError.
@@ -8,68 +8,28 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
-import math
-import threading
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from klguard.findings import INTERNAL_ERROR, Confidence, Finding, Severity
-from klguard.guard import events, kl, shapes
+from klguard.findings import Finding
+from klguard.guard import events, kl, options, shapes
+from klguard.guard.evidence import Evidence
 from klguard.guard.hooks import OptimizerHooks, extra_forward
 from klguard.guard.invariants import Run
-from klguard.guard.journal import Journal
+from klguard.guard.listening import HALF, Listening, as_mask, detached, event_of
 from klguard.guard.live import caller, findings, read_object
-from klguard.guard.metrics import flat, sink
 from klguard.guard.ranks import Ranks
-from klguard.guard.records import settings as settings_record
-from klguard.guard.records import step_record, violation_record
-from klguard.guard.violation import NOWHERE, GuardWarning, Reaction, Reporter, Violation
-from klguard.guard.works import Outcome, Works
-from klguard.settings import Place, Site
+from klguard.guard.records import settings as journal_settings
+from klguard.guard.shield import LOG, shielded
+from klguard.guard.violation import Reaction
+from klguard.guard.works import Works
 
-LOG = logging.getLogger("klguard")
-
-SEPARATE_ENGINE = 1e-2
-"""Tolerance in nats per token where another engine drew the tokens."""
-
-HALF_PRECISION = 1e-3
-SINGLE_PRECISION = 1e-4
-"""Tolerances where the policy itself drew the tokens, by the precision it computes in."""
-
-_HALF = (torch.bfloat16, torch.float16)
 _WATCHED: set[int] = set()
 """Policies (by id) that a guard is watching: two would wrap the same methods, and take them off in any order."""
-
-
-def _shielded(default: Callable[..., Any] | None = None) -> Callable:
-    """Run a method under the guard's lock; on an error of the guard's own, step aside and answer `default`."""
-
-    def decorate(method: Callable) -> Callable:
-        @functools.wraps(method)
-        def call(self: Guard, *args: Any, **kwargs: Any) -> Any:
-            with self._lock:
-                if not self._aside:
-                    try:
-                        with torch.inference_mode(False):
-                            return method(self, *args, **kwargs)
-                    except Violation:
-                        raise
-                    except Exception as error:  # noqa: BLE001  whatever it is, the run must go on
-                        if self._is_callers(error):
-                            raise
-                        self._step_aside(error)
-                return default(self, *args, **kwargs) if default else None
-
-        return call
-
-    return decorate
 
 
 def _plain_logprobs(self: Guard, logits: Tensor, tokens: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -87,7 +47,7 @@ def _plain_kl(
     return value if mask is None else torch.where(mask > 0, value, torch.zeros_like(value))
 
 
-class Guard:
+class Guard(Listening):
     """Asserts that KL is what it claims to be, and that the loop around it is correct.
 
     policy, reference, tokenizer   what the loop trains, compares with and decodes by; each may be left out,
@@ -137,40 +97,39 @@ class Guard:
         group_size: int | None = None,
         adapter_base: nn.Module | None = None,
     ) -> None:
-        _check_options(alpha, tolerance, kl_range, sample_tokens)
-        self._lock = threading.RLock()
-        self._aside = False
-        self._depth = 0
-        self._strict = strict
-        self._tolerance = tolerance
-        self._reporter = Reporter(on_violation, ignore)
-        self._ranks = Ranks()
-        stop_ids = _ids(eos_token_id) if eos_token_id is not None else _stop_ids(policy, tokenizer)
+        options.check_options(alpha, tolerance, kl_range, sample_tokens)
+        ends = options.token_ids(eos_token_id) if eos_token_id is not None else None
         run = Run(
             policy=policy,
             reference=reference,
             tokenizer=tokenizer,
-            stop_ids=stop_ids,
+            stop_ids=ends or options.stop_ids(policy, tokenizer),
             kl_coef=kl_coef,
             alpha=alpha,
             kl_range=kl_range,
             seed=seed,
             forward=functools.partial(extra_forward, self),
         )
-        self._works = Works(
+        ranks = Ranks()
+        works = Works(
             run,
             sample_tokens=sample_tokens,
             patient=strict,
-            ranks=self._ranks,
-            vocabulary=_vocabulary(policy) if self._ranks.active else None,
+            ranks=ranks,
+            vocabulary=options.vocabulary(policy) if ranks.active else None,
         )
+        super().__init__(
+            works,
+            strict=strict,
+            on_violation=on_violation,
+            ignore=ignore,
+            logger=logger,
+            journal=journal,
+            settings=journal_settings(run, ranks.size, on_violation, sample_tokens, tolerance),
+            tolerance=tolerance,
+        )
+        self._depth = 0
         self._hooks = OptimizerHooks(self)
-        self._watcher: Any = None
-        self._begun = False
-        self._said_blind = False
-        self._reset_step()
-        self._metrics: dict[str, float] = {}
-        self.failure: BaseException | None = None
         self.watch(
             optimizer=optimizer,
             scheduler=scheduler,
@@ -178,13 +137,8 @@ class Guard:
             group_size=group_size,
             adapter_base=adapter_base,
         )
-        self._sink = None if logger is None else sink(logger)
-        self._journal_path = journal if self._ranks.rank == 0 else None
-        self._journal_settings = settings_record(run, self._ranks.size, on_violation, sample_tokens, tolerance)
-        self._journal: Journal | None = None
-        self._open_journal()
 
-    # ------------------------------------------------------------------------------------------- around the loop
+    # ------------------------------------------------------------------------------- around the loop
 
     def __call__(self, function: Callable) -> Callable:
         """Guard a training function, plain or async: everything of `with guard:` holds while it runs."""
@@ -217,7 +171,7 @@ class Guard:
                 _WATCHED.add(id(policy))
         try:
             self._install()
-            self._begin(settle=True)
+            self._look_at_setup()
         except BaseException:
             self._leave()
             raise
@@ -241,13 +195,22 @@ class Guard:
                 _WATCHED.discard(id(policy))
         self._uninstall()
 
-    @_shielded()
+    def _look_at_setup(self) -> None:
+        """Say at once, on all ranks, what is wrong with what the guard was given."""
+        self._begin_now()
+        self._between_steps(None)
+
+    @shielded()
+    def _begin_now(self) -> None:
+        self._begin()
+
+    @shielded()
     def _install(self) -> None:
         from klguard.guard.frameworks.transformers import Watcher
 
         self._hooks.install()
         run = self._works.run
-        if isinstance(run.policy, nn.Module) and hasattr(_bare(run.policy), "generate"):
+        if isinstance(run.policy, nn.Module) and hasattr(options.bare(run.policy), "generate"):
             self._watcher = Watcher(self, run.policy, run.reference, stop_ids=run.stop_ids)
             self._watcher.install()
 
@@ -262,44 +225,19 @@ class Guard:
             except Exception as error:  # noqa: BLE001  the other hooks have to go all the same
                 self._step_aside(error)
 
-    @_shielded()
+    @shielded()
     def _finish(self, failing: bool) -> None:
         """The loop is over: judge what is left. Nothing is raised over an error of the loop's own, and ranks
         are not asked to agree then: the others may never come."""
-        if self._step_open and not failing:
-            self._close(None)
-        outcomes = list(self._works.flush())
+        outcomes = self._end_step(None) if self._step_open and not failing else []
+        outcomes += self._works.flush()
         if failing:
             self._absorb(outcomes)
         else:
             self._settle(outcomes)
         self.close("raised" if failing else "finished")
 
-    def close(self, outcome: str = "finished") -> None:
-        """End the journal. `with guard:` and the decorator do it by themselves."""
-        journal, self._journal = self._journal, None
-        if journal is not None:
-            journal.close(outcome)
-
-    @contextmanager
-    def looking_away(self) -> Iterator[None]:
-        """Do not take what the models do meanwhile for the loop's doing."""
-        watcher = self._watcher
-        if watcher is None:
-            yield
-            return
-        before, watcher.paused = watcher.paused, True
-        try:
-            yield
-        finally:
-            watcher.paused = before
-
-    @property
-    def policy(self) -> nn.Module | None:
-        """The model that is trained."""
-        return self._works.run.policy
-
-    # ------------------------------------------------------------------------------------------- parts of the loop
+    # ------------------------------------------------------------------------------- parts of the loop
 
     def watch(
         self,
@@ -323,18 +261,18 @@ class Guard:
         run.kl_coef = run.kl_coef if kl_coef is None else kl_coef
         return self
 
-    @_shielded()
+    @shielded()
     def preflight(self, **functions: Any) -> None:
         """Try the loop's own functions before training, on a small batch: see `events.Preflight` for what
         can be given. Raises what it finds at once."""
         place = caller()
-        self._begin(settle=False)
-        self._works.dispatch(_event(events.Preflight, place, functions))
+        self._begin()
+        self._works.dispatch(event_of(events.Preflight, place, functions))
         self._between_steps(place)
 
-    # ------------------------------------------------------------------------------------------- events
+    # ------------------------------------------------------------------------------- events
 
-    @_shielded()
+    @shielded()
     def rollout(
         self,
         responses: Tensor,
@@ -354,26 +292,27 @@ class Guard:
         """
         place = caller()
         self._checked(shapes.check_rollout, responses, mask, details.get("prompts"))
-        self._begin(settle=False)
+        self._begin()
         site = None
         if settings is not None:
             site = self._checked(read_object, settings, place=place)
-        event = _event(
+        event = event_of(
             events.Rollout,
             place,
             dict(
                 responses=responses.detach(),
                 mask=None if mask is None else kl.valid_tokens(mask.detach()),
-                stop_ids=_ids(stop_token_ids) if stop_token_ids is not None else self._works.run.stop_ids,
+                stop_ids=options.token_ids(stop_token_ids) if stop_token_ids is not None else self._works.run.stop_ids,
                 settings=None if site is None else site.settings,
                 version=weights_version,
                 **details,
             ),
         )
+        self._by_hand.add("rollout")
         self._works.rollout(event, site, [] if site is None else findings(site))
         self._step_open = True
 
-    @_shielded(_plain_logprobs)
+    @shielded(_plain_logprobs)
     def logprobs(
         self,
         logits: Tensor,
@@ -401,6 +340,7 @@ class Guard:
         self._checked(shapes.check_shapes, logits, tokens, mask, reference_logits)
         for name, values in (("sampler_logprobs", sampler_logprobs), ("stale_logprobs", stale_logprobs)):
             self._checked(shapes.check_alike, name, values, tokens)
+        self._by_hand.add("score")
         answer = kl.token_log_probs(logits, tokens)
         with torch.no_grad():
             reference = None if reference_logits is None else kl.token_log_probs(reference_logits.detach(), tokens)
@@ -409,13 +349,13 @@ class Guard:
                     place=place,
                     logits=logits.detach(),
                     tokens=tokens,
-                    mask=_mask(mask, tokens),
+                    mask=as_mask(mask, tokens),
                     logprobs=answer.detach(),
                     reference_logits=None if reference_logits is None else reference_logits.detach(),
                     reference_logprobs=reference,
                     context_ids=context_ids,
-                    sampler_logprobs=_detached(sampler_logprobs),
-                    stale_logprobs=_detached(stale_logprobs),
+                    sampler_logprobs=detached(sampler_logprobs),
+                    stale_logprobs=detached(stale_logprobs),
                     temperature=temperature,
                     dtype=self._precision(logits),
                 ),
@@ -423,7 +363,7 @@ class Guard:
             )
         return answer
 
-    @_shielded()
+    @shielded()
     def observe(
         self,
         logprobs: Tensor,
@@ -445,6 +385,7 @@ class Guard:
         }
         for name, values in given.items():
             self._checked(shapes.check_alike, name, values, logprobs, "logprobs")
+        self._by_hand.add("score")
         if not self._said_blind:
             self._said_blind = True
             LOG.warning(
@@ -456,17 +397,17 @@ class Guard:
                 events.Scoring(
                     place=place,
                     logprobs=kl.upcast(logprobs.detach()),
-                    mask=_mask(mask, logprobs),
+                    mask=as_mask(mask, logprobs),
                     tokens=tokens,
-                    reference_logprobs=_detached(reference_logprobs),
-                    sampler_logprobs=_detached(sampler_logprobs),
-                    stale_logprobs=_detached(stale_logprobs),
+                    reference_logprobs=detached(reference_logprobs),
+                    sampler_logprobs=detached(sampler_logprobs),
+                    stale_logprobs=detached(stale_logprobs),
                     dtype=self._precision(logprobs),
                 ),
                 source="observe",
             )
 
-    @_shielded(_plain_kl)
+    @shielded(_plain_kl)
     def kl(
         self,
         logprobs: Tensor,
@@ -489,11 +430,11 @@ class Guard:
                 values=answer.detach() if values is None else values.detach(),
                 logprobs=kl.upcast(logprobs.detach()),
                 reference_logprobs=kl.upcast(reference_logprobs.detach()),
-                mask=_mask(mask, logprobs),
+                mask=as_mask(mask, logprobs),
                 estimator=estimator,
                 requires_grad=answer.requires_grad,
             )
-            self._begin(settle=False)
+            self._begin()
             self._works.dispatch(event)
             if self._pair("kl"):
                 self._works.dispatch(
@@ -508,7 +449,7 @@ class Guard:
             self._step_open = True
         return answer
 
-    @_shielded()
+    @shielded()
     def rewards(self, scores: Tensor, **details: Any) -> None:
         """Scores (B,) of the responses. More: texts, recompute, token_rewards, kl, kl_coef, mask, as in
         `events.Rewards`."""
@@ -516,13 +457,13 @@ class Guard:
         differentiated = any(isinstance(one, Tensor) and one.requires_grad for one in combined)
         self._tell(events.Rewards, dict(scores=scores, requires_grad=differentiated, **details))
 
-    @_shielded()
+    @shielded()
     def advantages(self, advantages: Tensor, mask: Tensor, **details: Any) -> None:
         """Advantages (B, T) or (B,) as they enter the loss. More: raw, values, rewards, returns, gamma, lam,
         whitened, groups, group_size, scores, as in `events.Advantages`."""
         self._tell(events.Advantages, dict(advantages=advantages, mask=mask, **details))
 
-    @_shielded()
+    @shielded()
     def minibatch(
         self,
         new_logprobs: Tensor,
@@ -543,30 +484,29 @@ class Guard:
             dict(
                 new=new_logprobs.detach(),
                 old=old_logprobs.detach(),
-                mask=_mask(mask, new_logprobs),
-                advantages=_detached(advantages),
+                mask=as_mask(mask, new_logprobs),
+                advantages=detached(advantages),
                 first=self._weights() == self._scored_under,
                 by_construction=new_logprobs.data_ptr() == old_logprobs.data_ptr(),
                 kl_loss_requires_grad=None if kl_term is None else kl_term.requires_grad,
                 new_requires_grad=new_logprobs.requires_grad,
-                dtype=new_logprobs.dtype if new_logprobs.dtype in _HALF else self._precision(new_logprobs),
+                dtype=new_logprobs.dtype if new_logprobs.dtype in HALF else self._precision(new_logprobs),
                 **details,
             ),
         )
 
-    @_shielded()
+    @shielded(lambda self, **_: self._take_part())
     def step(self, **figures: Any) -> None:
         """The step is over: this is where a violation is told. Under torch.distributed every rank has to call
         it, as often as the others. Figures: rewards, loss, grad_norm, entropy, kl, kl_unit, kl_estimator,
         kl_coef, controller_kl, controller_unit, lengths, truncated, explained_variance, as in
         `events.StepEnd`."""
         place = caller()
-        self._begin(settle=False)
-        self._works.dispatch(_event(events.StepEnd, place, figures))
-        self._figures = figures
-        self._settle(self._close(place))
+        self._begin()
+        self._works.dispatch(event_of(events.StepEnd, place, figures))
+        self._settle(self._end_step(place))
 
-    # ------------------------------------------------------------------------------------------- what it knows
+    # ------------------------------------------------------------------------------- what it knows
 
     @property
     def findings(self) -> list[Finding]:
@@ -576,7 +516,7 @@ class Guard:
         return list(self._reporter.findings)
 
     @property
-    def evidence(self) -> Any:
+    def evidence(self) -> Evidence:
         """The evidence: `log_evidence` in nats, `causes` with their posterior weights, after the last step."""
         return self._works.evidence
 
@@ -589,11 +529,6 @@ class Guard:
     def exercised(self) -> set[str]:
         """Codes of the invariants that really looked at something so far."""
         return {invariant.code for invariant in self._works.invariants if invariant.exercised}
-
-    @property
-    def version(self) -> int:
-        """Updates of the policy's weights that the guard has seen."""
-        return self._works.run.version
 
     def state_dict(self) -> dict[str, Any]:
         """All that later decisions depend on; take it between two steps and save it with the run."""
@@ -612,276 +547,3 @@ class Guard:
             self._reporter.seen = {tuple(key) for key in state["seen"]}
             self._aside = state["aside"]
             self._reset_step()
-
-    # ------------------------------------------------------------------------------------------- the watcher speaks
-
-    @_shielded()
-    def generated(self, event: events.Rollout, site: Site) -> None:
-        """generate() returned. Its settings are judged once its tokens have been scored."""
-        self._begin(settle=False)
-        self._works.rollout(event, site, findings(site))
-
-    @_shielded()
-    def scored(
-        self, role: str, logits: Tensor, tokens: Tensor, mask: Tensor, context_ids: Tensor | None, handle: int
-    ) -> None:
-        """The policy scored a rollout that generate() returned."""
-        if role != "policy":
-            return
-        logprobs = kl.token_log_probs(logits.detach(), tokens)
-        self._works.matched(handle, mask)
-        self._score(
-            events.Scoring(
-                logits=logits.detach(),
-                tokens=tokens,
-                mask=mask,
-                logprobs=logprobs,
-                context_ids=context_ids,
-                dtype=self._precision(logits),
-            ),
-            source="watcher",
-        )
-
-    @_shielded()
-    def paired(self, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> None:
-        """Both models have scored these tokens."""
-        if self._pair("watcher"):
-            eps = self._eps(self._precision(logprobs), False)
-            self._works.dispatch(
-                events.Pairs(logprobs=logprobs, reference_logprobs=reference_logprobs, mask=mask, eps=eps)
-            )
-
-    @_shielded()
-    def boundary(self) -> None:
-        """A new rollout begins under new weights: the step before is over, unless the loop says so itself."""
-        if self._step_open and not self._stepped_by_hand:
-            self._settle(self._close(caller()))
-
-    @_shielded()
-    def updated(self, optimizer: torch.optim.Optimizer, after: bool, owns: bool) -> None:
-        """optimizer.step() is about to run, or has run. `owns`: some of its parameters are the policy's."""
-        run = self._works.run
-        if not any(one is optimizer for one in run.optimizers):
-            run.optimizers.append(optimizer)
-        self._begin(settle=False)
-        run.version += after and owns
-        self._works.dispatch(events.Update(optimizer=optimizer, after=after))
-
-    # ------------------------------------------------------------------------------------------- inside
-
-    def _tell(self, kind: type[events.Event], fields: dict[str, Any]) -> None:
-        place = caller()
-        self._begin(settle=False)
-        self._works.dispatch(_event(kind, place, fields))
-        self._step_open = True
-
-    def _begin(self, *, settle: bool) -> None:
-        """Look once at what the guard was given. `settle`: say what is wrong with it now."""
-        if not self._begun:
-            self._begun = True
-            self._look_at_setup()
-        if settle:
-            self._between_steps(None)
-
-    @_shielded()
-    def _look_at_setup(self) -> None:
-        self._works.dispatch(events.Setup(place=caller()))
-
-    @_shielded()
-    def _between_steps(self, place: Place | None) -> None:
-        self._settle(list(self._works.close(place, counted=False)))
-
-    def _score(self, event: events.Scoring, source: str) -> None:
-        self._begin(settle=False)
-        self._step_open = True
-        weights = self._weights()
-        if self._scored_under is None:
-            self._scored_under = weights
-        if weights != self._scored_under:
-            if not self._said_late:
-                self._said_late = True
-                LOG.warning(
-                    "klguard leaves out log-probs that were computed after an update in the same step: only the"
-                    " weights that sampled can be tested. Score the rollout before the first update"
-                )
-            return
-        eps = self._eps(event.dtype, event.sampler_logprobs is not None)
-        self._works.score(event, eps, pairs=event.reference_logprobs is not None and self._pair(source))
-
-    def _pair(self, source: str) -> bool:
-        """Whether pairs of log-probs from this call count: the first source of a step does, so that no token
-        counts twice."""
-        if self._paired_by is None:
-            self._paired_by = source
-        return self._paired_by == source
-
-    def _weights(self) -> tuple[int, int]:
-        """Changes whenever the policy's weights do, as far as it can be seen without looking at them."""
-        policy = self._works.run.policy
-        counters = 0 if policy is None else sum(p._version for p in policy.parameters())
-        return self._works.run.version, counters
-
-    def _eps(self, dtype: torch.dtype, separate_engine: bool) -> float:
-        if self._tolerance is not None:
-            return self._tolerance
-        if separate_engine:
-            return SEPARATE_ENGINE
-        return HALF_PRECISION if dtype in _HALF else SINGLE_PRECISION
-
-    def _precision(self, values: Tensor) -> torch.dtype:
-        """The precision the policy computes in: of its logits, its weights, or of autocast."""
-        if values.dtype in _HALF:
-            return values.dtype
-        if torch.is_autocast_enabled(values.device.type):
-            return torch.get_autocast_dtype(values.device.type)
-        policy = self._works.run.policy
-        weights = next((p.dtype for p in policy.parameters() if p.is_floating_point()), None) if policy else None
-        return weights if weights in _HALF else torch.float32
-
-    def _close(self, place: Place | None) -> list[Outcome]:
-        self._stepped_by_hand = self._stepped_by_hand or place is not None
-        outcomes = list(self._works.close(place))
-        self._reset_step()
-        return outcomes
-
-    def _reset_step(self) -> None:
-        self._step_open = False
-        self._stepped_by_hand = False
-        self._scored_under: tuple[int, int] | None = None
-        self._paired_by: str | None = None
-        self._said_late = False
-        self._figures: dict[str, Any] = {}
-
-    @_shielded()
-    def _collect(self) -> None:
-        self._absorb(self._works.flush())
-
-    def _settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Tell what was found in the steps that arrived, and react to it."""
-        self._reporter.react(self._absorb(outcomes))
-
-    def _absorb(self, outcomes: Any) -> list[Finding]:
-        new: list[Finding] = []
-        for outcome in outcomes:
-            if outcome.failed:
-                raise RuntimeError("the guard of another rank failed")
-            fresh = self._reporter.take(outcome.findings)
-            new += fresh
-            self._record(outcome, fresh)
-        return new
-
-    def _record(self, outcome: Outcome, fresh: Sequence[Finding]) -> None:
-        if outcome.counted:
-            record = step_record(self._works, outcome, {})
-            self._metrics = flat(record)
-            if self._sink is not None and self._ranks.rank == 0:
-                self._sink(self._metrics, outcome.step)
-            if journal := self._open_journal():
-                journal.step(record)
-        for item in fresh:
-            if journal := self._open_journal():
-                journal.violation(item, violation_record(item))
-
-    def _open_journal(self) -> Journal | None:
-        """The journal, opened again when the guard is used on after `close`."""
-        if self._journal is None and self._journal_path is not None:
-            self._journal = Journal(self._journal_path, settings=self._journal_settings)
-        return self._journal
-
-    def _checked(self, check: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Call what judges the caller's own input: its ValueError and TypeError are the caller's."""
-        try:
-            return check(*args, **kwargs)
-        except (ValueError, TypeError) as error:
-            error._klguard_caller = True
-            raise
-
-    @staticmethod
-    def _is_callers(error: BaseException) -> bool:
-        return getattr(error, "_klguard_caller", False)
-
-    def _step_aside(self, error: BaseException) -> None:
-        """The guard has failed: say so once, tell the other ranks, and leave the loop alone."""
-        if self._strict:
-            raise error
-        if self._aside:
-            return
-        self._aside, self.failure = True, error
-        code, name = INTERNAL_ERROR
-        message = f"the guard failed and has stepped aside, the run goes on unguarded: {type(error).__name__}: {error}"
-        self._reporter.findings.append(
-            Finding(code, name, Severity.WARNING, Confidence.HIGH, message, NOWHERE)
-        )
-        LOG.warning(message, exc_info=error)
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", GuardWarning)
-            warnings.warn(message, GuardWarning, stacklevel=4)
-
-
-def _check_options(
-    alpha: float, tolerance: float | None, kl_range: tuple[float, float], sample_tokens: int
-) -> None:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha={alpha!r} is a probability: choose it between 0 and 1, such as 1e-6")
-    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"tolerance={tolerance!r} is in nats per token: 0 or more, such as 1e-4")
-    if len(kl_range) != 2 or not kl_range[0] < kl_range[1]:
-        raise ValueError(f"kl_range={kl_range!r} has to be (low, high) in nats per sequence, such as (0.0, 10.0)")
-    if not isinstance(sample_tokens, int) or sample_tokens < 1:
-        raise ValueError(f"sample_tokens={sample_tokens!r} counts positions to test in a step: at least 1")
-
-
-def _event(kind: type[events.Event], place: Place | None, fields: Mapping[str, Any]) -> events.Event:
-    """An event of `kind`; a field it does not have is the caller's mistake."""
-    known = kind.__dataclass_fields__
-    unknown = [name for name in fields if name not in known]
-    if unknown:
-        error = TypeError(f"unknown argument {unknown[0]!r}: choose from {', '.join(n for n in known if n != 'place')}")
-        error._klguard_caller = True
-        raise error
-    plain = {name: _detached(v) if isinstance(v, Tensor) else v for name, v in fields.items()}
-    return kind(place=place, **plain)
-
-
-def _detached(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.detach()
-
-
-def _mask(mask: Tensor | None, like: Tensor) -> Tensor:
-    if mask is None:
-        return torch.ones(like.shape, dtype=torch.bool, device=like.device)
-    return kl.valid_tokens(mask.detach())
-
-
-def _ids(value: int | Sequence[int] | Tensor) -> tuple[int, ...]:
-    if isinstance(value, Tensor):
-        value = value.flatten().tolist()
-    return (value,) if isinstance(value, int) else tuple(sorted({int(one) for one in value}))
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    """The model inside the wrappers of DDP, FSDP and torch.compile."""
-    while True:
-        inner = getattr(module, "_orig_mod", None) or (
-            module.module if not hasattr(module, "generate") and hasattr(module, "module") else None
-        )
-        if inner is None:
-            return module
-        module = inner
-
-
-def _stop_ids(policy: nn.Module | None, tokenizer: Any) -> tuple[int, ...] | None:
-    """The tokens that end a response, from the policy's generation config, else from the tokenizer."""
-    config = getattr(_bare(policy), "generation_config", None) if policy is not None else None
-    for owner in (config, tokenizer):
-        value = getattr(owner, "eos_token_id", None)
-        if value is not None:
-            return _ids(value)
-    return None
-
-
-def _vocabulary(policy: nn.Module | None) -> int | None:
-    """Number of logits of the policy, where its output layer tells."""
-    find = getattr(_bare(policy), "get_output_embeddings", None) if policy is not None else None
-    layer = find() if find else None
-    return None if getattr(layer, "weight", None) is None else int(layer.weight.shape[0])

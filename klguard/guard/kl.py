@@ -311,7 +311,8 @@ def exact_kl_moments(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     p_excess = _rounding(p.sum(-1))
     difference = log_p.clamp(min=_FLOOR) - log_q.clamp(min=_FLOOR)
     largest = difference.amax(-1)
-    mean = (p * difference).sum(-1) * torch.exp(-p_excess)
-    variance = difference.sub_(mean[..., None]).square_().mul_(p).sum(-1)
+    whole = torch.exp(p_excess)
+    mean = (p * difference).sum(-1) / whole
+    variance = difference.sub_(mean[..., None]).square_().mul_(p).sum(-1) / whole
     kl = mean - (p_excess - q_excess)
     return _infinite_beyond_support(kl, largest), _infinite_beyond_support(variance, largest)

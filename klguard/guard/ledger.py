@@ -60,6 +60,10 @@ class Ledger:
             | {name: extremes[index] for name, index in self._maxima.items()}
         )
 
+    def slot(self, name: str) -> int:
+        """Where a sum stands in the vector of sums."""
+        return self._sums[name]
+
     @property
     def widths(self) -> tuple[int, int]:
         """Number of sums and of maxima."""

@@ -29,8 +29,8 @@ def settings(run: Run, ranks: int, reaction: Any, sample_tokens: int, tolerance:
     }
 
 
-def step_record(works: Works, outcome: Outcome, figures: dict[str, float]) -> dict[str, Any]:
-    """The figures of a step; those that were not measured are None. `figures` are the loop's own, on the host.
+def step_record(works: Works, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """The figures of a step; those that were not measured are None. `seconds` is the guard's own time so far.
 
     KL is k1, in nats; its standard error is over the sequences of the step.
     """
@@ -57,7 +57,11 @@ def step_record(works: Works, outcome: Outcome, figures: dict[str, float]) -> di
         "bias_standard_error": harm.standard_error if harm else None,
         "weights_version": run.version,
         "ranks": works.ranks.size,
-        **figures,
+        "guard_seconds": seconds,
+        "reward": readings.mean("rewards.sum", "rewards.count"),
+        "response_length": readings.mean("lengths.sum", "lengths.count"),
+        "truncated_share": readings.mean("truncated.sum", "truncated.count"),
+        **{n: readings.mean(f"{n}.sum", f"{n}.count") for n in ("loss", "grad_norm", "explained_variance")},
     }
 
 

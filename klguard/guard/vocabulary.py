@@ -20,8 +20,8 @@ DEFAULT_BUDGET = 64 * 2**20
 CACHE_PER_THREAD = 2 * 2**20
 """Bytes of one temporary per CPU thread: about ten rows of 50,257 fp32 numbers.
 
-A pass reads each temporary several times. While they fit the cache that is about twice as fast as with
-temporaries of 64 MiB, and smaller chunks gain nothing more (benchmarks/guard_numerics.py measures it).
+A pass goes over each temporary several times. While they fit the cache that is two to three times as fast as
+with temporaries of 20 MiB and more, and smaller chunks gain nothing (benchmarks/guard_numerics.py).
 """
 
 ROW_MULTIPLE = 8
@@ -92,8 +92,8 @@ def blocks(leading: tuple[int, ...], rows: int) -> Iterator[Index]:
 class Scratch:
     """fp32 buffers that one pass uses for all its chunks.
 
-    On the CPU fresh temporaries of some megabytes come as pages that the system clears one by one, every time:
-    that made an exact KL three times slower (benchmarks/guard_numerics.py).
+    On the CPU fresh temporaries of some megabytes can come, every time, as pages that the system has to clear
+    one by one: that made an exact KL up to three times slower.
     """
 
     def __init__(self, buffers: int, entries: int, device: torch.device) -> None:
@@ -129,8 +129,8 @@ def over_rows(
     buffers  fp32 buffers of the size of a chunk that `measure` needs, from the Scratch it gets last.
 
     `measure` gets views of the caller's memory and must not write to them; it returns one number per row.
-    Where one row alone exceeds the budget, `measure` gets single rows and buffers that hold `width` entries
-    (see below) of them. Nothing here builds a graph.
+    Where one row alone exceeds the budget, `measure` gets single rows and buffers that hold
+    `width` entries of them. Nothing here builds a graph.
     """
     first = arrays[0]
     leading, vocabulary = tuple(first.shape[:-1]), first.shape[-1]

@@ -16,7 +16,7 @@ from klguard.findings import Finding, Severity
 from klguard.guard import kl
 from klguard.guard.catalogue import BY_CODE, CATALOGUE, Entry
 from klguard.guard.courier import Courier
-from klguard.guard.events import Event, Pairs, Rollout, Scoring
+from klguard.guard.events import Event, Rollout, Scoring, StepEnd
 from klguard.guard.evidence import Evidence
 from klguard.guard.invariants import INVARIANTS, Breach, Invariant, Run
 from klguard.guard.ledger import Ledger, Readings
@@ -31,6 +31,9 @@ from klguard.settings import Known, Place, Site
 
 ROLLOUTS = 8
 """Rollouts of one step whose scored rows are counted apart; later ones share the counters."""
+
+FIGURES = ("rewards", "loss", "grad_norm", "lengths", "truncated", "explained_variance")
+"""The loop's own figures whose means go into the journal."""
 
 _KL = frozenset({"KLG603", "KLG604", "KLG605", "KLG606"})
 """Codes that carry the harm and the cause."""
@@ -76,6 +79,7 @@ class Works:
         sums += [f"local.{code}" for code in _LOCAL]
         sums += [f"rollout.{number}" for number in range(ROLLOUTS)]
         sums += ["entropy", "entropy_tokens"]
+        sums += [f"{figure}.{part}" for figure in FIGURES for part in ("sum", "count")]
         for invariant in self.invariants:
             own_sums, own_maxima = invariant.slots()
             sums += own_sums
@@ -89,55 +93,57 @@ class Works:
         self.courier = Courier(patient=patient)
         self.pending = Pending(run.step)
         self.sites: list[Site] = []
+        self.sends = 0
 
     # ------------------------------------------------------------------------------------------- while a step runs
 
     def dispatch(self, event: Event) -> None:
         """Let every invariant that watches such events look at it."""
+        if isinstance(event, StepEnd):
+            self._note_figures(event)
         for invariant in self.invariants:
             if isinstance(event, invariant.watches):
                 for breach in invariant.inspect(event):
                     self.breach(invariant.entry, breach, event.place)
                 invariant.measure(event)
 
+    def _note_figures(self, event: StepEnd) -> None:
+        for name in FIGURES:
+            value = getattr(event, name)
+            if value is not None:
+                self.ledger.add(f"{name}.sum", value)
+                self.ledger.add(f"{name}.count", value.numel() if isinstance(value, Tensor) else 1.0)
+
     def breach(self, entry: Entry, breach: Breach, place: Place | None) -> None:
         """Remember something found on this rank alone: every rank hears of it when the step is judged."""
         self.pending.breaches.append((entry, breach, place))
         self.ledger.add(f"local.{entry.code}", 1.0)
 
-    def rollout(self, event: Rollout, site: Site | None, found: list[Finding]) -> None:
+    def rollout(
+        self, event: Rollout, site: Site | None, found: list[Finding], *, dispatch: bool = True
+    ) -> None:
         """A rollout; what the settings rules say of it counts once its tokens were scored (at once where the
         rollout has no handle)."""
         if site is not None:
             self.pending.sites.append((event.handle, site, found))
             for item in found if event.handle is None else ():
                 self.ledger.add(f"local.{item.code}", 1.0)
-        self.dispatch(event)
+        if dispatch:
+            self.dispatch(event)
 
-    def score(self, event: Scoring, eps: float, *, pairs: bool) -> None:
-        """Evidence from scored tokens; `pairs` when their reference log-probs count for the KL as well."""
-        if event.logits is None:
-            self.evidence.gather_scalars(
-                logprob=event.logprobs,
-                valid=event.mask,
-                reference=event.reference_logprobs,
-                sampler=event.sampler_logprobs,
-                stale=event.stale_logprobs,
-                eps=eps,
-            )
-        else:
+    def score(self, event: Scoring, eps: float) -> None:
+        """Evidence from scored tokens, with a tolerance of `eps` nats per token."""
+        if event.logits is not None:
             self._score_rows(event, eps)
-        if pairs and event.reference_logprobs is not None:
-            self.dispatch(
-                Pairs(
-                    logprobs=event.logprobs,
-                    reference_logprobs=event.reference_logprobs,
-                    mask=event.mask,
-                    eps=eps,
-                    place=event.place,
-                )
-            )
-        self.dispatch(event)
+            return
+        self.evidence.gather_scalars(
+            logprob=event.logprobs,
+            valid=event.mask,
+            reference=event.reference_logprobs,
+            sampler=event.sampler_logprobs,
+            stale=event.stale_logprobs,
+            eps=eps,
+        )
 
     def _score_rows(self, event: Scoring, eps: float) -> None:
         batch, time, _ = event.logits.shape
@@ -164,17 +170,14 @@ class Works:
 
     # ------------------------------------------------------------------------------------------- when a step ends
 
-    def close(self, place: Place | None, *, counted: bool = True, failed: bool = False) -> Iterator[Outcome]:
+    def close(self, place: Place | None, *, counted: bool = True) -> Iterator[Outcome]:
         """Send the step's figures off and judge what has arrived. Every rank has to call it.
 
-        `counted` is False for what is settled between steps; `failed` sends nothing but the news that this
-        rank's guard steps aside.
+        `counted` is False for what is settled between steps.
         """
         self.pending.place, self.pending.counted = place, counted
-        if failed:
-            self.ledger.close()
-            self.ledger.add("failed", 1.0)
-        vector, self.pending.widths = self._pack(blank=failed)
+        vector, self.pending.widths = self._pack()
+        self.sends += 1
         label, self.pending = self.pending, Pending(self.run.step + counted)
         arrived = self.courier.send(vector, label)
         if counted:
@@ -183,20 +186,31 @@ class Works:
         for earlier, numbers in arrived:
             yield self._judge(earlier, numbers)
 
+    def announce_failure(self) -> bool:
+        """Take part in the reduction with nothing but the news that this rank's guard failed. True once the
+        others have read it: they step aside at the same call."""
+        device = self.ranks.device()
+        sums, maxima = self.ledger.widths
+        length = sums + self.evidence.width + (self.vocabulary or 0)
+        news = torch.zeros(length, dtype=torch.float64, device=device)
+        news[self.ledger.slot("failed")] = 1.0
+        nothing = torch.full((maxima,), -torch.inf, dtype=torch.float64, device=device)
+        total, _ = self.ranks.combine(news, nothing)
+        self.sends += 1
+        arrived = self.courier.send(total, None)
+        return any(label is None for label, _ in arrived)
+
     def flush(self) -> Iterator[Outcome]:
         """Judge what is still under way."""
         for earlier, numbers in self.courier.flush():
             yield self._judge(earlier, numbers)
 
-    def _pack(self, *, blank: bool) -> tuple[Tensor, tuple[int, ...]]:
+    def _pack(self) -> tuple[Tensor, tuple[int, ...]]:
         """One vector: sums, evidence, three figures of the banned-token test, maxima. One all-reduce."""
         if self.ranks.active:
             self.evidence.place(self.ranks.device(), self.vocabulary)
         evidence, banned = self.evidence.take_pending()
         sums, maxima = self.ledger.close(evidence.device)
-        if blank:
-            evidence = torch.zeros_like(evidence)
-            banned = None if banned is None else torch.zeros_like(banned)
         parts = [sums, evidence.to(sums.device)]
         if self.ranks.active and self.vocabulary:
             parts.append(banned.to(sums.device))

@@ -187,9 +187,11 @@ def _lines(
     known = [entry for entry in known if entry[0]]
     if not known:
         return None
-    captions = [_described(points, unit, label if len(known) > 1 else "") for points, label, _ in known]
+    caption = " ".join(
+        _described(points, unit, label if len(known) > 1 else "") for points, label, _ in known
+    )
     data = [_line(points, label, color) for points, label, color in known]
-    return _figure(name, title, " ".join(captions), unit, data)
+    return _figure(name, title, caption, unit, data)
 
 
 def _line(
@@ -238,12 +240,12 @@ def _figure(
     name: str, title: str, caption: str, unit: str, data: list[dict[str, Any]], *, wide: bool = False
 ) -> Figure:
     layout = {
-        "xaxis": {"title": {"text": "step"}, "zeroline": False},
+        "xaxis": {"title": {"text": "step", "standoff": 6}, "zeroline": False},
         "yaxis": {"title": {"text": unit}},
         "hovermode": "x unified",
         "showlegend": len(data) > 1,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "margin": {"l": 64, "r": 16, "t": 36, "b": 44},
+        "legend": {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "traceorder": "normal"},
+        "margin": {"l": 64, "r": 16, "t": 32, "b": 44},
     }
     return {"name": name, "title": title, "caption": caption, "wide": wide, "data": data, "layout": layout}
 
@@ -267,7 +269,7 @@ def _verticals(run: Run, found: Sequence[Reported]) -> Iterator[dict[str, Any]]:
 
 
 def _described(points: Sequence[tuple[int, float]], unit: str, name: str = "") -> str:
-    """A plot in one sentence, for those who cannot see it."""
+    """A curve in one sentence, for those who cannot see it; a short one where it is `name` among others."""
     known = [(value, step) for step, value in points if math.isfinite(value)]
     subject = f"{name}: " if name else ""
     if not known:
@@ -275,10 +277,11 @@ def _described(points: Sequence[tuple[int, float]], unit: str, name: str = "") -
     low, high = min(known), max(known)
     gaps = len(points) - len(known)
     missing = f"; {gaps} without a finite value" if gaps else ""
-    return (
-        f"{subject}{known[0][0]:.3g} at step {known[0][1]}, {known[-1][0]:.3g} at step {known[-1][1]} ({unit}); "
-        f"lowest {low[0]:.3g} at step {low[1]}, highest {high[0]:.3g} at step {high[1]}{missing}."
-    )
+    whole = f"{subject}{known[0][0]:.3g} at step {known[0][1]}, {known[-1][0]:.3g} at step {known[-1][1]}"
+    if name:
+        return f"{whole}{missing}."
+    extremes = f"lowest {low[0]:.3g} at step {low[1]}, highest {high[0]:.3g} at step {high[1]}"
+    return f"{whole} ({unit}); {extremes}{missing}."
 
 
 def _json(value: float) -> float | None:

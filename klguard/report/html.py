@@ -25,7 +25,7 @@ from klguard.report.figures import Figure, figures
 from klguard.report.summary import causes, facts, lapses, verdict
 from klguard.report.violations import Repeated, Reported, details, fails, repeated
 
-ROWS = 60
+ROWS = 30
 """Steps in the table of the page, besides those with a violation."""
 
 
@@ -170,13 +170,13 @@ def _violation(one: Repeated) -> str:
         where += f"<pre>{_word(last.source.strip())}</pre>"
     cells = (
         f'<td class="{severity}">{severity}</td>',
-        f"<td>{_word(known.get('step', ''))}</td>",
+        f'<td class="short">{_word(known.get("step", ""))}</td>',
         '<td class="what">' + "".join(what) + "</td>",
-        f"<td>{_word(known.get('cause', ''))}</td>",
-        f"<td>{_word(known.get('harm', ''))}</td>",
-        f"<td>{where}</td>",
+        f'<td class="short">{_word(known.get("cause", ""))}</td>',
+        f'<td class="short">{_word(known.get("harm", ""))}</td>',
+        f'<td class="where">{where}</td>',
     )
-    rule = f'<th scope="row"><code>{_word(finding.code)}</code><br>{_word(finding.name)}</th>'
+    rule = f'<th scope="row" class="rule"><code>{_word(finding.code)}</code><br>{_word(finding.name)}</th>'
     return f"<tr>{rule}{''.join(cells)}</tr>"
 
 
@@ -211,7 +211,7 @@ def _steps(run: Run, found: Sequence[Reported]) -> Iterator[str]:
         if any(value is not None for value in values):
             columns.append((column, table.figures(values, column.share)))
     heads = "".join(
-        f'<th scope="col" class="number">{_word(column.head)}<br>{_word(column.unit)}</th>'
+        f'<th scope="col" class="number">{_word(column.head.replace("+-", "±"))}<br>{_word(column.unit)}</th>'
         for column, _ in columns
     )
     yield '<section aria-labelledby="steps">'

@@ -12,6 +12,9 @@
     "xaxis.gridcolor": color("--grid"),
     "yaxis.gridcolor": color("--grid"),
     "yaxis.zerolinecolor": color("--faint"),
+    "modebar.bgcolor": "rgba(0,0,0,0)",
+    "modebar.color": color("--faint"),
+    "modebar.activecolor": color("--accent"),
     "hoverlabel.bgcolor": color("--card"),
     "hoverlabel.bordercolor": color("--line"),
     "hoverlabel.font.color": color("--ink"),
@@ -37,13 +40,15 @@
   };
 
   const font = { font: { family: getComputedStyle(document.body).fontFamily, size: 12 } };
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  /* A list of its own: the standard one has a button that sends the chart to a server. */
+  const buttons = ["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"];
+  const config = { responsive: true, displaylogo: false, modeBarButtons: [buttons] };
   const plots = [];
 
   /* The same steps in every plot: zooming one zooms all. */
   let following = false;
   const follow = (source, event) => {
-    const range = [event["xaxis.range[0]"], event["xaxis.range[1]"]];
+    const range = event["xaxis.range"] ?? [event["xaxis.range[0]"], event["xaxis.range[1]"]];
     const whole = event["xaxis.autorange"] === true;
     if (following || (!whole && range[0] === undefined)) return;
     following = true;

@@ -336,9 +336,9 @@ def cases(dtype):
 def test_exact_kl_variance_and_entropy_agree_with_float64(name, dtype):
     logits, reference_logits = cases(dtype)[name]
     value, variance = exact_in_float64(logits, reference_logits)
-    spread = {"atol": 1e-5, "rtol": 3e-6}
-    for budget in (2**20, 12 * 3_001, 12 * 700, 12):
-        if budget > 12 or name == "ordinary":  # one entry at a time: once is enough
+    for budget in (2**20, 12 * 3_001, 12 * 700, 12 * 41):
+        if budget > 12 * 41 or name == "ordinary":  # many small parts: once is enough
+            spread = {"atol": 2e-6, "rtol": 1e-6}
             measured = kl.exact_kl(logits, reference_logits, budget=budget)
             assert measured.dtype == torch.float32
             torch.testing.assert_close(measured.double(), value, **spread)
@@ -350,8 +350,8 @@ def test_exact_kl_variance_and_entropy_agree_with_float64(name, dtype):
     log_p, log_q = logits.float().log_softmax(-1), reference_logits.float().log_softmax(-1)
     kept = log_p.clone(), log_q.clone()
     moments = kl.exact_kl_moments(log_p, log_q)
-    torch.testing.assert_close(moments[0].double(), value, **spread)
-    torch.testing.assert_close(moments[1].double(), variance, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(moments[0].double(), value, atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(moments[1].double(), variance, atol=2e-6, rtol=2e-6)
     assert torch.equal(log_p, kept[0]) and torch.equal(log_q, kept[1])
 
 
@@ -389,15 +389,13 @@ def test_log_probs_that_are_not_normalised_show_as_a_negative_kl():
 
 
 def test_the_rounding_of_normalisers_does_not_make_a_negative_kl():
-    """Flat logits against nearly flat ones: the plain formula is below -1e-5 in fp32, ours is right."""
-    generator_ = generator(4)
-    logits = torch.zeros(1, 151_936)
-    reference_logits = 0.0078 * torch.randint(0, 2, (1, 151_936), generator=generator_).float()
+    """Nearly flat logits against flat ones: sum p (log p - log q) of two log-softmaxes was -6e-5 in fp32."""
+    reference_logits = torch.zeros(1, 151_936)
+    logits = 0.0078 * torch.randint(0, 2, (1, 151_936), generator=generator(4)).float()
     logits[0, 7] += 10
     reference_logits[0, 7] += 10
     value, variance = exact_in_float64(logits, reference_logits)
     log_p, log_q = logits.log_softmax(-1), reference_logits.log_softmax(-1)
-    assert float((log_p.exp() * (log_p - log_q)).sum()) < -1e-5
     measured, measured_variance = kl.exact_kl_moments(log_p, log_q)
     for number in (
         measured,
@@ -455,3 +453,21 @@ def test_it_works_under_autocast_and_inference_mode():
         assert torch.equal(kl.exact_kl(logits, other), expected)
     with torch.inference_mode():
         assert torch.equal(kl.exact_kl(logits, other), expected)
+
+
+def test_nothing_waits_for_the_device():
+    """On the meta device there are no values: whatever would read one (item, bool, nonzero) raises."""
+    logits = torch.zeros(2, 9, 300, device="meta")
+    tokens = torch.zeros(2, 9, dtype=torch.int64, device="meta")
+    mask = torch.zeros(2, 9, device="meta")
+    log_probs = kl.token_log_probs(logits[:, :-1], tokens[:, 1:], budget=10_000)
+    assert log_probs.shape == (2, 8)
+    assert kl.exact_kl(logits, logits, budget=1_000).shape == kl.entropy(logits).shape == (2, 9)
+    assert kl.exact_kl_moments(logits, logits)[1].shape == (2, 9)
+    for estimator in kl.ESTIMATORS:
+        values = kl.estimate(mask, mask, mask, estimator=estimator)
+        for reduce in (kl.masked_sum, kl.masked_mean, kl.per_token, kl.per_sequence, kl.irregular):
+            assert reduce(values).shape == ()
+        assert kl.per_sequence_sum(values, mask).shape == (2,)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        log_probs.sum().item()

@@ -97,12 +97,12 @@ def peak_bytes(tmp_path, work) -> int:
 @pytest.mark.parametrize("shifted", [False, True], ids=["contiguous", "view"])
 @pytest.mark.parametrize("budget", [MIB, MIB // 16], ids=["rows", "parts of a row"])
 def test_memory_stays_within_the_budget(tmp_path, dtype, shifted, budget):
-    logits = torch.randn(4, 65, 20_000).to(dtype)
-    other = torch.randn(4, 65, 20_000).to(dtype)
-    tokens = torch.randint(20_000, (4, 65))
+    logits = torch.randn(4, 17, 20_000).to(dtype)
+    other = torch.randn(4, 17, 20_000).to(dtype)
+    tokens = torch.randint(20_000, (4, 17))
     if shifted:
         logits, other, tokens = logits[:, :-1], other[:, :-1], tokens[:, 1:]
-    small = 4 * 65 * 8 * 8  # results and per-token bookkeeping
+    small = 4 * 17 * 8 * 8  # results and per-token bookkeeping
     assert peak_bytes(tmp_path, lambda: kl.exact_kl(logits, other, budget=budget)) <= budget + small
     assert peak_bytes(tmp_path, lambda: kl.entropy(logits, budget=budget)) <= budget + small
     if budget >= 8 * 20_000:  # token_log_probs takes whole rows, to be bit-identical
@@ -110,7 +110,7 @@ def test_memory_stays_within_the_budget(tmp_path, dtype, shifted, budget):
             peak_bytes(tmp_path, lambda: kl.token_log_probs(logits, tokens, budget=budget)) <= budget + small
         )
     whole = peak_bytes(tmp_path, lambda: torch.log_softmax(logits.float(), -1))
-    assert whole > 10 * MIB, "the measurement sees allocations"
+    assert whole > 4 * MIB, "the measurement sees allocations"
 
 
 def test_the_default_budget_is_64_mib():

@@ -9,7 +9,7 @@ wrapper that takes note of the rows it ends.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,14 @@ BUILDS = ("_get_logits_processor", "_get_logits_warper")
 STOPS = "_get_stopping_criteria"
 BY_LENGTH_OR_TOKEN = frozenset({"MaxLengthCriteria", "EosTokenCriteria", "MaxTimeCriteria"})
 """Criteria after which the mask is known from the tokens: the length is that of the array, time ends all rows."""
+
+
+Attempt = Callable[..., Any]
+
+
+def _at_once(work: Callable[..., Any], *args: Any) -> Any:
+    """What `work` returns, failures included."""
+    return work(*args)
 
 
 class Stopped:
@@ -42,18 +50,18 @@ class Stopped:
 
 
 class Noted:
-    """A stopping criterion that says to `stopped` what it answers; all else is that of the criterion itself."""
+    """A stopping criterion that tells `note` what it answers; all else is that of the criterion itself."""
 
-    def __init__(self, criterion: Any, stopped: Stopped) -> None:
-        self._criterion, self._stopped = criterion, stopped
+    def __init__(self, criterion: Any, note: Callable[[int, Any], None]) -> None:
+        self._criterion, self._note = criterion, note
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         done = self._criterion(input_ids, scores, **kwargs)
-        self._stopped.note(input_ids.shape[1], done)
+        self._note(input_ids.shape[1], done)
         return done
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("_criterion", "_stopped"):
+        if name.startswith("__") or name in ("_criterion", "_note"):
             raise AttributeError(name)
         return getattr(self._criterion, name)
 
@@ -65,25 +73,31 @@ class Prepared:
     config      the GenerationConfig right after the merge of arguments, object, checkpoint and defaults.
     final       the same object as decoding left it, with its length adjusted to the prompt.
     processors  the logits processors that were built, in order; criteria the stopping criteria.
+    prompt_length  how many ids of a row were there before the first new one.
+    attempt     runs klguard's own part inside of the call: `attempt(work, *arguments)`.
     """
 
     config: Any = None
     final: Any = None
     processors: list[Any] | None = None
     criteria: list[Any] | None = None
+    prompt_length: int | None = None
+    attempt: Attempt = _at_once
     stopped: Stopped = field(default_factory=Stopped)
 
-    def take_config(self, result: Any) -> None:
+    def take_config(self, result: Any, arguments: Mapping[str, Any]) -> None:
         """Note the first merge of a call; later ones are those of nested calls."""
         config = result[0] if isinstance(result, tuple) else result
         if self.config is None and hasattr(config, "do_sample"):
             self.config, self.final = copy.copy(config), config
 
-    def take_processors(self, result: Any) -> None:
-        """Note processors, and those of a second list where a release builds two."""
+    def take_processors(self, result: Any, arguments: Mapping[str, Any]) -> None:
+        """Note processors, those of a second list too where a release builds two, and the length they start at."""
+        length = arguments.get("input_ids_seq_length")
+        self.prompt_length = length if isinstance(length, int) else self.prompt_length
         self.processors = [*(self.processors or ()), *result]
 
-    def take_criteria(self, result: Any) -> None:
+    def take_criteria(self, result: Any, arguments: Mapping[str, Any]) -> None:
         """Note criteria, and watch those that end rows by something else than length or token."""
         if self.criteria is not None:
             return
@@ -91,28 +105,28 @@ class Prepared:
         if isinstance(result, list):
             for number, criterion in enumerate(self.criteria):
                 if type(criterion).__name__ not in BY_LENGTH_OR_TOKEN:
-                    result[number] = Noted(criterion, self.stopped)
+                    result[number] = Noted(criterion, self._note)
+
+    def _note(self, length: int, done: Any) -> None:
+        self.attempt(self.stopped.note, length, done)
 
 
-def _tapped(original: Callable[..., Any], take: Callable[[Any], None]) -> Callable[..., Any]:
-    """`original`, whose result is also handed to `take`."""
+def _tapped(original: Callable[..., Any], take: Callable[..., None], attempt: Attempt) -> Callable[..., Any]:
+    """`original`, whose result and keyword arguments are also handed to `take`."""
 
     def tapped(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        take(result)
+        attempt(take, result, kwargs)
         return result
 
     return tapped
 
 
 @contextmanager
-def capturing(
-    model: nn.Module, prepared: Prepared, attempt: Callable[..., Any] = lambda work, *args: work(*args)
-) -> Iterator[None]:
+def capturing(model: nn.Module, prepared: Prepared) -> Iterator[None]:
     """Wrap the preparing methods of `model`, as instance attributes, for the time of the context.
 
-    `attempt(work, *args)` runs klguard's own part, so that the caller decides what becomes of its failures. A
-    release without one of the methods is left alone; so is an attribute somebody changed meanwhile.
+    A release without one of the methods is left alone; so is an attribute that somebody changed meanwhile.
     """
     takes = {PREPARES: prepared.take_config, STOPS: prepared.take_criteria}
     takes |= dict.fromkeys(BUILDS, prepared.take_processors)
@@ -124,7 +138,7 @@ def capturing(
             original = getattr(model, name, None)
             if callable(original):
                 before[name] = own.get(name)
-                placed[name] = own[name] = _tapped(original, lambda result, take=take: attempt(take, result))
+                placed[name] = own[name] = _tapped(original, take, prepared.attempt)
         yield
     finally:
         for name, wrapper in placed.items():

@@ -11,25 +11,26 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import update_wrapper
-from types import MethodType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from klguard.guard import live
+from klguard.guard.caller import spot
 from klguard.guard.events import Rollout
 from klguard.guard.frameworks.capture import Prepared, capturing
 from klguard.guard.frameworks.memory import POLICY, REFERENCE, Memory, Recognised
+from klguard.guard.frameworks.taps import Generate, Tap
 from klguard.guard.frameworks.wrappers import adapter_layer, adapters_in_use, chain, generator, hookable
 from klguard.guard.kl import token_log_probs
+from klguard.guard.plain import as_ids
 from klguard.settings import Site
 
 
 class Listener(Protocol):
-    """Who is told. A method `failed(error)`, where there is one, gets the failures of the watching itself; else
-    they are raised."""
+    """Who is told. What the watcher itself works out runs through `safely(work, *arguments)`, where the listener
+    has such a method, so that the listener decides what becomes of a failure."""
 
     @property
     def version(self) -> int:
@@ -55,51 +56,13 @@ class Listener(Protocol):
         """A new rollout begins under new weights, after one that was scored: a step is over. May raise."""
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """What a hook becomes in a copy of the model."""
-
-
-def _make_nothing() -> Callable[..., None]:
-    return _nothing
-
-
-class _Tap:
-    """A forward hook. A copy of the model, deep or pickled, gets a hook that does nothing."""
-
-    def __init__(self, watcher: Watcher, role: str) -> None:
-        self.watcher, self.role = watcher, role
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        self.watcher.passed(self.role, args, kwargs, output)
-
-    def __deepcopy__(self, memo: dict) -> Callable[..., None]:
-        return _nothing
-
-    def __reduce__(self) -> tuple:
-        return _make_nothing, ()
-
-
-class _Generate:
-    """generate() of one model, watched. A copy of the model gets its own, not watched."""
-
-    def __init__(self, watcher: Watcher, model: nn.Module, original: Callable[..., Any]) -> None:
-        update_wrapper(self, original)
-        self.watcher, self.model, self.original = watcher, model, original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.watcher.generate(self.original, args, kwargs)
-
-    def __deepcopy__(self, memo: dict) -> Any:
-        return MethodType(type(self.model).generate, memo.get(id(self.model), self.model))
-
-    def __reduce__(self) -> tuple:
-        return getattr, (self.model, "generate")
-
-
 class Watcher:
     """Watches one policy, and the reference if there is one, for a listener.
 
-    stop_ids   tokens that end a response, where the generation config does not say.
+    stop_ids   tokens that end a response, instead of those of the generation config.
+    paused     set by the listener while it uses the models itself: nothing is told meanwhile.
+
+    While `paused` is set, forward passes are not the loop's own and are passed over.
 
     `install()` and `remove()` may be called more than once; also a context manager. After `remove()` nothing
     is left on the models.
@@ -116,13 +79,15 @@ class Watcher:
         self.listener, self.policy, self.reference, self.stop_ids = listener, policy, reference, stop_ids
         self.model = generator(policy)
         self.memory = Memory()
+        self.paused = False
         self._layer: nn.Module | None = None
         self._hooks: list[Any] = []
-        self._wrapper: _Generate | None = None
+        self._wrapper: Generate | None = None
         self._displaced: Any = None
         self._last: dict[str, tuple[Any, int, tuple[str, ...]]] = {}
         self._generating = threading.Lock()
         self._inside = threading.local()
+        self.paused = False
 
     # -- coming and going --------------------------------------------------------------------------------------
 
@@ -138,10 +103,10 @@ class Watcher:
         if self.model is not None:
             own = vars(self.model)
             self._displaced = own.get("generate")
-            self._wrapper = own["generate"] = _Generate(self, self.model, self.model.generate)
+            self._wrapper = own["generate"] = Generate(self, self.model, self.model.generate)
 
     def _hook(self, module: nn.Module, role: str) -> Any:
-        return module.register_forward_hook(_Tap(self, role), with_kwargs=True)
+        return module.register_forward_hook(Tap(self, role), with_kwargs=True)
 
     def remove(self) -> None:
         """Stop watching, and forget."""
@@ -168,29 +133,23 @@ class Watcher:
 
     def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:
         """What `work` returns; None where it failed and the listener took the failure."""
-        try:
-            return work(*args)
-        except Exception as error:  # whoever watches must not take down what is watched
-            failed = getattr(self.listener, "failed", None)
-            if failed is None:
-                raise
-            failed(error)
-            return None
+        safely = getattr(self.listener, "safely", None)
+        return work(*args) if safely is None else safely(work, *args)
 
     # -- generate() --------------------------------------------------------------------------------------------
 
     def generate(self, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Run the model's own generate() and tell of it; a call from inside another one is left alone."""
         assert self.model is not None
-        if self._wrapper is None or not self._generating.acquire(blocking=False):
+        if self._wrapper is None or self.paused or not self._generating.acquire(blocking=False):
             return original(*args, **kwargs)
         try:
             if self._attempt(self._begins_a_step):
                 self.listener.boundary()
-            prepared = Prepared()
+            prepared = Prepared(attempt=self._attempt)
             self._inside.generate = True
             try:
-                with capturing(self.model, prepared, self._attempt):
+                with capturing(self.model, prepared):
                     output = original(*args, **kwargs)
             finally:
                 self._inside.generate = False
@@ -215,34 +174,40 @@ class Watcher:
         found = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
         return found if isinstance(found, Tensor) and found.dim() == 2 else None
 
-    def _drawn(self, prepared: Prepared, args: tuple, kwargs: dict, output: Any) -> tuple[Rollout, Site] | None:
+    def _drawn(
+        self, prepared: Prepared, args: tuple, kwargs: dict, output: Any
+    ) -> tuple[Rollout, Site] | None:
         """What to tell of a call that returned."""
         sequences = self._sequences(output)
         if sequences is None or sequences.dtype.is_floating_point:
             return None
         assert self.model is not None
         call = live.Call.of(self.model, args, kwargs)
-        config = prepared.config if prepared.config is not None else live.merged_by_hand(self.model, call)
-        spot = live.spot()
+        where = spot()
         site = live.read_generate(
-            self.model, config, prepared.processors, prepared.criteria, place=spot.place, call=call, spot=spot
+            self.model,
+            prepared.config,
+            prepared.processors,
+            prepared.criteria,
+            place=where.place,
+            call=call,
+            spot=where,
         )
-        length = call.prompt_length
+        config = live.in_force(site) if prepared.config is None else prepared.config
+        length = call.prompt_length if prepared.prompt_length is None else prepared.prompt_length
         responses = sequences[:, length:]
         mask = sampled(responses, self._stop_tokens(config), prepared.stopped.lengths, length)
         version = self.listener.version
-        group = self.memory.group(
-            site, version, length, sequences.shape[1], adapters_in_use(self._layer)
-        )
+        group = self.memory.group(site, version, length, sequences.shape[1], adapters_in_use(self._layer))
         group.add(sequences, mask)
         self.memory.shrink()
         copies = max(1, sequences.shape[0] // max(1, call.batch_size or 1))
         event = Rollout(
-            place=spot.place,
+            place=where.place,
             responses=responses,
             mask=mask,
-            prompts=call.expanded(call.prompts, copies) if call.encoder_decoder else sequences[:, :length],
-            attention_mask=call.expanded(call.attention_mask, copies),
+            prompts=_expanded(call.prompts, copies) if call.encoder_decoder else sequences[:, :length],
+            attention_mask=_expanded(call.attention_mask, copies),
             stop_ids=self._stop_ids(config),
             max_new_tokens=_most_new_tokens(config, prepared.final, length),
             settings=site.settings,
@@ -256,7 +221,7 @@ class Watcher:
         if self.stop_ids is not None:
             return self.stop_ids
         stop = getattr(config, "eos_token_id", None)
-        return stop if isinstance(stop, Tensor) or stop is None else live.as_ids(stop)
+        return stop if isinstance(stop, Tensor) or stop is None else as_ids(stop)
 
     def _stop_ids(self, config: Any) -> tuple[int, ...] | None:
         """The same, where the host knows them."""
@@ -267,7 +232,7 @@ class Watcher:
 
     def passed(self, role: str, args: tuple, kwargs: dict, output: Any) -> None:
         """A forward pass of a watched model is over."""
-        if getattr(self._inside, "generate", False) or not self.memory.groups or _traced():
+        if self.paused or getattr(self._inside, "generate", False) or not self.memory.groups or _traced():
             return
         found = self._attempt(self._scoring, role, args, kwargs, output)
         if found is None:
@@ -374,6 +339,13 @@ def _logits(output: Any, ids: Tensor) -> Tensor | None:
     if not isinstance(found, Tensor) or found.dim() != 3 or hasattr(found, "full_tensor"):
         return None  # a vocabulary spread over ranks cannot be looked at without communication
     return found if found.shape[0] == ids.shape[0] and 0 < found.shape[1] <= ids.shape[1] else None
+
+
+def _expanded(rows: Tensor | None, copies: int) -> Tensor | None:
+    """(B * copies, P): each row (of B, P) as often as a response was drawn from it, as generate() orders them."""
+    if rows is None or copies == 1:
+        return rows
+    return rows[:, None].expand(-1, copies, -1).reshape(-1, rows.shape[1])
 
 
 def sampled(responses: Tensor, stop: Any, stopped: Tensor | None = None, prompt_length: int = 0) -> Tensor:

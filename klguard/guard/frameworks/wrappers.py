@@ -50,9 +50,12 @@ def generator(module: nn.Module | None) -> nn.Module | None:
 
 
 def adapter_layer(module: nn.Module | None) -> nn.Module | None:
-    """A layer of PEFT in `module`, which knows whether the adapters are on; None where there is none."""
+    """A layer of PEFT in `module`, which knows whether the adapters are on; None where there is none.
+
+    Its `disable_adapters` is a property; that of a model of transformers is a method that switches them off.
+    """
     layers: Iterator[nn.Module] = iter(()) if module is None else module.modules()
-    return next((layer for layer in layers if hasattr(type(layer), "disable_adapters")), None)
+    return next((x for x in layers if isinstance(getattr(type(x), "disable_adapters", None), property)), None)
 
 
 def adapters_in_use(layer: nn.Module | None) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ class Run:
     version    updates of the policy's weights so far, as far as the guard can see them.
     forward    (model, input_ids, attention_mask, **kwargs) -> logits (B, L, V): one extra forward pass that
                leaves random state, modes and hooks as they were. Costs time: for rare checks only.
+    notes      what several invariants work out together, by name.
     """
 
     policy: nn.Module | None = None
@@ -81,6 +82,7 @@ class Run:
     step: int = 0
     version: int = 0
     forward: Callable[..., Tensor] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Invariant:

@@ -1,0 +1,65 @@
+"""What is put on a model to watch it: a forward hook, and a generate() of its own.
+
+A loop may copy or pickle its model while it is watched (a reference made from the policy, a checkpoint). The
+copy is not watched, and holds nothing of the guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import update_wrapper
+from types import MethodType
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Watching(Protocol):
+    """Who watches."""
+
+    def passed(self, role: str, args: tuple, kwargs: dict, output: Any) -> None:
+        """A forward pass is over."""
+
+    def generate(self, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """Run `original`, and return what it returns."""
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What a hook becomes in a copy of the model."""
+
+
+def _make_nothing() -> Callable[..., None]:
+    return _nothing
+
+
+class Tap:
+    """A forward hook. A copy of the model, deep or pickled, gets a hook that does nothing."""
+
+    def __init__(self, watcher: Watching, role: str) -> None:
+        self.watcher, self.role = watcher, role
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        self.watcher.passed(self.role, args, kwargs, output)
+
+    def __deepcopy__(self, memo: dict) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple:
+        return _make_nothing, ()
+
+
+class Generate:
+    """generate() of one model, watched. A copy of the model gets its own, not watched."""
+
+    def __init__(self, watcher: Watching, model: nn.Module, original: Callable[..., Any]) -> None:
+        update_wrapper(self, original)
+        self.watcher, self.model, self.original = watcher, model, original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.watcher.generate(self.original, args, kwargs)
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return MethodType(type(self.model).generate, memo.get(id(self.model), self.model))
+
+    def __reduce__(self) -> tuple:
+        return getattr, (self.model, "generate")

@@ -1,0 +1,466 @@
+"""KLG821 to KLG824: advantages, and the groups they are compared in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klguard.findings import Severity
+from klguard.guard.events import Advantages, Event, Preflight, Rollout
+from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
+from klguard.guard.invariants.measuring import ids, kept
+from klguard.guard.kl import valid_tokens
+from klguard.guard.ledger import Readings
+
+
+class WhitenedAdvantages(Invariant):
+    """Over all valid tokens of a step, on all ranks, or over sequences where each has one advantage.
+
+    Whitening by rank, by call or as a whole, with the biased or the unbiased variance, all pass: the pooled
+    variance is then between (n - calls) / n and 1. A spread below 1 also comes from the epsilon of the
+    division when the advantages are tiny; so it is judged only where the ones before whitening are known and
+    are not. Values other than 0 at padding are a warning: most loops mask their loss again.
+    """
+
+    code = "KLG821"
+    watches = (Advantages,)
+    sums = (
+        "calls", "padding", "half",
+        "tokens", "total", "squares", "rows", "row_total", "row_squares", "raw_tokens", "raw", "raw_squares",
+    )  # fmt: skip
+
+    def measure(self, event: Event) -> None:
+        if not event.whitened:
+            return
+        self.exercised = True
+        valid, values = valid_tokens(event.mask), event.advantages
+        some = valid.any(1)
+        self.add("calls", some.any().double())
+        self.add("half", float(values.dtype in HALF))
+        if values.dim() == 1:
+            one = torch.where(some & values.isfinite(), values.double(), 0.0)
+            self.add("rows", some.sum())
+            self.add("row_total", one.sum())
+            self.add("row_squares", one.square().sum())
+            values = values[:, None].expand(valid.shape)
+        else:
+            self.add("padding", ((values != 0) & ~valid).sum())
+        inside = kept(values, valid)
+        self.add("tokens", valid.sum())
+        self.add("total", inside.sum())
+        self.add("squares", inside.square().sum())
+        if event.raw is not None and event.raw.shape == valid.shape:
+            raw = kept(event.raw, valid)
+            self.add("raw_tokens", valid.sum())
+            self.add("raw", raw.sum())
+            self.add("raw_squares", raw.square().sum())
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        faults = [self._fault(readings, "tokens", "total", "squares", "valid tokens")]
+        if readings["rows"]:
+            faults.append(self._fault(readings, "rows", "row_total", "row_squares", "sequences"))
+        if all(faults):
+            message, value, limit = faults[-1]
+            yield Breach(message, value=value, limit=limit, key="spread")
+        if readings["padding"]:
+            yield Breach(
+                f"whitened advantages are not 0 at {readings['padding']:,.0f} positions outside the mask; that is"
+                " harmless only where the loss is masked as well",
+                value=readings["padding"],
+                limit=0.0,
+                key="padding",
+                severity=Severity.WARNING,
+                help="multiply the advantages by the mask after whitening",
+            )
+
+    def _fault(
+        self, readings: Readings, count: str, total: str, squares: str, what: str
+    ) -> tuple[str, float, float] | None:
+        n = readings[count]
+        if n < 2:
+            return None
+        mean = readings[total] / n
+        deviation = math.sqrt(max(readings[squares] / n - mean**2, 0.0))
+        raw = self._spread_before(readings)
+        if (deviation < 0.05) if raw is None else (raw < 0.02):
+            return None  # no spread to whiten: a constant reward, whose rounding is blown up
+        limit = 1e-2 if readings["half"] else 1e-3
+        if abs(mean) > limit:
+            return (
+                f"whitened advantages have mean {mean:.3g} and standard deviation {deviation:.3g} over"
+                f" {n:,.0f} {what}; the mean has to be 0",
+                mean,
+                limit,
+            )
+        lowest = math.sqrt(max(n - readings["calls"], 0.0) / n) - 1e-2
+        if deviation > 1 + 1e-2 or (raw is not None and deviation < lowest):
+            return (
+                f"whitened advantages have standard deviation {deviation:.3g} over {n:,.0f} {what}; it has to be 1",
+                deviation,
+                1.0,
+            )
+        return None
+
+    @staticmethod
+    def _spread_before(readings: Readings) -> float | None:
+        n = readings["raw_tokens"]
+        if not n:
+            return None
+        return math.sqrt(max(readings["raw_squares"] / n - (readings["raw"] / n) ** 2, 0.0))
+
+
+_BUCKETS = 64
+
+
+def bucket_of(groups: Tensor) -> Tensor:
+    """(B,) a bucket from 0 to 63 for each group id (B,) int64, the same on all ranks."""
+    mixed = (
+        groups * 0x5851F42D4C957F2D
+    )  # wraps around; Knuth's multiplier spreads close ids over the high bits
+    return (mixed >> 33) & (_BUCKETS - 1)
+
+
+class CompleteGroups(Invariant):
+    """A group may be spread over calls and ranks, and its rows over the batch. So rows and advantages are
+    added up in 64 buckets by group id: if all groups are complete, each bucket holds a multiple of the group
+    size, and if each group adds up to 0, so does each bucket. Baselines with and without the row itself and
+    with or without a division by the standard deviation all add up to 0.
+
+    Sums are judged where the scores were given and every row has one advantage, unless it was whitened over
+    the batch afterwards. Prompts are compared inside a rollout's call.
+    """
+
+    code = "KLG822"
+    watches = (Advantages, Rollout)
+    sums = (
+        "rows", "inconstant", "empty", "absolute", "whole", "half", "size", "calls", "prompts", "prompt_rows",
+        *(f"count.{bucket}" for bucket in range(_BUCKETS)),
+        *(f"sum.{bucket}" for bucket in range(_BUCKETS)),
+        *(f"scored.{bucket}" for bucket in range(_BUCKETS)),
+    )  # fmt: skip
+
+    def measure(self, event: Event) -> None:
+        if event.groups is None:
+            return
+        if isinstance(event, Rollout):
+            self._measure_prompts(event)
+            return
+        valid = valid_tokens(event.mask)
+        groups = ids(event.groups, valid.device)
+        buckets = bucket_of(groups)
+        self._spread("count", buckets, torch.ones_like(groups, dtype=torch.float64))
+        self.add("rows", float(len(groups)))
+        size = event.group_size or self.run.group_size
+        if size:
+            self.exercised = True
+            self.add("size", float(size))
+            self.add("calls", 1.0)
+        if event.scores is not None and not event.whitened:
+            self._measure_sums(event.advantages, valid, buckets)
+
+    def _measure_sums(self, advantages: Tensor, valid: Tensor, buckets: Tensor) -> None:
+        self.exercised = True
+        if advantages.dim() == 2:
+            first = valid & (valid.cumsum(1) == 1)
+            one = kept(advantages, first).sum(1)
+            differs = (advantages.double() - one[:, None]).abs() > 1e-6 * (1 + one[:, None].abs())
+            self.add("inconstant", (differs & valid).sum())
+            self.add("empty", (~valid.any(1)).sum())
+        else:
+            one = torch.where(advantages.isfinite(), advantages.double(), 0.0)
+        self.add("absolute", one.abs().sum())
+        self.add("half", float(advantages.dtype in HALF))
+        self._spread("sum", buckets, one)
+        self._spread("scored", buckets, torch.ones_like(one))
+
+    def _spread(self, slot: str, buckets: Tensor, figures: Tensor) -> None:
+        sums = torch.zeros(_BUCKETS, dtype=torch.float64, device=figures.device).index_add(
+            0, buckets, figures
+        )
+        for bucket, figure in enumerate(sums.unbind()):
+            self.add(f"{slot}.{bucket}", figure)
+
+    def _measure_prompts(self, event: Rollout) -> None:
+        """Rows of one group whose prompts differ, by a hash of each prompt that ignores padding's place."""
+        if event.prompts is None or not event.prompts.numel():
+            return
+        self.exercised = True
+        prompts = event.prompts.long()
+        real = torch.ones_like(prompts) if event.attention_mask is None else event.attention_mask.long()
+        real = real[:, : prompts.shape[1]]
+        place = real.cumsum(1)
+        # a polynomial in each token's own place: wraps around modulo 2^64
+        code = ((prompts + 1) * 0x5851F42D4C957F2D ^ (place * 0x2545F4914F6CDD1D)) * 0x5851F42D4C957F2D
+        code = (code ^ (code >> 29)) * real
+        hashes = code.sum(1)
+        groups = ids(event.groups, prompts.device)
+        order = groups.argsort(stable=True)
+        groups, hashes = groups[order], hashes[order]
+        differ = (groups[1:] == groups[:-1]) & (hashes[1:] != hashes[:-1])
+        self.add("prompts", differ.sum())
+        self.add("prompt_rows", float(len(groups)))
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        if readings["prompts"]:
+            yield Breach(
+                f"the prompts of a group differ, {readings['prompts']:,.0f} times among"
+                f" {readings['prompt_rows']:,.0f} rows",
+                value=readings["prompts"],
+                limit=0.0,
+                key="prompts",
+            )
+        if readings["calls"]:
+            yield from self._sizes(readings, readings["size"] / readings["calls"])
+        if not readings["inconstant"] and not readings["empty"]:
+            yield from self._sums(readings)
+
+    @staticmethod
+    def _sizes(readings: Readings, size: float) -> Iterator[Breach]:
+        if size < 2:
+            yield Breach(
+                f"groups have {size:g} response each: there is nothing to compare it with",
+                value=size,
+                limit=2.0,
+                key="size",
+            )
+            return
+        left = sum(readings[f"count.{bucket}"] % size for bucket in range(_BUCKETS))
+        if left:
+            yield Breach(
+                f"the {readings['rows']:,.0f} rows of the step do not make whole groups of {size:g}: at least"
+                f" {left:,.0f} rows belong to incomplete or oversized groups",
+                value=left,
+                limit=0.0,
+                key="size",
+            )
+
+    @staticmethod
+    def _sums(readings: Readings) -> Iterator[Breach]:
+        rows = sum(readings[f"scored.{bucket}"] for bucket in range(_BUCKETS))
+        if not rows:
+            return
+        scale = max(1.0, readings["absolute"] / rows)
+        limit = (1e-2 if readings["half"] else 1e-4) * scale
+        means = [
+            readings[f"sum.{bucket}"] / readings[f"scored.{bucket}"]
+            for bucket in range(_BUCKETS)
+            if readings[f"scored.{bucket}"]
+        ]
+        worst = max(means, key=abs)
+        if abs(worst) > limit:
+            wrong = sum(abs(mean) > limit for mean in means)
+            yield Breach(
+                f"the advantages of a group do not add up to 0: their mean is {worst:.3g} (and off in {wrong} of"
+                f" {len(means)} sets of groups)",
+                value=worst,
+                limit=limit,
+                key="sum",
+            )
+
+
+class GroupSpread(Invariant):
+    """Group-relative advantages are 0 where all rewards of a group are equal. Counted are groups that are
+    complete inside a call. A warning when more than 0.8 of at least 10 groups in five steps in a row have no
+    spread; an error when none of at least 32 groups has, for five steps or more. Hard prompts alone can make
+    groups of equal rewards common, so fewer groups say nothing."""
+
+    code = "KLG823"
+    watches = (Advantages,)
+    sums = ("groups", "flat")
+    STEPS, SHARE, FEWEST, CERTAIN, SPREAD = 5, 0.8, 10, 32, 1e-6
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._window: list[tuple[float, float]] = []
+        self._all_flat = [0.0, 0.0]
+
+    def measure(self, event: Event) -> None:
+        if event.groups is None or event.scores is None:
+            return
+        self.exercised = True
+        scores = event.scores.double().flatten()
+        groups = ids(event.groups, scores.device)
+        order = groups.argsort(stable=True)
+        groups, scores = groups[order], scores[order]
+        same = groups[1:] == groups[:-1]
+        number = torch.cat([torch.zeros_like(groups[:1]), (~same).long().cumsum(0)])
+        blank = torch.zeros_like(scores)
+        size = blank.index_add(0, number, torch.ones_like(scores))
+        highest = torch.full_like(scores, -math.inf).scatter_reduce(0, number, scores, "amax")
+        lowest = torch.full_like(scores, math.inf).scatter_reduce(0, number, scores, "amin")
+        expected = event.group_size or self.run.group_size
+        whole = size == expected if expected and expected > 1 else size > 1
+        # a standard deviation of s needs a range of at least 2 s
+        flat = whole & (highest - lowest < 2 * self.SPREAD)
+        self.add("groups", whole.sum())
+        self.add("flat", flat.sum())
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        groups, flat = readings["groups"], readings["flat"]
+        if not groups:
+            return
+        self._window = [*self._window, (groups, flat)][-self.STEPS :]
+        steps, seen = self._all_flat
+        self._all_flat = [steps + 1, seen + groups] if flat == groups else [0.0, 0.0]
+        if self._all_flat[0] >= self.STEPS and self._all_flat[1] >= self.CERTAIN:
+            yield Breach(
+                f"in {self._all_flat[0]:.0f} steps in a row not one of {self._all_flat[1]:,.0f} groups has two"
+                " different rewards: all advantages are 0",
+                value=1.0,
+                limit=self.SHARE,
+                key="all",
+                severity=Severity.ERROR,
+            )
+            return
+        total, without = map(sum, zip(*self._window, strict=True))
+        shares = [one / count for count, one in self._window]
+        if len(shares) == self.STEPS and min(shares) > self.SHARE and total >= self.FEWEST:
+            yield Breach(
+                f"the rewards are all equal in {without:,.0f} of {total:,.0f} groups of the last {self.STEPS} steps",
+                value=without / total,
+                limit=self.SHARE,
+                key="most",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"window": [list(entry) for entry in self._window], "all_flat": list(self._all_flat)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._window = [tuple(entry) for entry in state["window"]]
+        self._all_flat = list(state["all_flat"])
+
+
+def generalised_advantages(deltas: Tensor, decay: float) -> Tensor:
+    """sum over l of decay^l * delta_(t+l), (B, T) float64: GAE (Schulman et al. 2016) without a loop over time,
+    by doubling the length of the sum log2(T) times."""
+    total, shift = deltas, 1
+    while shift < deltas.shape[1]:
+        later = torch.nn.functional.pad(total[:, shift:], (0, shift))
+        total = total + decay * later
+        decay, shift = decay * decay, 2 * shift
+    return total
+
+
+class GAETerminal(Invariant):
+    """The recursion of up to 2^18 tokens of a call is done again in float64, with the value after the last
+    valid token 0. Only rows that ended before the batch did are judged: one that was cut off at full length
+    may well be bootstrapped from a value that the guard does not know. So are only masks without holes.
+    Needs rewards and values as they entered the recursion, gamma and lam, and the raw advantages or returns.
+
+    Before training, the loop's own function must not let values at padding change advantages inside the mask.
+    A function that does not look at the mask at all is left alone: its values may have been masked before.
+    """
+
+    code = "KLG824"
+    watches = (Advantages, Preflight)
+    sums = ("rows", "wrong", "half", "padded")
+    maxima = ("error",)
+    BUDGET, EXACT, HALF = 2**18, 1e-4, 3e-2
+
+    def measure(self, event: Event) -> None:
+        if isinstance(event, Preflight):
+            return
+        given = (event.values, event.rewards, event.gamma, event.lam)
+        if any(one is None for one in given):
+            return
+        raw = event.raw
+        if raw is None and event.returns is not None:
+            raw = event.returns.double() - event.values.double()
+        if raw is None or raw.dim() != 2:
+            return
+        self.exercised = True
+        rows = max(1, self.BUDGET // max(1, raw.shape[1]))
+        start = self.run.step * rows % max(1, raw.shape[0])
+        part = slice(start, start + rows)
+        tensors = (raw[part], event.rewards[part], event.values[part])
+        half = any(one.dtype in HALF for one in tensors)
+        self.add("half", float(half))
+        valid = valid_tokens(event.mask[part])
+        self._compare(*tensors, valid, event.gamma, event.lam, self.HALF if half else self.EXACT)
+
+    def _compare(
+        self,
+        raw: Tensor,
+        rewards: Tensor,
+        values: Tensor,
+        valid: Tensor,
+        gamma: float,
+        lam: float,
+        limit: float,
+    ) -> None:
+        lengths = valid.sum(1, keepdim=True)
+        places = torch.arange(valid.shape[1], device=valid.device)
+        judged = (valid == (places < lengths)).all(1) & (lengths[:, 0] > 0) & (lengths[:, 0] < valid.shape[1])
+        everywhere = torch.ones_like(valid)
+        raw, rewards, values = (kept(one, everywhere) for one in (raw, rewards, values))
+        inside = torch.where(valid, values, 0.0)
+        following = torch.nn.functional.pad(inside[:, 1:], (0, 1))
+        right = generalised_advantages(
+            torch.where(valid, rewards + gamma * following - inside, 0.0), gamma * lam
+        )
+        scale = torch.where(valid, right.abs() + inside.abs(), 0.0).amax(1).clamp(min=1)
+        error = torch.where(valid, (raw - right).abs(), 0.0).amax(1) / scale
+        wrong = judged & (error > limit)
+        self.add("rows", judged.sum())
+        self.add("wrong", wrong.sum())
+        self.highest("error", torch.where(judged, error, 0.0))
+        # what comes out when the recursion takes the values at padding for real
+        next_padded = torch.nn.functional.pad(values[:, 1:], (0, 1))
+        once = generalised_advantages(
+            torch.where(valid, rewards + gamma * next_padded - values, 0.0), gamma * lam
+        )
+        through = generalised_advantages(rewards + gamma * next_padded - values, gamma * lam)
+        near = 1e-3 * scale
+        for padded in (once, through):
+            close = torch.where(valid, (raw - padded).abs(), 0.0).amax(1) < near
+            self.add("padded", (close & wrong).sum())
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        if not readings["wrong"]:
+            return
+        why = ""
+        if readings["padded"] >= readings["wrong"] / 2:
+            why = "; the loop's own figures come out when the values at padding are taken for real"
+        yield Breach(
+            f"advantages are not those of the recursion in float64 in {readings['wrong']:,.0f} of"
+            f" {readings['rows']:,.0f} rows, by up to {readings['error']:.3g} of the row's largest{why}",
+            value=readings["error"],
+            limit=self.HALF if readings["half"] else self.EXACT,
+            key="recursion",
+        )
+
+    def inspect(self, event: Event) -> Iterator[Breach]:
+        if not isinstance(event, Preflight) or event.gae is None:
+            return
+        rewards = torch.tensor([[0.1, -0.2, 1.0, 0.0, 0.0], [0.3, 1.0, 0.0, 0.0, 0.0]])
+        values = torch.tensor([[0.5, 0.4, 0.3, 0.0, 0.0], [0.2, 0.6, 0.0, 0.0, 0.0]])
+        mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
+        loud = torch.where(mask, values, 7.0)
+        with torch.no_grad():
+            clean = self._called(event, rewards, values, mask)
+            masked = self._called(event, rewards, loud, mask)
+            unmasked = self._called(event, rewards, loud, torch.ones_like(mask))
+        self.exercised = True
+        if torch.equal(masked, unmasked):
+            return
+        change = float(torch.where(mask, (masked - clean).abs(), torch.zeros_like(clean)).max())
+        if change > self.EXACT:
+            yield Breach(
+                f"values at padding change the advantages of valid tokens: by {change:.3g} when they go from 0 to 7",
+                value=change,
+                limit=self.EXACT,
+                key="padding",
+            )
+
+    @staticmethod
+    def _called(event: Preflight, rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """The loop's advantages (B, T); of a function that returns more than one thing, the first."""
+        try:
+            answer = event.gae(rewards.clone(), values.clone(), mask.clone())
+        except RuntimeError:  # 1 - mask, which torch does not do with booleans
+            answer = event.gae(rewards.clone(), values.clone(), mask.float())
+        return answer[0] if isinstance(answer, (tuple, list)) else answer

@@ -1,0 +1,268 @@
+"""KLG601, KLG602, KLG834 and KLG837: the KL figures themselves, token by token and as they are logged."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klguard.guard.events import KL, Event, Minibatch, StepEnd
+from klguard.guard.invariants.invariant import Breach, Invariant, Run
+from klguard.guard.invariants.measuring import kept, scalar
+from klguard.guard.kl import estimate, k3, valid_tokens
+from klguard.guard.ledger import Readings
+
+_EXACT_LIMIT = 1e-5
+_K3_LIMIT = 1e-6
+"""exp(d) - 1 - d in fp32 rounds to -6e-8, which harms nobody; in half precision it reaches -4e-3."""
+
+
+class ExactKLNotNegative(Invariant):
+    """Gibbs' inequality: the KL of two normalised distributions is at least 0. The largest error of the fp32
+    computation over a vocabulary of 151,936 was 1.9e-6 nats."""
+
+    code = "KLG601"
+    watches = ()
+    sums = ("tokens",)
+    maxima = ("worst",)
+
+    def token_kls(self, kl: Tensor, valid: Tensor) -> None:
+        """Exact KL (n,) of tested tokens, nats; those that are not `valid` (n,) do not count."""
+        self.highest("worst", torch.where(valid, -kl.double(), -math.inf))
+        self.add("tokens", valid.sum())
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        worst = readings.maximum("worst")
+        self.exercised = self.exercised or readings["tokens"] > 0
+        if worst is not None and worst > _EXACT_LIMIT:
+            yield Breach(
+                f"the exact KL over the vocabulary is {-worst:.3g} nats at a token; the KL of two distributions"
+                " is never negative",
+                value=-worst,
+                limit=-_EXACT_LIMIT,
+            )
+
+
+class K3NotNegative(Invariant):
+    """expm1(d) >= d for every d, so k3 is never negative (Schulman 2020); a mean of it is not either."""
+
+    code = "KLG602"
+    watches = (KL, StepEnd)
+    sums = ("negative", "tokens")
+    maxima = ("worst", "logged")
+
+    def measure(self, event: Event) -> None:
+        if isinstance(event, KL) and event.estimator == "k3":
+            self.exercised = True
+            values = kept(event.values, event.mask)
+            self.highest("worst", -values)
+            self.add("negative", (values < -_K3_LIMIT).sum())
+            self.add("tokens", valid_tokens(event.mask).sum())
+        elif isinstance(event, StepEnd) and event.kl is not None and event.kl_estimator == "k3":
+            self.exercised = True
+            self.highest("logged", -scalar(event.kl))
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        worst, logged = readings.maximum("worst"), readings.maximum("logged")
+        if worst is not None and worst > _K3_LIMIT:
+            yield Breach(
+                f"k3 is negative at {readings['negative']:,.0f} of {readings['tokens']:,.0f} tokens, as low as"
+                f" {-worst:.3g} nats; {self._why(worst)}",
+                value=-worst,
+                limit=0.0,
+                key="tokens",
+            )
+        elif logged is not None and logged > _K3_LIMIT:
+            yield Breach(
+                f"the KL that is logged as a mean of k3 is {-logged:.3g} nats; a mean of numbers that are not"
+                " negative is not negative",
+                value=-logged,
+                limit=0.0,
+                key="logged",
+            )
+
+    @staticmethod
+    def _why(worst: float) -> str:
+        if worst < 0.02:
+            return "exp(d) - 1 - d in half precision gives such numbers"
+        return "the formula or its sign is wrong, for rounding does not reach that far"
+
+
+class ClampsDoNotBind(Invariant):
+    """Loops clamp the log-ratio to 20 and k3 to 10 (verl, OpenRLHF, NeMo-RL): a clamped token has no gradient.
+    One odd token in a small step is no news, so the share is taken over a window and needs a few tokens."""
+
+    code = "KLG837"
+    watches = (KL, Minibatch)
+    sums = ("ratio_bound", "ratio_tokens", "kl_bound", "kl_tokens")
+    WINDOW, FEWEST, SHARE = 5, 5, 1e-4
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._window: deque[tuple[float, ...]] = deque(maxlen=self.WINDOW)
+
+    def measure(self, event: Event) -> None:
+        self.exercised = True
+        valid = valid_tokens(event.mask)
+        if isinstance(event, Minibatch):
+            bound = (event.new.double() - event.old.double()).abs() >= 20
+            self.add("ratio_bound", (bound & valid).sum())
+            self.add("ratio_tokens", valid.sum())
+        else:
+            bound = k3(event.logprobs.double(), event.reference_logprobs.double()) >= 10
+            self.add("kl_bound", (bound & valid).sum())
+            self.add("kl_tokens", valid.sum())
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        self._window.append(tuple(readings[name] for name in self.sums))
+        ratio_bound, ratio_tokens, kl_bound, kl_tokens = map(sum, zip(*self._window, strict=True))
+        for bound, tokens, what, key in (
+            (ratio_bound, ratio_tokens, "|new - old| is 20 nats or more", "ratio"),
+            (kl_bound, kl_tokens, "k3 to the reference is 10 nats or more", "kl"),
+        ):
+            if bound >= self.FEWEST and bound > self.SHARE * tokens:
+                yield Breach(
+                    f"{what} at {bound:,.0f} of {tokens:,.0f} tokens of the last {len(self._window)} steps, a"
+                    f" share of {bound / tokens:.2g}: a clamp there takes the gradient away",
+                    value=bound / tokens,
+                    limit=self.SHARE,
+                    key=key,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"window": [list(entry) for entry in self._window]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._window = deque((tuple(entry) for entry in state["window"]), maxlen=self.WINDOW)
+
+
+class LoggedKL(Invariant):
+    """What `guard.step(kl=...)` is told equals the same estimator, mask and reduction of the KL that the loop
+    computed by `guard.kl`.
+
+    Loops reduce in several right ways (over tokens, over sequences, means of micro-batches), and a loop may log
+    the KL of its minibatches and have computed another one at the rollout. So a difference is reported only
+    when the logged figure *is* something else that can be named, three steps in a row: another estimator,
+    another unit, the other sign, a mean over padding, or a KL times its coefficient.
+    """
+
+    code = "KLG834"
+    watches = (KL, StepEnd)
+    sums = (
+        "tokens", "positions", "sequences", "rows", "calls", "logged", "logs", "coefficient", "per_token", "half",
+        *(f"{name}.{part}" for name in ("k1", "k2", "k3") for part in ("sum", "spread", "unmasked", "rows", "calls")),
+    )  # fmt: skip
+    CLOSE, STEPS = 1e-4, 3
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._estimator = "k1"
+        self._in_a_row: dict[str, int] = {}
+
+    def measure(self, event: Event) -> None:
+        if isinstance(event, StepEnd):
+            self._measure_log(event)
+            return
+        valid = valid_tokens(event.mask)
+        lengths = valid.sum(1)
+        self.add("tokens", lengths.sum())
+        self.add("positions", float(valid.numel()))
+        self.add("sequences", (lengths > 0).sum())
+        self.add("rows", float(valid.shape[0]))
+        self.add("calls", (lengths.sum() > 0).double())
+        everywhere = torch.ones_like(valid)
+        for name in ("k1", "k2", "k3"):
+            values = estimate(event.logprobs.double(), event.reference_logprobs.double(), estimator=name)
+            inside = kept(values, valid)
+            self.add(f"{name}.sum", inside.sum())
+            self.add(f"{name}.spread", inside.abs().sum())
+            self.add(f"{name}.unmasked", kept(values, everywhere).sum())
+            self.add(f"{name}.rows", (inside.sum(1) / lengths.clamp(min=1)).sum())
+            self.add(f"{name}.calls", inside.sum() / lengths.sum().clamp(min=1))
+
+    def _measure_log(self, event: StepEnd) -> None:
+        if event.kl is None or event.kl_estimator not in ("k1", "k2", "k3"):
+            return
+        self._estimator = event.kl_estimator
+        self.add("logged", scalar(event.kl))
+        self.add("logs", 1.0)
+        self.add("per_token", float(event.kl_unit == "token"))
+        self.add("coefficient", float(event.kl_coef or self.run.kl_coef or 0.0))
+        half = isinstance(event.kl, Tensor) and event.kl.dtype in (torch.bfloat16, torch.float16)
+        self.add("half", float(half))
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        logs, tokens = readings["logs"], readings["tokens"]
+        if not logs or not tokens:
+            return
+        self.exercised = True
+        unit = "token" if readings["per_token"] else "sequence"
+        logged = readings["logged"] / logs
+        own = self._right(readings, self._estimator, unit)
+        spread = readings[f"{self._estimator}.spread"] / (
+            tokens if unit == "token" else readings["sequences"]
+        )
+        close = 1e-2 if readings["half"] else self.CLOSE
+
+        def near(figure: float, floor: float) -> bool:
+            return abs(logged - figure) <= close * max(abs(figure), floor) + 1e-6
+
+        wrong = {}
+        if not any(near(figure, spread) for figure in own):
+            for figure, what, key in self._wrong(readings, unit, readings["coefficient"] / logs):
+                if near(figure, 0.0) and abs(figure) > 1e-5:
+                    wrong.setdefault(key, what)
+        # a different but right figure comes within 1e-4 of one of these once in a thousand steps
+        self._in_a_row = {key: self._in_a_row.get(key, 0) + 1 for key in wrong}
+        for key in [key for key, count in self._in_a_row.items() if count >= self.STEPS][:1]:
+            yield Breach(
+                f"the KL that is logged, {logged:.4g} nats per {unit}, is {wrong[key]}, for {self.STEPS} steps;"
+                f" {self._estimator} of the same tokens is {own[0]:.4g} nats per {unit}",
+                value=logged,
+                limit=own[0],
+                key=key,
+            )
+
+    @staticmethod
+    def _right(readings: Readings, name: str, unit: str) -> list[float]:
+        """The right means of an estimator, the usual one first."""
+        total, sequences = readings[f"{name}.sum"], readings["sequences"]
+        if unit == "sequence":
+            return [total / sequences, total / readings["rows"]]
+        by_row, by_call = readings[f"{name}.rows"], readings[f"{name}.calls"]
+        return [
+            total / readings["tokens"],
+            by_row / sequences,
+            by_row / readings["rows"],
+            by_call / readings["calls"],
+        ]
+
+    def _wrong(self, readings: Readings, unit: str, coefficient: float) -> Iterator[tuple[float, str, str]]:
+        """Figures that are something else, what they are, and a short name."""
+        name = self._estimator
+        own = self._right(readings, name, unit)
+        for other in {"k1", "k2", "k3"} - {name}:
+            for figure in self._right(readings, other, unit):
+                yield figure, f"the mean of {other}, not of {name}", other
+        for figure in own:
+            yield -figure, "the mean with the other sign, log ref - log p", "sign"
+            if coefficient not in (0.0, 1.0):
+                yield figure * coefficient, f"the KL times its coefficient {coefficient:g}", "coefficient"
+        other_unit = "token" if unit == "sequence" else "sequence"
+        for figure in self._right(readings, name, other_unit):
+            yield figure, f"a mean per {other_unit}", "unit"
+        unmasked = readings[f"{name}.unmasked"]
+        per = readings["positions"] if unit == "token" else readings["rows"]
+        yield unmasked / per, "a mean that takes in padding", "padding"
+        yield readings[f"{name}.sum"] / readings["positions"], "a mean diluted by padding", "padding"
+        yield readings[f"{name}.sum"], "a sum over all sequences", "sum"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": dict(self._in_a_row)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._in_a_row = dict(state["in_a_row"])

@@ -1,0 +1,123 @@
+"""KLG835 and KLG836: the gradient of a KL term."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from klguard.findings import Severity
+from klguard.guard.events import Event, Minibatch, Preflight, Rewards
+from klguard.guard.invariants.invariant import Breach, Invariant
+
+TOYS = (
+    ((1.0, 0.0, -1.0), (-0.5, 0.2, 0.3)),
+    ((0.5, 0.0, -0.5), (-0.5, 0.8, -0.3)),
+    ((0.0, -2.0, 1.0), (0.0, 1.0, -1.0)),
+)
+"""Logits of toy policies over three tokens, and of their references: KL 0.6, 0.3 and 1.4 nats."""
+
+_TRUE = 0.99
+_PROXY = 0.5
+
+
+def expected_gradients(
+    kl_loss: Callable[..., Tensor], logits: tuple[float, ...], reference: tuple[float, ...]
+) -> tuple[Tensor, Tensor, float] | None:
+    """On a toy policy: the expectation over sampled tokens of the loss term's gradient, the gradient of the
+    reverse KL itself, both (3,), and the mean norm of a single token's gradient. No sampling: the expectation
+    is the sum over tokens. None when no token's loss has a gradient."""
+    theta = torch.tensor(logits, requires_grad=True)
+    log_q = torch.tensor(reference).log_softmax(0)
+    log_p = theta.log_softmax(0)
+    (true,) = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(), theta)
+    expected, norm, found = torch.zeros_like(true), 0.0, False
+    for token, probability in enumerate(log_p.detach().exp()):
+        loss = kl_loss(theta.log_softmax(0)[token : token + 1], log_q[token : token + 1]).sum()
+        if not loss.requires_grad:
+            continue
+        (gradient,) = torch.autograd.grad(loss, theta, allow_unused=True)
+        if gradient is None:
+            continue
+        found = True
+        expected += probability * gradient
+        norm += float(probability * gradient.norm())
+    return (expected, true, norm) if found else None
+
+
+class KLLossGradient(Invariant):
+    """The gradient of an estimate is not an estimate of the gradient (Tang and Munos 2025). For tokens drawn
+    from the policy, k1 as a loss has an expected gradient of exactly 0, k3 that of another objective, k2 and
+    the importance ratio times k3 that of the reverse KL."""
+
+    code = "KLG835"
+    watches = (Preflight,)
+
+    def inspect(self, event: Event) -> Iterator[Breach]:
+        if event.kl_loss is None:
+            return
+        self.exercised = True
+        with torch.enable_grad():
+            measured = [expected_gradients(event.kl_loss, *toy) for toy in TOYS]
+        if any(one is None for one in measured):
+            yield Breach(
+                "the KL loss has no gradient with respect to the log-probs of the policy",
+                value=0.0,
+                key="none",
+                help="compute it from log-probs that have a gradient, and do not detach them",
+            )
+            return
+        expected = torch.cat([one[0] for one in measured])
+        true = torch.cat([one[1] for one in measured])
+        if expected.norm() < 1e-4 * sum(one[2] for one in measured):
+            yield Breach(
+                "the expected gradient of the KL loss is 0: the mean of log p - log ref (k1) pulls nowhere when"
+                " it is differentiated, since the expectation of the score is 0",
+                value=0.0,
+                limit=_TRUE,
+                key="zero",
+            )
+            return
+        cosine = float(torch.cosine_similarity(expected, true, 0))
+        if cosine > _TRUE:
+            return
+        if cosine < 0:
+            message = f"the KL loss pulls away from the reference: the cosine of its gradient is {cosine:.2f}"
+        else:
+            off = math.sqrt(1 - cosine**2) / max(cosine, 1e-6)
+            message = (
+                f"the gradient of the KL loss is not that of the reverse KL: the cosine is {cosine:.3f} on toy"
+                f" policies, {off:.0%} of it points elsewhere; k3 without the importance ratio does that"
+            )
+        severity = Severity.WARNING if cosine > _PROXY else None
+        yield Breach(message, value=cosine, limit=_TRUE, key="biased", severity=severity)
+
+
+class KLRequiresGrad(Invariant):
+    """A term of the loss without a gradient is a constant; a reward with one is differentiated as a loss."""
+
+    code = "KLG836"
+    watches = (Minibatch, Rewards)
+
+    def inspect(self, event: Event) -> Iterator[Breach]:
+        if isinstance(event, Rewards):
+            if event.token_rewards is None and event.kl is None:
+                return
+            self.exercised = True
+            if event.requires_grad:
+                yield Breach(
+                    "the KL penalty that goes into the reward has a gradient",
+                    key="reward",
+                    help="detach it, or compute it under torch.no_grad()",
+                )
+        elif event.kl_loss_requires_grad is not None and event.new_requires_grad:
+            self.exercised = True
+            if not event.kl_loss_requires_grad:
+                yield Breach(
+                    "the KL term of the loss has no gradient while the log-probs of the minibatch have one: it is"
+                    " a constant",
+                    key="loss",
+                    help="compute it from the minibatch's own log-probs, and do not detach it",
+                )

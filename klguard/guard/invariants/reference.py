@@ -1,0 +1,391 @@
+"""KLG801 to KLG805: the reference is a copy that stays as it is, and is scored without noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from klguard.findings import Severity
+from klguard.guard import models, probe
+from klguard.guard.events import Event, Pairs, Preflight, Rollout, Scoring, Setup, StepEnd
+from klguard.guard.fingerprint import Kept, memory
+from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run, tolerance
+from klguard.guard.ledger import Readings
+from klguard.guard.rescoring import SLOTS, diagnosis, rescoring
+
+
+def _weights(run: Run) -> int:
+    """Counts torch's writes to the policy's parameters."""
+    return 0 if run.policy is None else sum(p._version for p in run.policy.parameters())
+
+
+class FirstKL(Invariant):
+    """A policy that begins with the weights of its reference has a KL of 0 until its first update.
+
+    Whether it does is looked up in the weights themselves; a policy that was trained before has its KL. Dropout
+    and a shift of the logits also give a KL: KLG805, KLG703 and KLG814 name them, and this one keeps silent.
+    """
+
+    code = "KLG801"
+    watches = (Setup, Preflight, Scoring, Rollout, Pairs)
+    sums = ("tokens", "distance", "noisy", *SLOTS)
+    maxima = ("largest",)
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._copy: bool | None = None
+        self._version = 0
+        self._precision = torch.float32
+
+    def inspect(self, event: Event) -> Iterator[Breach]:
+        if isinstance(event, Setup):
+            self._compare()
+        if isinstance(event, Preflight) and event.score and event.reference_score:
+            yield from self._try(event)
+
+    def _compare(self) -> None:
+        """Whether the policy begins as a copy; waits for the device, before training."""
+        run = self.run
+        fresh = run.step == 0 and run.version == 0
+        self._copy = fresh and models.copies(run.policy, run.reference)
+        self._version = _weights(run)
+        self._precision = models.precision(run.policy, run.reference)
+
+    def _try(self, event: Preflight) -> Iterator[Breach]:
+        if not self._copy or _weights(self.run) != self._version:
+            return
+        rows = probe.sequences(self.run, event)
+        if not rows:
+            return
+        ids, attention = probe.batched(rows, models.padding_id(self.run.policy, self.run.tokenizer), event)
+        with probe.quietly(ids.device):
+            first, second = (probe.scored(event.score, ids, attention) for _ in range(2))
+            reference = [probe.scored(event.reference_score, ids, attention) for _ in range(2)]
+        noise = max(probe.difference(first, second)[1], probe.difference(*reference)[1])
+        self.exercised = True
+        mean, largest = probe.difference(first, reference[0])
+        if noise <= tolerance(self._precision, fp32=1e-5, half=1e-2):
+            yield from self._judged(mean, largest, "score() and reference_score()")
+
+    def measure(self, event: Event) -> None:
+        if isinstance(event, Rollout):
+            rescoring(self.run).see(self.run, event)
+        elif self._first() and isinstance(event, Scoring):
+            result = rescoring(self.run).of(self.run, event)
+            for name, figure in result.figures.items() if result else ():
+                self.add(name, figure)
+        elif self._first() and isinstance(event, Pairs):
+            self.exercised = True
+            distance = (event.logprobs.double() - event.reference_logprobs.double()).abs()
+            distance = torch.where(event.mask & distance.isfinite(), distance, 0.0)
+            self.add("tokens", event.mask.sum())
+            self.add("distance", distance)
+            self.highest("largest", distance)
+            noisy = models.active_dropout(self.run.policy) or models.active_dropout(self.run.reference)
+            self.add("noisy", float(noisy is not None))
+
+    def _first(self) -> bool:
+        run = self.run
+        return bool(self._copy) and run.step == 0 and run.version == 0 and _weights(run) == self._version
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        mean = readings.mean("distance", "tokens")
+        named = diagnosis(readings, self._precision in HALF) in ("before", "after", "unmasked", "unplaced")
+        if mean is None or readings["noisy"] or named:
+            return
+        yield from self._judged(mean, readings.maximum("largest"), "their log-probabilities of the first rollout")
+
+    def _judged(self, mean: float, largest: float, what: str) -> Iterator[Breach]:
+        limit = tolerance(self._precision, fp32=1e-4, half=5e-3)
+        certain = tolerance(self._precision, fp32=1e-2, half=5e-2)
+        if mean > limit:
+            yield Breach(
+                f"policy and reference have the same weights and no update has happened, but {what} differ by"
+                f" {mean:.2g} nats per token on average, at most {largest:.2g}: KL does not start at 0",
+                value=mean,
+                limit=limit,
+                severity=Severity.ERROR if mean > certain else Severity.WARNING,
+            )
+
+
+class _Frozen(Invariant):
+    """Weights that keep their bits: the first look at them is compared with later ones.
+
+    In the first steps at powers of two, then every `every` steps, all of them; in every step those that torch
+    counted a write to. Parameters, and buffers that are saved with the model (others are caches).
+    """
+
+    watches = (Setup, Rollout, Scoring, StepEnd)
+    sums = ("changed",)
+    maxima = ("which",)
+    every = 50
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._kept: Kept | None = None
+        self._restored: Mapping[str, Any] = {}
+        self._looked = -1
+        self._steps_end = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What has to stay as it is, by name; empty where there is nothing."""
+        raise NotImplementedError
+
+    def now(self) -> bool:
+        """Whether the weights can be looked at now."""
+        return True
+
+    def measure(self, event: Event) -> None:
+        self._steps_end |= isinstance(event, StepEnd)
+        tensors = self.tensors() if self.now() else {}
+        if self._kept is None:
+            self._begin(tensors)
+        elif isinstance(event, StepEnd) or (isinstance(event, (Rollout, Scoring)) and not self._steps_end):
+            self._look(tensors)
+
+    def _begin(self, tensors: dict[str, Tensor]) -> None:
+        if tensors:
+            self._kept = Kept(tensors)
+            if self._restored:
+                self._kept.load_state_dict(self._restored)
+
+    def _look(self, tensors: dict[str, Tensor]) -> None:
+        step = self.run.step
+        if step == self._looked or not tensors:
+            return
+        self._looked = step
+        number = step + 1
+        due = number % self.every == 0 or (number < self.every and not number & (number - 1))
+        seen = self._kept.changed(tensors, everything=due)
+        self.exercised = self.exercised or seen is not None
+        if seen is not None:
+            self.add("changed", seen[0])
+            self.highest("which", seen[1])
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        if not readings["changed"] or self._kept is None:
+            return
+        which = int(readings.maximum("which") or 0) - 1
+        name = self._kept.names[which] if 0 <= which < len(self._kept.names) else "?"
+        count = int(readings["changed"])
+        yield self.said(name, f" and {count - 1} more" if count > 1 else "", count)
+
+    def said(self, name: str, others: str, count: int) -> Breach:
+        """The breach: `name` changed, `others` is empty or tells how many more."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": dict(self._restored) if self._kept is None else self._kept.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restored = state["kept"]
+        if self._kept is not None:
+            self._kept.load_state_dict(self._restored)
+
+
+def _persistent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and buffers that are saved with the model, by name."""
+    yield from module.named_parameters()
+    for prefix, layer in module.named_modules():
+        for name, buffer in layer._buffers.items():
+            if buffer is not None and name not in layer._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer
+
+
+class ReferenceFrozen(_Frozen):
+    """The reference keeps its bits. What it shares with the policy belongs to KLG803 and KLG804."""
+
+    code = "KLG802"
+
+    def tensors(self) -> dict[str, Tensor]:
+        run = self.run
+        if run.reference is None or run.reference is run.policy:
+            return {}
+        shared = set()
+        for parameter in () if run.policy is None else run.policy.parameters():
+            shared |= memory(parameter)
+        return {n: t for n, t in _persistent(run.reference) if not (memory(t) & shared and self._kept is None)}
+
+    def said(self, name: str, others: str, count: int) -> Breach:
+        return Breach(
+            f"`{name}`{others} of the reference changed: KL is no longer measured against the model the run"
+            " started from",
+            value=float(count),
+            limit=0.0,
+            help="freeze it (requires_grad_(False)), keep it out of the optimizer, and copy it instead of"
+            " aliasing; where it follows the policy on purpose, ignore KLG802",
+        )
+
+
+class BaseFrozen(_Frozen):
+    """The frozen weights under an adapter keep their bits. While the adapter is merged nobody looks."""
+
+    code = "KLG804"
+
+    def tensors(self) -> dict[str, Tensor]:
+        run = self.run
+        if run.adapter_base is not None:
+            found = dict(_persistent(run.adapter_base))
+        elif run.policy is not None and any(p.requires_grad for p in run.policy.parameters()):
+            found = dict(run.policy.named_parameters())
+        else:
+            return {}
+        owned = {id(p) for o in run.optimizers for group in o.param_groups for p in group["params"]}
+        return {n: t for n, t in found.items() if not t.requires_grad and id(t) not in owned}
+
+    def now(self) -> bool:
+        return not (models.merged(self.run.policy) or models.merged(self.run.adapter_base))
+
+    def said(self, name: str, others: str, count: int) -> Breach:
+        half = models.precision(self.run.adapter_base or self.run.policy) in HALF
+        return Breach(
+            f"the frozen weights `{name}`{others} changed: the base under the adapter is not what it was",
+            value=float(count),
+            limit=0.0,
+            # merged and unmerged in fp32, a base moves by 1e-7 of itself; in half precision by 1e-3
+            severity=Severity.ERROR if half or not models.adapted(self.run.policy) else Severity.WARNING,
+        )
+
+
+class ReferenceAliased(Invariant):
+    """What is trained in the policy is not part of the reference. Frozen layers may be shared, and adapters,
+    which are switched off for the reference."""
+
+    code = "KLG803"
+    watches = (Setup, Rollout)
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._looked: set[tuple[int, int]] = set()
+
+    def inspect(self, event: Event) -> Iterator[Breach]:
+        policy, reference = self.run.policy, self.run.reference
+        if policy is None or reference is None:
+            return
+        pair = id(policy), id(reference)
+        if isinstance(event, Rollout) and pair in self._looked:
+            return
+        shared = self._shared(policy, reference)
+        if shared is None:
+            return
+        self.exercised = True
+        if isinstance(event, Rollout):
+            self._looked.add(pair)
+        if shared:
+            same = "the reference is the policy itself" if policy is reference else ""
+            yield Breach(
+                same
+                or f"`{shared[0]}`{f' and {len(shared) - 1} more' if len(shared) > 1 else ''} of the policy, which"
+                " is trained, shares its memory with the reference: KL is 0 for ever",
+                value=float(len(shared)),
+                limit=0.0,
+            )
+
+    @staticmethod
+    def _shared(policy: nn.Module, reference: nn.Module) -> list[str] | None:
+        """Names of trainable parameters in the reference's memory; None where no memory is visible."""
+        theirs: set[int] = set()
+        for parameter in reference.parameters():
+            theirs |= memory(parameter)
+        if not theirs:
+            return None
+        layers = tuple(name + "." for name, _ in models.tuner_layers(policy))
+        return [
+            name
+            for name, parameter in policy.named_parameters()
+            if parameter.requires_grad and memory(parameter) & theirs and not name.startswith(layers or "\0")
+        ]
+
+
+class RandomScoring(Invariant):
+    """The same tokens have the same log-probabilities whenever they are scored.
+
+    Before training the loop's own functions are called twice. In the run the switches of the models are read
+    when they have sampled and scored, and one row of the first rollout, scored again in eval mode, tells
+    whether the policy's dropout was really at work.
+    """
+
+    code = "KLG805"
+    watches = (Preflight, Rollout, Scoring)
+    sums = ("reference", "policy", *SLOTS)
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._where: dict[str, tuple[str, float]] = {}
+        self._precision = torch.float32
+
+    def inspect(self, event: Event) -> Iterator[Breach]:
+        if not isinstance(event, Preflight):
+            return
+        rows = probe.sequences(self.run, event)
+        functions = {"score": event.score, "reference_score": event.reference_score}
+        for name, function in functions.items() if rows else ():
+            if function is not None:
+                yield from self._twice(name, function, rows, event)
+
+    def _twice(self, name: str, function: Any, rows: list[Tensor], event: Preflight) -> Iterator[Breach]:
+        ids, attention = probe.batched(rows, models.padding_id(self.run.policy, self.run.tokenizer), event)
+        with probe.quietly(ids.device):
+            first, second = (probe.scored(function, ids, attention) for _ in range(2))
+        self.exercised = True
+        mean, largest = probe.difference(first, second)
+        model = self.run.policy if name == "score" else self.run.reference
+        # not exactly 0: kernels that add in any order differ by rounding. Dropout differs by tenths of a nat
+        limit = tolerance(models.precision(model), fp32=1e-5, half=1e-2)
+        if largest > limit:
+            switch = models.active_dropout(model)
+            why = f": `{switch[0]}` with p={switch[1]:g} is in train mode" if switch else ""
+            yield Breach(
+                f"{name}() gives two different answers to the same tokens, {mean:.2g} nats per token apart on"
+                f" average, at most {largest:.2g}{why}",
+                value=largest,
+                limit=limit,
+                key=name,
+            )
+
+    def measure(self, event: Event) -> None:
+        scored = isinstance(event, Scoring)
+        if isinstance(event, Rollout):
+            rescoring(self.run).see(self.run, event)
+        elif scored:
+            self._measure_row(event)
+        if isinstance(event, Preflight) or (self.run.policy is None and self.run.reference is None):
+            return
+        self.exercised = True
+        self._note("policy", self.run.policy)
+        if scored and event.reference_logprobs is not None:
+            self._note("reference", self.run.reference)
+
+    def _measure_row(self, event: Scoring) -> None:
+        self._precision = models.precision(self.run.policy) if event.dtype not in HALF else event.dtype
+        result = rescoring(self.run).of(self.run, event)
+        for name, figure in result.figures.items() if result else ():
+            self.add(name, figure)
+
+    def _note(self, whose: str, module: nn.Module | None) -> None:
+        switch = models.active_dropout(module)
+        if switch is not None:
+            self._where[whose] = switch
+            self.add(whose, 1.0)
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        said = diagnosis(readings, self._precision in HALF)
+        for whose in ("reference", "policy"):
+            if not readings[whose]:
+                continue
+            if whose == "policy" and said in ("right", "before", "after", "unmasked", "unplaced"):
+                continue
+            name, p = self._where.get(whose, ("a dropout", float("nan")))
+            seen = "" if whose == "reference" or not said else (
+                f"; one row scored again in eval mode differs by {readings['off'] / readings['rescored']:.2g} nats"
+                " per token"
+            )  # fmt: skip
+            yield Breach(
+                f"`{name}` of the {whose} is in train mode with p={p:g} where tokens are sampled and scored{seen}",
+                value=p,
+                limit=0.0,
+                key=whose,
+            )

@@ -1,0 +1,273 @@
+"""How the guard hears of scored tokens, and which of them may count as evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from klguard.guard import events, kl
+from klguard.guard.live import caller, findings
+from klguard.guard.shield import LOG, callers, shielded
+from klguard.guard.telling import Telling
+from klguard.guard.works import Outcome
+from klguard.settings import Place, Site
+
+SEPARATE_ENGINE = 1e-2
+"""Tolerance in nats per token where another engine drew the tokens."""
+
+HALF_PRECISION = 1e-3
+SINGLE_PRECISION = 1e-4
+"""Tolerances where the policy itself drew the tokens, by the precision it computes in."""
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def event_of(kind: type[events.Event], place: Place | None, fields: Mapping[str, Any]) -> events.Event:
+    """An event of `kind`; a field it does not have is the caller's mistake."""
+    known = kind.__dataclass_fields__
+    for name in fields:
+        if name not in known:
+            choice = ", ".join(one for one in known if one != "place")
+            raise callers(TypeError(f"unknown argument {name!r}: choose from {choice}"))
+    plain = {name: detached(v) if isinstance(v, Tensor) else v for name, v in fields.items()}
+    return kind(place=place, **plain)
+
+
+def detached(values: Tensor | None) -> Tensor | None:
+    """Without its graph."""
+    return None if values is None else values.detach()
+
+
+def as_mask(mask: Tensor | None, like: Tensor) -> Tensor:
+    """A bool mask of the shape of `like`; all true when None."""
+    if mask is None:
+        return torch.ones(like.shape, dtype=torch.bool, device=like.device)
+    return kl.valid_tokens(mask.detach())
+
+
+class Listening(Telling):
+    """Takes events of one step after another. The state of a step is forgotten when it ends."""
+
+    def __init__(self, *args: Any, tolerance: float | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tolerance = tolerance
+        self._begun = False
+        self._said_blind = False
+        self._watcher: Any = None
+        self._sends = 0
+        self._left = False
+        self._by_hand: set[str] = set()
+        self._first_step_over = False
+        self._reset_step()
+
+    def _reset_step(self) -> None:
+        self._step_open = False
+        self._stepped_by_hand = False
+        self._scored_under: tuple[int, int] | None = None
+        self._paired_by: str | None = None
+        self._scored_by: str | None = None
+        self._said_late = False
+
+    # ------------------------------------------------------------------------------- transformers' side speaks
+
+    @property
+    def version(self) -> int:
+        """Updates of the policy's weights that the guard has seen."""
+        return self._works.run.version
+
+    @property
+    def policy(self) -> nn.Module | None:
+        """The model that is trained."""
+        return self._works.run.policy
+
+    @shielded()
+    def generated(self, event: events.Rollout, site: Site) -> None:
+        """generate() returned. Its settings are judged once its tokens have been scored."""
+        self._begin()
+        self._works.rollout(event, site, findings(site), dispatch=self._alone("rollout"))
+
+    @shielded()
+    def scored(
+        self, role: str, logits: Tensor, tokens: Tensor, mask: Tensor, context_ids: Tensor | None, handle: int
+    ) -> None:
+        """The policy scored a rollout that generate() returned: logits (B, T, V), tokens and mask (B, T)."""
+        if role != "policy":
+            return
+        self._works.matched(handle, mask)
+        if "score" in self._by_hand:
+            return
+        logprobs = kl.token_log_probs(logits.detach(), tokens)
+        self._score(
+            events.Scoring(
+                logits=logits.detach(),
+                tokens=tokens,
+                mask=mask,
+                logprobs=logprobs,
+                context_ids=context_ids,
+                dtype=self._precision(logits),
+            ),
+            source="watcher",
+        )
+
+    @shielded()
+    def paired(self, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> None:
+        """Both models have scored these tokens: log-probs and mask (B, T)."""
+        if "score" not in self._by_hand and self._pair("watcher"):
+            self._pairs(None, logprobs, reference_logprobs, mask)
+
+    @shielded(lambda self: self._take_part())
+    def boundary(self) -> None:
+        """A new rollout begins under new weights: the step before is over, unless the loop says so itself."""
+        if self._step_open and not self._stepped_by_hand:
+            self._settle(self._end_step(caller()))
+
+    @shielded()
+    def updated(self, optimizer: torch.optim.Optimizer, after: bool, owns: bool) -> None:
+        """optimizer.step() is about to run, or has run. `owns`: some of its parameters are the policy's."""
+        run = self._works.run
+        if not any(one is optimizer for one in run.optimizers):
+            run.optimizers.append(optimizer)
+        self._begin()
+        run.version += after and owns
+        self._works.dispatch(events.Update(optimizer=optimizer, after=after))
+
+    def failed(self, error: BaseException) -> None:
+        """The watching itself failed."""
+        with self._lock:
+            self._step_aside(error)
+
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """Do not take what the models do meanwhile for the loop's doing."""
+        watcher = self._watcher
+        if watcher is None:
+            yield
+            return
+        before, watcher.paused = watcher.paused, True
+        try:
+            yield
+        finally:
+            watcher.paused = before
+
+    # ------------------------------------------------------------------------------- what counts as evidence
+
+    def _score(self, event: events.Scoring, source: str) -> None:
+        self._begin()
+        self._step_open = True
+        weights = self._weights()
+        if self._scored_under is None:
+            self._scored_under = weights
+        if weights != self._scored_under:
+            if not self._said_late:
+                self._said_late = True
+                LOG.warning(
+                    "klguard leaves out log-probs that were computed after an update in the same step: only the"
+                    " weights that sampled can be tested. Score the rollout before the first update"
+                )
+            return
+        if self._scored_by is None:
+            self._scored_by = source
+        if source != "watcher" or self._alone("score"):
+            self._works.dispatch(event)
+        if self._scored_by == source:
+            self._works.score(event, self._eps(event.dtype, event.sampler_logprobs is not None))
+        if event.reference_logprobs is not None and self._pair(source):
+            self._pairs(event.place, event.logprobs, event.reference_logprobs, event.mask)
+
+    def _alone(self, what: str) -> bool:
+        """Whether the loop leaves telling of this to the watcher. In its first step that is not known yet: what
+        the watcher saw is evidence then, but no event, or invariants would count rows twice."""
+        return self._first_step_over and what not in self._by_hand
+
+    def _pairs(self, place: Place | None, logprobs: Tensor, reference: Tensor, mask: Tensor) -> None:
+        self._works.dispatch(
+            events.Pairs(
+                place=place,
+                logprobs=logprobs,
+                reference_logprobs=reference,
+                mask=mask,
+                eps=self._eps(self._precision(logprobs), False),
+            )
+        )
+
+    def _pair(self, source: str) -> bool:
+        """Whether pairs of log-probs from this call count: the first source of a step does, so that no token
+        counts twice."""
+        if self._paired_by is None:
+            self._paired_by = source
+        return self._paired_by == source
+
+    def _weights(self) -> tuple[int, int]:
+        """Changes whenever the policy's weights do, as far as it can be seen without looking at them."""
+        policy = self.policy
+        counters = 0 if policy is None else sum(parameter._version for parameter in policy.parameters())
+        return self.version, counters
+
+    def _eps(self, dtype: torch.dtype, separate_engine: bool) -> float:
+        if self._tolerance is not None:
+            return self._tolerance
+        if separate_engine:
+            return SEPARATE_ENGINE
+        return HALF_PRECISION if dtype in HALF else SINGLE_PRECISION
+
+    def _precision(self, values: Tensor) -> torch.dtype:
+        """The precision the policy computes in: of its logits, of autocast, or of its weights."""
+        if values.dtype in HALF:
+            return values.dtype
+        if torch.is_autocast_enabled(values.device.type):
+            return torch.get_autocast_dtype(values.device.type)
+        parameters = () if self.policy is None else self.policy.parameters()
+        weights = next((p.dtype for p in parameters if p.is_floating_point()), None)
+        return weights if weights in HALF else torch.float32
+
+    # ------------------------------------------------------------------------------- beginning and end of steps
+
+    def _tell(self, kind: type[events.Event], fields: dict[str, Any]) -> None:
+        place = caller()
+        self._begin()
+        self._works.dispatch(event_of(kind, place, fields))
+        self._step_open = True
+
+    def _begin(self) -> None:
+        """Look once at what the guard was given; what is wrong with it is told when a step ends."""
+        if not self._begun:
+            self._begun = True
+            self._works.dispatch(events.Setup(place=caller()))
+
+    def _end_step(self, place: Place | None) -> list[Outcome]:
+        outcomes = list(self._works.close(place))
+        self._sends = self._works.sends
+        self._first_step_over = True
+        self._reset_step()
+        return outcomes
+
+    @shielded(lambda self, place: self._take_part())
+    def _between_steps(self, place: Place | None) -> None:
+        """Tell what was found outside any step."""
+        outcomes = list(self._works.close(place, counted=False))
+        self._sends = self._works.sends
+        self._settle(outcomes)
+
+    @shielded()
+    def _collect(self) -> None:
+        """Take in what is under way, without reacting to it."""
+        self._absorb(self._works.flush())
+
+    def _take_part(self) -> None:
+        """This rank's guard has stepped aside: the others have to hear of it in their reduction, or they would
+        wait for this rank for ever."""
+        if self._left or not self._works.ranks.active:
+            return
+        if self._works.sends > self._sends:  # it failed after this step's reduction: the next one tells
+            self._sends = self._works.sends
+            return
+        try:
+            self._left = self._works.announce_failure()
+            self._sends = self._works.sends
+        except Exception as error:  # noqa: BLE001  nothing is left to try
+            self._left = True
+            LOG.warning("klguard could not tell the other ranks that it failed", exc_info=error)

@@ -1,0 +1,194 @@
+"""One row of the first rollout, scored once more by hand: alone, without padding, in eval mode.
+
+What the loop scored is then either that, or that of a neighbouring position, or what comes out when the
+padding is attended to or shifts the positions. This tells the causes of a wrong log-probability apart, which
+no statistic can.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from klguard.guard import kl
+from klguard.guard.events import Rollout, Scoring
+from klguard.guard.invariants.invariant import HALF, Run
+from klguard.guard.ledger import Readings
+from klguard.guard.models import config, decoder_only, inner, sharded
+
+TOKENS = 32
+"""Response tokens that are scored again, at most."""
+
+SLOTS = ("rescored", "off", "before", "after", "unmasked", "unplaced", "padded")
+"""Sums that an invariant keeps of a rescored row: tokens; the difference from the loop's log-probs, in nats, of
+the right scoring, of the two neighbouring positions, of attending to the padding, of positions counted from
+the padding; and the number of padding tokens of the row."""
+
+_FP32, _HALF_PRECISION = 1e-3, 3e-2
+"""Mean difference, in nats per token, from which the loop's scoring is not the right one."""
+
+_FITS = 0.2
+"""A wrong way explains the loop's log-probs when it leaves at most this share of the difference."""
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """Figures of one row, () tensors on the device, named as in SLOTS."""
+
+    figures: dict[str, Tensor]
+
+
+class Rescoring:
+    """Remembers the last rollout until the first row of one was scored again. Shared by all invariants of a
+    run."""
+
+    def __init__(self) -> None:
+        self._rollout: Rollout | None = None
+        self._event: weakref.ref[Scoring] | None = None
+        self._result: Rescored | None = None
+        self._given_up = False
+
+    def see(self, run: Run, event: Rollout) -> None:
+        """A rollout whose rows may be scored next."""
+        if self._result is None and not self._given_up:
+            self._given_up = not _possible(run)
+            usable = event.prompts is not None and event.attention_mask is not None
+            self._rollout = event if usable and not self._given_up else None
+
+    def of(self, run: Run, event: Scoring) -> Rescored | None:
+        """The figures of a row of `event`, if that is the one of which a row is scored again."""
+        if self._event is not None:
+            return self._result if self._event() is event else None
+        rollout, self._rollout = self._rollout, None
+        if rollout is None or not _fits(rollout, event):
+            return None
+        self._event = weakref.ref(event)
+        self._result = _rescore(run, rollout, event)
+        return self._result
+
+    def forget(self) -> None:
+        """Keep nothing of a step beyond its end."""
+        self._rollout = None
+
+
+def rescoring(run: Run) -> Rescoring:
+    """The one of this run."""
+    return run.notes.setdefault("rescoring", Rescoring())
+
+
+def diagnosis(readings: Readings, half: bool) -> str:
+    """What the loop's log-probs of the rescored row are: "" where none was, "right", "before" or "after" (the
+    logits of the position before, or of the token itself), "unmasked" (padding attended to), "unplaced"
+    (positions counted from the padding), or "unexplained"."""
+    if not readings["rescored"]:
+        return ""
+    mean = {name: readings[name] / readings["rescored"] for name in SLOTS[1:6]}
+    if mean["off"] <= (_HALF_PRECISION if half else _FP32):
+        return "right"
+    best = min(("before", "after", "unmasked", "unplaced"), key=mean.__getitem__)
+    return best if mean[best] <= _FITS * mean["off"] else "unexplained"
+
+
+def in_half(dtype: torch.dtype) -> bool:
+    """Whether `dtype` has the tolerances of half precision."""
+    return dtype in HALF
+
+
+def _possible(run: Run) -> bool:
+    """Whether one more pass of the policy may be made, on this rank alone."""
+    return (
+        run.forward is not None
+        and decoder_only(run.policy)
+        and not sharded(run.policy)
+    )
+
+
+def _fits(rollout: Rollout, event: Scoring) -> bool:
+    """Whether `event` may have scored `rollout`, and the extra pass is smaller than the loop's own."""
+    if event.logits is None or event.tokens is None or event.tokens.shape != rollout.responses.shape:
+        return False
+    length = rollout.prompts.shape[1] + min(TOKENS, event.tokens.shape[1])
+    rows, time, _ = event.logits.shape
+    return 3 * length <= rows * time
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Every layer of `module` in eval mode, and each as it was afterwards."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+
+
+def forward(run: Run, ids: Tensor, attention: Tensor) -> Tensor:
+    """Logits (B, L, V) of the policy in eval mode, positions counted from the first column, without a cache."""
+    model = inner(run.policy)
+    quiet = {"use_cache": False} if hasattr(config(model), "use_cache") else {}
+    with eval_mode(model):
+        return run.forward(model, ids, attention, **quiet)
+
+
+def _rescore(run: Run, rollout: Rollout, event: Scoring) -> Rescored:
+    """Choose the row with most padding that has something to score, and compare. All on the device."""
+    device = event.logits.device
+    count = min(TOKENS, event.tokens.shape[1])
+    attention = rollout.attention_mask.to(device).bool()
+    width = attention.shape[1]
+    padding = width - attention.sum(1)
+    # rows whose prompt is not padded on the left in one piece are another invariant's business
+    whole = (attention.long().diff(dim=1) >= 0).all(1) & attention[:, -1]
+    agree = (rollout.responses.to(device) == event.tokens) | ~event.mask
+    usable = event.mask[:, :count].any(1) & whole & agree.all(1)
+    row = torch.where(usable, padding + 1, 0).argmax().view(1)
+
+    def pick(values: Tensor) -> Tensor:
+        return values.to(device).index_select(0, row)
+
+    prompt, responses = pick(rollout.prompts), pick(event.tokens)[:, :count]
+    valid = (pick(event.mask)[:, :count] & pick(usable)[:, None])[0]
+    given = pick(event.logprobs)[0, :count].double()
+    logits = _three_ways(run, prompt, responses, pick(attention))
+    scale = event.temperature or 1.0
+    tokens = responses[0].clamp(0, event.logits.shape[-1] - 1)
+
+    def differ(way: int, positions: Tensor) -> Tensor:
+        """Sum over valid tokens of |loop - by hand|, with the logits at `positions` (count,)."""
+        rows = logits[way].index_select(0, positions.clamp(0, logits.shape[1] - 1))
+        rows = rows[:, : event.logits.shape[-1]].float() / scale
+        mine = kl.token_log_probs(rows[None], tokens[None])[0].double()
+        return torch.where(valid, (given - mine).abs().nan_to_num(nan=50.0, posinf=50.0), 0.0).sum()
+
+    steps = torch.arange(count, device=device)
+    padded = padding.index_select(0, row)
+    alone, here = width - padded + steps - 1, width + steps - 1
+    figures = {
+        "rescored": valid.sum(),
+        "off": differ(0, alone),
+        "before": differ(0, alone - 1),
+        "after": differ(0, alone + 1),
+        "unmasked": differ(1, here),
+        "unplaced": differ(2, here),
+        "padded": torch.where(valid.any(), padded.sum(), 0),
+    }
+    return Rescored(figures)
+
+
+def _three_ways(run: Run, prompt: Tensor, responses: Tensor, attention: Tensor) -> Tensor:
+    """Logits (3, L, V) of one row: with its padding moved to the end, where a causal model cannot see it; as it
+    is, attending to the padding; as it is, with the mask but with positions counted from the padding."""
+    ids = torch.cat([prompt, responses], 1)
+    mask = torch.cat([attention, torch.ones_like(responses, dtype=torch.bool)], 1)
+    length = ids.shape[1]
+    around = (torch.arange(length, device=ids.device) + (length - mask.sum())) % length
+    rows = torch.cat([ids[:, around], ids, ids])
+    masks = torch.cat([mask[:, around], torch.ones_like(mask), mask]).long()
+    return forward(run, rows, masks)
