@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from policies import Policy
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
+
+from benchmarks.policies import LEFT_OUT, Policy
 
 PROMPT = 6
 LENGTH = 48
@@ -33,7 +34,9 @@ class Case:
 
     name: str
     code: str = ""
-    settings: Mapping[str, Any] | Callable[[Policy, list[int]], Mapping[str, Any]] = field(default_factory=dict)
+    settings: Mapping[str, Any] | Callable[[Policy, list[int]], Mapping[str, Any]] = field(
+        default_factory=dict
+    )
     fault: str = ""
     cause: str = ""
     alike: tuple[str, ...] = ()
@@ -52,10 +55,8 @@ class Case:
 
     def named(self, cause: str, policy: Policy, common: list[int]) -> bool:
         """Whether a cause is the true one, or of its family where the bank lacks the value."""
-        if self.bank == "family":
-            return cause.startswith(self.cause)
-        meant = {name.format(common=common[0], stop=policy.stop) for name in (self.cause, *self.alike)}
-        return cause in meant
+        meant = [name.format(common=common[0], stop=policy.stop) for name in (self.cause, *self.alike)]
+        return any(cause.startswith(name) if name[-1] in "=<" else cause == name for name in meant)
 
 
 class CapLogits(LogitsProcessor):
@@ -79,10 +80,14 @@ def cases() -> list[Case]:
         Case("pure sampling"),
         Case("stop token ignored, tokens after it masked", "KLG303", {"eos_token_id": None}),
         *_values("KLG101", "top_k", "top_k", (20, 50, 200), (35, 500)),
-        Case("top_k left out (default 50)", "KLG102", {"top_k": None}, cause="top_k=50"),
+        Case("top_k left out (default 50)", "KLG102", {"top_k": LEFT_OUT}, cause="top_k=50"),
         *_values("KLG103", "top_p", "top_p", (0.9, 0.95, 0.99), (0.85,)),
         *_values("KLG104", "min_p", "min_p", (0.05, 0.1), (0.02,)),
-        *_values("KLG105", "typical_p", "typical_p", (0.9, 0.95), (0.7,)),
+        # at 0.7 and above the typical set of these policies is their nucleus: the same sampler by another name
+        Case("typical_p=0.2", "KLG105", {"typical_p": 0.2}, cause="typical_p=0.2"),
+        Case("typical_p=0.5", "KLG105", {"typical_p": 0.5}, cause="typical_p=0.5"),
+        Case("typical_p=0.9", "KLG105", {"typical_p": 0.9}, cause="typical_p=0.9", alike=("top_p=0.9",)),
+        Case("typical_p=0.7", "KLG105", {"typical_p": 0.7}, cause="typical_p=", alike=("top_p=",)),
         *_values("KLG105", "epsilon_cutoff", "epsilon_cutoff", (3e-4, 1e-3), (5e-3,)),
         Case("eta_cutoff=0.002", "KLG105", {"eta_cutoff": 2e-3}),
         Case("top_h=0.4", "KLG105", {"top_h": 0.4}),

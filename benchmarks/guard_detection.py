@@ -19,24 +19,24 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from cases import LENGTH, PROMPT, Case, cases  # noqa: E402
-from machine import record  # noqa: E402
-from policies import Policy, Rollout, clipped_loss, make_policy, perturbed, token_log_probs  # noqa: E402
-from rivals import verdicts  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from klguard.guard.guard import Guard  # noqa: E402
+from benchmarks.cases import LENGTH, PROMPT, Case, cases  # noqa: E402
+from benchmarks.machine import record  # noqa: E402
+from benchmarks.policies import Policy, Rollout, clipped_loss, make_policy, perturbed, token_log_probs  # noqa: E402
+from benchmarks.rivals import verdicts  # noqa: E402
+from klguard import Guard  # noqa: E402
 from klguard.guard import shares, start_times  # noqa: E402
 
 ALPHA = 1e-6
@@ -47,21 +47,30 @@ RUNS_TOGETHER = 10
 """Runs whose rollouts are drawn in one call of generate(); they share a policy and nothing else."""
 REFERENCE_KL = 0.01
 """KL(policy || reference), nats per token."""
+NEGLIGIBLE = 5e-4
+"""Nats per token below which nothing can be found in 20,000 tokens: ln(1/alpha) and the prior cost about 20."""
 SAMPLER_CODES = {"KLG603", "KLG701", "KLG702", "KLG703", "KLG704"}
 ENGINE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How large the benchmark is. `tokens`: where a run without detection ends; `rival_tokens`: how far the
-    alarms of others are followed (at least), which is the length that their rates are about."""
+    """How large the benchmark is.
+
+    tokens        where a run without detection ends, if there is anything to detect (NEGLIGIBLE).
+    rival_tokens  how far every run goes, which is the length that the rates of others are about.
+    """
 
     vocabulary: int = 4000
     entropy: float = 2.5
     runs: int = 50
     tokens: int = 20_000
-    rival_tokens: int = 4_000
-    stop: float = 0.02
+    rival_tokens: int = 3_000
+    stop: float = 0.04
+
+    def end(self, kl: float) -> int:
+        """Where a run without detection ends, at this KL(q || p)."""
+        return self.tokens if kl >= NEGLIGIBLE else self.rival_tokens
 
 
 # ------------------------------------------------------------------------------------------ what a run keeps
@@ -86,9 +95,13 @@ class Process:
 
 @dataclass
 class Run:
-    """One guard, what else looks at its tokens, and after how many tokens each of them spoke."""
+    """One guard, what else looks at its tokens, and after how many tokens each of them spoke.
+
+    with_pit   the guard goes on after its detection, until its PIT component would have spoken too.
+    """
 
     guard: Guard
+    with_pit: bool = False
     engine: Process = field(default_factory=Process)
     tokens: int = 0
     found: dict[str, int] = field(default_factory=dict)
@@ -103,6 +116,11 @@ class Run:
     @property
     def detected(self) -> bool:
         return "guard, end of step" in self.found
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the guard still gets tokens."""
+        return not self.detected or (self.with_pit and "pit" not in self.found)
 
 
 def pit_alone(guard: Guard) -> float:
@@ -137,20 +155,28 @@ class Scored:
         tensors = (self.logits, self.reference_logits, self.logprobs, self.reference)
         return Scored(self.rollout.rows(part), *(tensor[part] for tensor in tensors), stale)
 
+    def trimmed(self) -> Scored:
+        """Without the columns in which every response has ended."""
+        time = slice(int(self.rollout.mask.sum(1).max()))
+        stale = None if self.stale is None else self.stale[:, time]
+        tensors = (self.logits, self.reference_logits, self.logprobs, self.reference)
+        return Scored(self.rollout.until(time), *(tensor[:, time] for tensor in tensors), stale)
+
 
 def feed(run: Run, batch: Scored) -> None:
     """Gives one rollout to the guard, in micro-batches, ends its step, and asks everyone else."""
     rollout, limit = batch.rollout, shares.threshold(ALPHA, shares.EVIDENCE)
-    if not run.detected:
+    guarded = run.guarded
+    if guarded:
         run.guard.rollout(rollout.tokens, rollout.mask, prompts=rollout.prompts)
     for first in range(0, len(rollout.mask), MICRO_BATCH):
-        part = batch.rows(slice(first, first + MICRO_BATCH))
+        part = batch.rows(slice(first, first + MICRO_BATCH)).trimmed()
         run.tokens += int(part.rollout.mask.sum())
-        if not run.detected:
+        if guarded:
             give(run.guard, part)
-            if run.guard.evidence.provisional() >= limit:
+            if not run.detected and run.guard.evidence.provisional() >= limit:
                 run.spoke("guard")
-            if "pit" not in run.found and pit_alone(run.guard) >= -math.log(ALPHA):
+            if run.with_pit and "pit" not in run.found and pit_alone(run.guard) >= -math.log(ALPHA):
                 run.spoke("pit")
         processed = part.rollout.processed
         if processed is not None:
@@ -159,7 +185,7 @@ def feed(run: Run, batch: Scored) -> None:
             if run.engine.add(gain - tolerance) >= -math.log(ALPHA):
                 run.spoke("engine's log-probs")
     run.engine.end_step()
-    if not run.detected:
+    if guarded:
         end_step(run)
     alarms = verdicts(
         batch.logprobs, batch.reference, rollout.mask, processed=rollout.processed, raw=rollout.raw
@@ -186,7 +212,7 @@ def end_step(run: Run) -> None:
     """Ends the guard's step, and keeps what it says when it speaks for the first time."""
     run.guard.step()
     codes = {finding.code for finding in run.guard.findings}
-    if codes & SAMPLER_CODES:
+    if codes & SAMPLER_CODES and not run.detected:
         run.spoke("guard")
         run.spoke("guard, end of step")
         run.codes = tuple(sorted(codes))
@@ -227,7 +253,11 @@ class Actor:
         if self.case.fault.startswith("stale"):
             self.sampler = self.policy.copy()
         rollout = self.sampler.rollout(
-            prompts, attention_mask, LENGTH, keep_scores=self.keywords.get("num_beams", 1) == 1, **self.keywords
+            prompts,
+            attention_mask,
+            LENGTH,
+            keep_scores=self.keywords.get("num_beams", 1) == 1,
+            **self.keywords,
         )
         stale = None
         if self.case.fault.startswith("stale"):
@@ -302,18 +332,30 @@ def simulate(case: Case, plan: Plan) -> Outcome:
     for group, first in enumerate(range(0, plan.runs, RUNS_TOGETHER)):
         torch.manual_seed(1000 + group)
         actor = Actor(case, plan, seed=group)
-        members = [new_run(actor, seed=first + i) for i in range(min(RUNS_TOGETHER, plan.runs - first))]
-        for number, batch in enumerate(batches(actor, members, plan)):
+        members = [
+            new_run(actor, first + i, group == 0) for i in range(min(RUNS_TOGETHER, plan.runs - first))
+        ]
+        number = 0
+        while active := [run for run in members if wants_more(run, plan, nats)]:
+            batch = actor.batch(SEQUENCES * len(active))
             if number < 2:
                 kl = divergence(case, batch)
                 nats.append((kl[batch.rollout.mask].sum().item(), int(batch.rollout.mask.sum())))
+            for i, run in enumerate(active):
+                feed(run, batch.rows(slice(i * SEQUENCES, (i + 1) * SEQUENCES)))
+            number += 1
         runs += members
         named += sum(run.detected and case.named(run.cause, actor.policy, actor.common) for run in members)
-    total, tokens = map(sum, zip(*nats, strict=True))
-    return Outcome(runs, total / tokens, named, time.perf_counter() - begun)
+    return Outcome(runs, mean_of(nats), named, time.perf_counter() - begun)
 
 
-def new_run(actor: Actor, seed: int) -> Run:
+def mean_of(nats: Sequence[tuple[float, int]]) -> float:
+    """Nats per token, from sums and numbers of tokens; inf before there are any."""
+    tokens = sum(count for _, count in nats)
+    return sum(total for total, _ in nats) / tokens if tokens else math.inf
+
+
+def new_run(actor: Actor, seed: int, with_pit: bool) -> Run:
     """A run with a guard that knows what a loop would tell it, and nothing about the settings."""
     guard = Guard(
         on_violation="record",
@@ -322,21 +364,12 @@ def new_run(actor: Actor, seed: int) -> Run:
         seed=seed,
         strict=True,
     )
-    return Run(guard)
+    return Run(guard, with_pit)
 
 
-def batches(actor: Actor, members: Sequence[Run], plan: Plan) -> Iterator[Scored]:
-    """Feeds the runs that still need tokens, until none does; gives the batches as they are drawn."""
-    while active := [run for run in members if wants_more(run, plan)]:
-        batch = actor.batch(SEQUENCES * len(active))
-        for i, run in enumerate(active):
-            feed(run, batch.rows(slice(i * SEQUENCES, (i + 1) * SEQUENCES)))
-        yield batch
-
-
-def wants_more(run: Run, plan: Plan) -> bool:
+def wants_more(run: Run, plan: Plan, nats: Sequence[tuple[float, int]]) -> bool:
     """A run goes on until the guard has spoken and the others have had their tokens."""
-    return run.tokens < (plan.rival_tokens if run.detected else plan.tokens)
+    return run.tokens < (plan.rival_tokens if run.detected else plan.end(mean_of(nats)))
 
 
 # ------------------------------------------------------------------------------------------ figures
@@ -383,7 +416,7 @@ def measure(case: Case, plan: Plan) -> dict[str, Any]:
         "causes_named": dict(causes.most_common(5)),
         "weight_median": round(statistics.median(weights), 4) if weights else None,
         "codes": dict(Counter(code for run in runs for code in run.codes)),
-        "pit": summary("pit", runs),
+        "pit": summary("pit", [run for run in runs if run.with_pit]),
         "engine_log_probs": summary("engine's log-probs", runs),
         "others": {
             who: summary(who, runs, within=plan.rival_tokens)
@@ -450,7 +483,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=Plan.tokens)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name contains one of these")
-    parser.add_argument("--quick", action="store_true", help="5 runs of 4,000 tokens, vocabulary 1,000; not recorded")
+    parser.add_argument(
+        "--quick", action="store_true", help="5 runs of 4,000 tokens, vocabulary 1,000; not recorded"
+    )
     args = parser.parse_args()
     plan = Plan(runs=args.runs, tokens=args.tokens)
     if args.quick:

@@ -29,21 +29,23 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from machine import record  # noqa: E402
-from policies import Policy, Rollout, clipped_loss, make_policy, token_log_probs, whitened  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.machine import record  # noqa: E402
+from benchmarks.policies import Policy, Rollout, clipped_loss, make_policy, token_log_probs, whitened  # noqa: E402
+from klguard import Guard  # noqa: E402
 from klguard.guard import shares  # noqa: E402
-from klguard.guard.guard import Guard  # noqa: E402
 
 ALPHA = 0.05
 KL_COEFFICIENT = 0.05
 CLIP = 0.2
 MAX_GRAD_NORM = 1.0
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
+"""What the guard chooses by itself when it knows the policy (documented defaults), nats per token."""
 FAMILIES = {
     "KLG601": ("KLG601",),
     "KLG602": ("KLG602",),
@@ -73,6 +75,11 @@ class Setup:
     def precision(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
+    @property
+    def stop(self) -> float:
+        """Probability of the stop token: most responses end by themselves, as they should in a healthy run."""
+        return 2 / self.length
+
 
 SETUPS = (
     Setup(200, 2.5, batch=8, length=32, steps=12),
@@ -88,7 +95,6 @@ SETUPS = (
     Setup(2000, 2.5, batch=8, length=32, steps=8, dtype="bfloat16"),
     Setup(8000, 5.0, batch=8, length=24, steps=8),
 )
-SMALL = tuple(setup for setup in SETUPS if setup.vocabulary <= 500)
 PROMPT = 6
 
 
@@ -96,9 +102,9 @@ PROMPT = 6
 
 
 @lru_cache(maxsize=len(SETUPS))
-def original(vocabulary: int, entropy: float) -> Policy:
+def original(vocabulary: int, entropy: float, stop: float) -> Policy:
     """The policy that training starts from; made once for each kind of run."""
-    return make_policy(vocabulary, entropy, seed=vocabulary + int(10 * entropy), positions=80)
+    return make_policy(vocabulary, entropy, seed=vocabulary + int(10 * entropy), stop=stop, positions=80)
 
 
 @dataclass
@@ -117,25 +123,34 @@ class Collected:
 
 
 class Runs:
-    """Several healthy runs under one policy, each with a guard of its own."""
+    """Several healthy runs under one policy, each with a guard of its own.
 
-    def __init__(self, setup: Setup, count: int, seed: int) -> None:
+    Every `thorough`-th run tells its guard everything; the others, only what tokens were drawn and how they
+    were scored, which is what chance has to do with.
+    """
+
+    def __init__(self, setup: Setup, count: int, seed: int, thorough: int = 1) -> None:
         torch.manual_seed(seed)
-        self.setup, self.count = setup, count
-        self.policy = original(setup.vocabulary, setup.entropy).copy(setup.precision)
+        self.setup, self.count, self.thorough = setup, count, thorough
+        self.policy = original(setup.vocabulary, setup.entropy, setup.stop).copy(setup.precision)
         self.reference = self.policy.frozen()
         self.generator = torch.Generator().manual_seed(seed)
         self.taste = torch.randn(setup.vocabulary, generator=self.generator)
         rate = 1e-3 if setup.dtype == "bfloat16" else 3e-4
         self.optimizer = torch.optim.AdamW(self.policy.model.parameters(), lr=rate, weight_decay=0.01)
-        self.guards = [self.new_guard(seed + run) for run in range(count)]
+        self.guards = [self.new_guard(run, seed + run) for run in range(count)]
         self.highest = [0.0] * count
         self.tokens = [0] * count
 
-    def new_guard(self, seed: int) -> Guard:
+    def tells_all(self, run: int) -> bool:
+        """Whether this run's guard is told of rewards, advantages, minibatches and updates too."""
+        return run % self.thorough == 0
+
+    def new_guard(self, run: int, seed: int) -> Guard:
+        everything = self.tells_all(run)
         return Guard(
-            self.policy.model,
-            self.reference.model,
+            self.policy.model if everything else None,
+            self.reference.model if everything else None,
             on_violation="record",
             alpha=ALPHA,
             strict=True,
@@ -143,7 +158,8 @@ class Runs:
             eos_token_id=self.policy.stop,
             sample_tokens=self.setup.sample_tokens,
             seed=seed,
-            optimizer=self.optimizer,
+            tolerance=None if everything else TOLERANCE[self.setup.dtype],
+            optimizer=self.optimizer if everything else None,
             max_grad_norm=MAX_GRAD_NORM,
         )
 
@@ -160,7 +176,7 @@ class Runs:
         """Rollout, scoring, advantages, two epochs of two minibatches; every guard is told its share."""
         batch = self.collect()
         for run, guard in enumerate(self.guards):
-            self.tell(guard, batch, self.part(run))
+            self.tell(guard, batch, run)
         losses, norms = [], []
         for epoch in range(2):
             for rows in self.minibatches():
@@ -170,15 +186,16 @@ class Runs:
         for run, guard in enumerate(self.guards):
             rows = self.part(run)
             mask = batch.rollout.mask[rows]
-            guard.step(
-                rewards=batch.scores[rows],
-                loss=torch.stack(losses).mean(),
-                grad_norm=torch.stack(norms).mean(),
-                kl=batch.kl[rows].sum(1).mean(),
-                kl_coef=KL_COEFFICIENT,
-                lengths=mask.sum(1),
-                truncated=~(batch.rollout.tokens[rows] == self.policy.stop).any(1),
-            )
+            figures = {
+                "rewards": batch.scores[rows],
+                "loss": torch.stack(losses).mean(),
+                "grad_norm": torch.stack(norms).mean(),
+                "kl": batch.kl[rows].sum(1).mean(),
+                "kl_coef": KL_COEFFICIENT,
+                "lengths": mask.sum(1),
+                "truncated": ~(batch.rollout.tokens[rows] == self.policy.stop).any(1),
+            }
+            guard.step(**figures if self.tells_all(run) else {})
             self.highest[run] = max(self.highest[run], guard.evidence.log_evidence)
             self.tokens[run] += int(mask.sum())
 
@@ -202,19 +219,21 @@ class Runs:
         advantages = torch.cat([whitened(raw[piece], mask[piece]) for piece in pieces])
         return Collected(rollout, logits, reference_logits, old, reference, scores, kl, rewards, advantages)
 
-    def tell(self, guard: Guard, batch: Collected, rows: slice) -> None:
+    def tell(self, guard: Guard, batch: Collected, run: int) -> None:
         """What one run's loop knows before its updates."""
+        rows = self.part(run)
         rollout = batch.rollout.rows(rows)
-        guard.rollout(
-            rollout.tokens,
-            rollout.mask,
-            prompts=rollout.prompts,
-            attention_mask=rollout.attention_mask[:, : rollout.prompt_length],
-            stop_token_ids=self.policy.stop,
-            max_new_tokens=self.setup.length,
-            rows=list(range(self.setup.batch)),
-            temperature=1.0,
-        )
+        if self.tells_all(run):
+            guard.rollout(
+                rollout.tokens,
+                rollout.mask,
+                prompts=rollout.prompts,
+                attention_mask=rollout.attention_mask[:, : rollout.prompt_length],
+                stop_token_ids=self.policy.stop,
+                max_new_tokens=self.setup.length,
+                rows=list(range(self.setup.batch)),
+                temperature=1.0,
+            )
         guard.logprobs(
             batch.logits[rows],
             rollout.tokens,
@@ -222,6 +241,8 @@ class Runs:
             reference_logits=batch.reference_logits[rows],
             context_ids=rollout.prompts,
         )
+        if not self.tells_all(run):
+            return
         guard.kl(batch.old[rows], batch.reference[rows], rollout.mask)
         guard.rewards(
             batch.scores[rows],
@@ -246,6 +267,8 @@ class Runs:
         old, advantages = batch.old[everywhere], batch.advantages[everywhere]
         size = rows.shape[1]
         for run, guard in enumerate(self.guards):
+            if not self.tells_all(run):
+                continue
             piece = slice(run * size, (run + 1) * size)
             guard.minibatch(
                 new[piece],
@@ -279,12 +302,12 @@ class Healthy:
     setup: Setup
 
 
-def play(job: tuple[Setup, int, int]) -> list[Healthy]:
+def play(job: tuple[Setup, int, int], thorough: int = 1) -> list[Healthy]:
     """The runs of one job: a setup, how many runs, a seed."""
     setup, count, seed = job
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    runs = Runs(setup, count, seed)
+    runs = Runs(setup, count, seed, thorough)
     runs.play()
     made = []
     for guard, highest, tokens in zip(runs.guards, runs.highest, runs.tokens, strict=True):
@@ -363,13 +386,15 @@ def too_many(result: dict[str, Any]) -> list[str]:
     return [name for name, value in counted.items() if value > result["allowed"]]
 
 
-def simulate(runs: int, together: int, setups: Sequence[Setup], workers: int = 1) -> list[Healthy]:
+def simulate(
+    runs: int, together: int, setups: Sequence[Setup], *, workers: int = 1, thorough: int = 1
+) -> list[Healthy]:
     """All runs, in this process or in several."""
     work = jobs(runs, together, setups)
     if workers == 1:
-        return [run for job in work for run in play(job)]
+        return [run for job in work for run in play(job, thorough)]
     with ProcessPoolExecutor(workers) as pool:
-        return [run for made in pool.map(partial(play), work) for run in made]
+        return [run for made in pool.map(partial(play, thorough=thorough), work) for run in made]
 
 
 def main() -> int:
@@ -380,7 +405,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="120 runs; not recorded")
     args = parser.parse_args()
     begun = time.perf_counter()
-    made = simulate(120 if args.quick else args.runs, args.together, SETUPS, args.workers)
+    made = simulate(120 if args.quick else args.runs, args.together, SETUPS, workers=args.workers)
     result = figures(made) | {"seconds": round(time.perf_counter() - begun, 1)}
     wrong = too_many(result)
     print(f"{result['runs']} healthy runs, {result['tokens']:,} tokens, {result['seconds']} s")

@@ -209,7 +209,7 @@ def gradients_that_leave(size: int = 1_000) -> int:
 # ------------------------------------------------------------------------------------------ timing
 
 
-def fastest(work: Callable[[], object], repeats: int = 3) -> float:
+def fastest(work: Callable[[], object], repeats: int = 7) -> float:
     """Milliseconds of the fastest of some runs."""
     best = INF
     for _ in range(repeats):

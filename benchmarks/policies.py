@@ -21,6 +21,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 PURE: Mapping[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
 """Sampling from the policy itself; everything else is neutral in a model that was just made."""
 
+LEFT_OUT = ...
+"""A setting that is not passed to generate() at all, so that the library's default holds."""
+
 ZIPF = 0.5
 """Exponent of the law that the biases of the vocabulary follow before scaling."""
 UNUSED = -30.0
@@ -64,6 +67,18 @@ class Rollout:
         optional = [None if v is None else v[part] for v in (self.scores, self.processed, self.raw)]
         return Rollout(
             self.sequences[part], self.attention_mask[part], self.prompt_length, self.mask[part], *optional
+        )
+
+    def until(self, time: slice) -> Rollout:
+        """The first tokens of each response."""
+        optional = [None if v is None else v[:, time] for v in (self.scores, self.processed, self.raw)]
+        end = self.prompt_length + time.stop
+        return Rollout(
+            self.sequences[:, :end],
+            self.attention_mask[:, :end],
+            self.prompt_length,
+            self.mask[:, time],
+            *optional,
         )
 
 
@@ -113,6 +128,7 @@ class Policy:
     ) -> Rollout:
         """Samples up to `length` tokens for each prompt by generate(): pure sampling but for `settings`."""
         chosen = {**PURE, "eos_token_id": self.stop, "pad_token_id": self.pad, **settings}
+        chosen = {name: value for name, value in chosen.items() if value is not LEFT_OUT}
         keep = keep_scores and chosen.get("num_beams", 1) == 1
         with torch.no_grad():
             made = self.model.generate(

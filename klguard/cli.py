@@ -224,19 +224,21 @@ def sites(options: Options) -> None:
 @click.option("--output-format", type=click.Choice(("full", "json")), default="full", show_default=True)
 @click.option("--color", type=click.Choice(("auto", "always", "never")), default="auto", show_default=True)
 def rule(rule: str | None, every: bool, output_format: str, color: str) -> None:
-    """Explain a rule, or list them all."""
+    """Explain a rule or a code of the guard, or list them all."""
+    from klguard.guard import catalogue
     from klguard.output import rules as output
     from klguard.rules import RULES, find
 
     if rule and every:
         raise click.UsageError("Name a rule, or ask for --all.")
-    found = find(rule) if rule else None
+    found = (find(rule) or catalogue.find(rule)) if rule else None
     if rule and found is None:
         from klguard.config import known_rules, nearest_rule
 
-        nearest = nearest_rule(rule, known_rules())
+        codes = {entry.code: entry.name for entry in catalogue.CATALOGUE}
+        nearest = nearest_rule(rule, known_rules() | codes)
         raise click.UsageError(f"unknown rule `{rule}`" + (f"; did you mean `{nearest}`?" if nearest else ""))
-    chosen = [found] if found else list(RULES.values())
+    chosen = [found] if found else [*RULES.values(), *catalogue.CATALOGUE]
     if output_format == "json":
         _write([output.as_json(chosen)])
     else:

@@ -149,7 +149,7 @@ def test_the_page_can_be_read_without_seeing_it(tmp_path: Path):
             assert attributes["aria-labelledby"] in identifiers
     words = "".join(elements.words)
     assert "The band is 0 to 10; 16 of 60 steps are outside." in words
-    assert "The threshold ln(1/alpha) = 13.8 is reached at step 54." in words
+    assert "The alarm threshold of 14.6 nats is reached at step 55." in words
 
 
 def test_figures_are_what_plotly_takes(tmp_path: Path):

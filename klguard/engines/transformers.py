@@ -88,7 +88,7 @@ WARPERS = (
         off=one_of(None, 0),
         safe="None",
         sampling_only=True,
-        versions=">=4.39",
+        versions=">=4.41",
         source="MinPLogitsWarper",
         doc="cuts tokens less likely than a share of the likeliest",
         faults=(Fault(either(below(0), above(1)), "transformers raises ValueError: it is between 0 and 1"),),

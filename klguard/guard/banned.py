@@ -31,6 +31,11 @@ class BannedTokens:
         self.pending = torch.zeros(vocabulary, dtype=torch.float64, device=device)
         self._log_started = torch.full_like(self.pending, -math.inf)
 
+    def move(self, device: torch.device) -> None:
+        """Continue on another device."""
+        self.pending = self.pending.to(device, non_blocking=True)
+        self._log_started = self._log_started.to(device, non_blocking=True)
+
     def add(self, rows: Rows, log1p_eps: float) -> None:
         """Add the log-ratios of the usable rows to the pending sums."""
         spectrum = rows.spectrum

@@ -55,7 +55,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG602", "k3-negative", 2, "kl",
         "k3 = expm1(d) - d with d = log ref - log p is not negative at any token",
-        "exactly 0", EVERY,
+        "-1e-6 nats: what exp(d) - 1 - d rounds to in fp32", EVERY,
         "k3 is a convex function with minimum 0: the formula, its sign or its arithmetic is wrong",
         "use klguard.guard.kl.k3, or expm1 in fp32 with d = reference_logprobs - logprobs",
     ),
@@ -98,7 +98,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG702", "sampler-trainer-mismatch", 41, "sampler",
         "the engine's own log-probabilities of the sampled tokens equal the trainer's",
-        "by the evidence; k3 mean 1e-4 (fp32), 1e-2 (bf16)", EVERY,
+        "by the evidence; mean exp|d| 1.1 or k3 1e-2 for 3 steps (1.05 and 3e-3 for 5: a warning)", EVERY,
         "the engine sampled from another distribution than the trainer scores",
         "sync the weights, use the same precision and temperature, or correct by truncated importance weights",
     ),
@@ -210,28 +210,28 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG821", "unwhitened-advantages", 20, "advantages",
         "whitened advantages have mean 0 and variance 1 over valid tokens, and are 0 elsewhere",
-        "|mean| 1e-3, |std - 1| 1e-2", EVERY,
+        "|mean| 1e-3 (1e-2 in half precision), |std - 1| 1e-2; values at padding are a warning", EVERY,
         "padding takes part in the whitening, or the mean is added back: every token is pushed the same way",
         "whiten over the mask only, subtract the mean, and zero the rest",
     ),
     Entry(
         "KLG822", "broken-group", 21, "advantages",
         "groups are complete, of one prompt each, and their advantages add up to 0",
-        "|mean| 1e-4", EVERY,
+        "|mean| 1e-4 (fp32), 1e-2 (bf16), times the advantages' size where that is above 1", EVERY,
         "rewards are compared across prompts",
         "keep the n responses of a prompt together through shuffling, filtering and sharding",
     ),
     Entry(
         "KLG823", "flat-groups", 22, "advantages",
         "rewards differ inside most groups",
-        "at most 0.8 of groups without spread for 5 steps; never all of them", EVERY,
+        "at most 0.8 of groups without spread for 5 steps; an error when none of 32 groups in 5 steps has any", EVERY,
         "there is no learning signal: the sampler repeats itself or the reward is constant",
         "look at the rollout's seed and temperature, and at the reward function", WARNING,
     ),
     Entry(
         "KLG824", "gae-terminal", 23, "advantages",
         "the value after the last token is 0: advantages recomputed in float64 agree",
-        "1e-4", EVERY,
+        "1e-4 (fp32), 3e-2 (bf16), of the row's largest", EVERY,
         "the advantage of the last tokens is bootstrapped from padding",
         "set the next value to 0 at the last valid token, and stop the recursion there",
     ),
@@ -252,42 +252,43 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG827", "kl-controller", 26, "advantages",
         "an adaptive controller is fed the KL to the reference, in the unit of its target, and holds below 0",
-        "5 % relative", EVERY,
+        "5 % and 1 % of the mean |k1|, for 3 steps; a KL below 0 by 4 standard errors, for 2 steps", EVERY,
         "the coefficient follows a number that is no KL",
         "feed nats per sequence to a target in nats per sequence, and hold the coefficient when KL is below 0",
     ),
     Entry(
         "KLG831", "first-ratio", 27, "ratio",
         "before the first update of a step the new log-probabilities equal the old ones",
-        "max |d| 1e-4 nats (fp32); mean 1e-2, max 0.1, k3 1e-3 (bf16)", FIRST_MINIBATCH,
+        "max |d| 1e-4 nats (fp32); mean 1e-2, k3 1e-3, max 1 (half precision, autocast, TF32)", FIRST_MINIBATCH,
         "the ratio starts away from 1: dropout, another temperature, padding or a shift between the two passes",
         "score rollout and minibatch by the same function, in eval mode, at the same temperature",
     ),
     Entry(
         "KLG832", "ratio-unbounded", 28, "ratio",
         "the ratio stays near 1 inside a step",
-        "mean in 0.8 to 1.25, max below 10, k3(old, new) below 0.05", EVERY,
+        "for 3 steps: mean in 0.8 to 1.25, at most 1e-3 of tokens at 10 or more, k3(old, new) below 0.05;"
+        " at once: mean in 0.5 to 2, k3 below 0.5", EVERY,
         "the update leaves the region in which the surrogate objective means anything",
         "lower the learning rate or the number of epochs, or stop the epochs early on k3(old, new)", WARNING,
     ),
     Entry(
         "KLG833", "clip-fraction", 29, "ratio",
         "some ratios are clipped, and not too many",
-        "0 before the first update; at most 0.3; not exactly 0 for whole steps of several epochs", EVERY,
+        "0 before the first update; at most 0.3 for 3 steps; the ratio not exactly 1 after updates for 3 steps", EVERY,
         "above: the steps are too large; always 0: the ratio does not move at all",
         "look at the learning rate, and at whether the old log-probabilities are recomputed each epoch", WARNING,
     ),
     Entry(
         "KLG834", "logged-kl", 30, "ratio",
         "the KL that is logged is the KL that is optimised",
-        "1e-4 relative to the same estimator, mask and reduction; k1 and k3 within 4 standard errors", EVERY,
+        "1e-4 relative; reported when for 3 steps it is another estimator, unit, sign, mask or multiple", EVERY,
         "the curve that people watch is not the quantity that is penalised",
         "log the masked mean of the very tensor that enters the reward or the loss",
     ),
     Entry(
         "KLG835", "kl-loss-gradient", 31, "ratio",
         "a KL term in the loss has the gradient of the reverse KL",
-        "cosine above 0.99 on a toy policy", BEFORE,
+        "cosine above 0.99 on toy policies; down to 0.5 a warning", BEFORE,
         "the term pulls nowhere (k1 as a loss has zero expected gradient) or somewhere else",
         "use k2, or k3 times the importance ratio, as a loss; or put k1 into the reward",
     ),
@@ -301,7 +302,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG837", "clamp-binds", 33, "ratio",
         "clamps on log-ratio and KL hardly ever bind",
-        "at most 1e-4 of tokens at |d| >= 20 or k3 >= 10", EVERY,
+        "at most 1e-4 of the tokens of 5 steps, or 4 tokens, at |d| >= 20 or k3 >= 10", EVERY,
         "the KL gradient vanishes exactly where the policy drifted most",
         "find the tokens with impossible log-probs: masked positions, another tokenizer, another model", WARNING,
     ),
@@ -315,34 +316,34 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG841", "dead-gradient", 35, "optimiser",
         "the gradient is finite, and not zero for the trainable tensors",
-        "at least 0.95 of tensors at the first step", EVERY,
+        "at least 0.95 of tensors within four updates (less is a warning, below 0.5 an error); finite in all", EVERY,
         "part of the model does not learn, or the update is poisoned",
         "look for detached tensors and frozen modules; skip steps with a gradient that is not finite",
     ),
     Entry(
         "KLG842", "optimizer-parameters", 36, "optimiser",
         "the optimizer owns exactly the trainable parameters, and they change",
-        "exact", EVERY,
+        "exact; change: 2 steps without any (fp32), 20 in half precision", EVERY,
         "what is trained is not what samples",
         "make the optimizer after wrapping and adapting the model, from its trainable parameters",
     ),
     Entry(
         "KLG843", "unclipped-gradient", 37, "optimiser",
         "at optimizer.step() the gradient's norm is at most max_grad_norm",
-        "1e-3 relative", EVERY,
+        "1e-3 (fp32), 2e-2 (bf16), relative", EVERY,
         "max_grad_norm is a dead field: nothing clips",
         "call clip_grad_norm_ between backward() and step(), after unscaling",
     ),
     Entry(
         "KLG844", "accumulation", 38, "optimiser",
         "accumulated micro-batches give the gradient of the large batch",
-        "1e-4 (fp32), 1e-2 (bf16), relative", BEFORE,
+        "1e-3 (fp32), 5e-2 (half precision, autocast, TF32), relative", BEFORE,
         "means of means: short micro-batches weigh more, or the division is missing",
         "sum token losses and divide by the number of valid tokens of the whole batch",
     ),
     Entry(
         "KLG845", "leftover-gradient", 39, "optimiser",
-        "after zero_grad no parameter of the optimizer has a gradient left",
+        "when the first backward after an update begins, no parameter of the optimizer has a gradient left",
         "0 or None", EVERY,
         "gradients of earlier steps are added to later ones",
         "call optimizer.zero_grad(), not model.zero_grad(), once for each step",
@@ -350,14 +351,14 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG846", "scheduler", 40, "optimiser",
         "scheduler and optimizer have the same groups, and a step changes weights by about the learning rate",
-        "max |change| 10 * lr * (1 + weight decay) on Adam", EVERY,
+        "on Adam, max |change| of a weight w is 10 * lr + lr * weight decay * |w|", EVERY,
         "the scheduler drives another optimizer, or the weights are changed by something else",
         "make the scheduler from the very optimizer that steps; step both once per update",
     ),
     Entry(
         "KLG851", "foreign-logprobs", 42, "engine",
         "the engine's log-probabilities are those of the sampled tokens",
-        "bias at most 3 standard errors", FIRST_ROLLOUT,
+        "mean of p_trainer / p_engine is 1 within 5 standard errors, or within 0.05", EVERY,
         "the engine returned the log-probability of another token or another distribution",
         "ask the engine for the log-probability of the sampled token, unprocessed",
     ),
@@ -392,28 +393,28 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG861", "value-head", 50, "signals",
         "the value head explains some of the returns",
-        "explained variance above -0.5; above 0 after 50 steps", EVERY,
+        "explained variance above -0.5, or rising, over 20 steps; its median above -0.5 after 50 steps", EVERY,
         "values are worse than a constant: wrong targets, wrong rows, or no gradient",
         "look at the order of rows and the mask of the value loss", WARNING,
     ),
     Entry(
         "KLG862", "entropy-drift", 51, "signals",
         "entropy neither collapses nor explodes",
-        "0.3 to 2 times the first, over 20 steps", EVERY,
+        "0.3 to 2 times the first, over 20 steps (up to half a nat more is no breach)", EVERY,
         "the policy collapses, or runs away",
         "look at the sign of the advantages, the KL coefficient and the learning rate", WARNING,
     ),
     Entry(
         "KLG863", "completion-length", 52, "signals",
         "responses end by themselves and are longer than a few tokens",
-        "at most half cut off; mean length at least 3", EVERY,
+        "at most half cut off, mean length at least 3; reported after 5 steps", EVERY,
         "most responses are cut off, or empty",
         "raise max_new_tokens, or look at the stop tokens", WARNING,
     ),
     Entry(
         "KLG864", "reward-of-another", 53, "signals",
         "a reward belongs to the sample it is stored with, and is finite",
-        "1e-3", SAMPLED,
+        "1e-3, or a tenth of the spread of rewards", SAMPLED,
         "rows were reordered between sampling and rewarding",
         "carry an id with each row through every reordering",
     ),
@@ -426,9 +427,9 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "KLG866", "reordered-rows", 55, "signals",
-        "rows keep their own mask and old log-probabilities after reordering",
-        "exact", FIRST_MINIBATCH,
-        "a row is trained with the mask or the old log-probabilities of another",
+        "rows keep their own tokens and mask after reordering",
+        "exact; a mask may shrink", EVERY,
+        "a row is trained with the tokens or the mask of another",
         "index every tensor of the minibatch with the same permutation",
     ),
     Entry(
@@ -441,14 +442,14 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG868", "minibatch-coverage", 57, "signals",
         "the minibatches of an epoch cover the rollout exactly once",
-        "exact", EVERY,
+        "exact; epochs may stop early, and a dropped remainder is a warning", EVERY,
         "some rows are trained twice and others never",
         "split one permutation of all rows into minibatches, each epoch anew",
     ),
     Entry(
         "KLG869", "filtered-first", 58, "signals",
         "statistics are taken on unfiltered rollouts",
-        "exact", EVERY,
+        "exact; rows not scored: in 2 steps", EVERY,
         "rows were dropped after their tokens were seen: no statement about the sampler is valid any more",
         "hand every sampled row to the guard before dynamic sampling or length filters drop some", WARNING,
     ),
@@ -456,6 +457,14 @@ CATALOGUE: tuple[Entry, ...] = (
 
 BY_CODE = {entry.code: entry for entry in CATALOGUE}
 BY_ROW = {entry.row: entry for entry in CATALOGUE if entry.row is not None}
+
+
+def find(code_or_name: str) -> Entry | None:
+    """The entry called `KLG831` or `first-ratio`, in any case."""
+    wanted = code_or_name.strip()
+    by_name = (entry for entry in CATALOGUE if entry.name == wanted.lower())
+    return BY_CODE.get(wanted.upper()) or next(by_name, None)
+
 
 SETTINGS_ROW = 5
 """Row 5 speaks with the codes of the settings rules (KLG1xx to KLG5xx), read from the live objects."""

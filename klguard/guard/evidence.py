@@ -28,7 +28,7 @@ from klguard.guard.vocabulary import DEFAULT_BUDGET
 __all__ = ["BannedTokens", "Evidence", "StartTimes"]
 
 PIT_BINS = 20
-PIT_PRIOR = 0.03
+PIT_PRIOR = 0.01
 PIT_SMOOTHING = 5.0
 """Tokens' worth of uniform counts in each bin of the adaptive bet, before it has seen any."""
 PIT_MEMORY = 0.9
@@ -147,6 +147,11 @@ class Evidence:
         device = torch.device(device)
         if self._pending is None:
             self._pending = torch.zeros(self.width, dtype=torch.float64, device=device)
+        elif self._pending.device.type == "cpu" != device.type:
+            # restored from a state, or placed before the first rows
+            self._pending = self._pending.to(device, non_blocking=True)
+            if self._banned is not None:
+                self._banned.move(device)
         vocabulary = vocabulary if vocabulary is not None else self._vocabulary
         if vocabulary is None:
             return

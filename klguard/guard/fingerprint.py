@@ -100,10 +100,15 @@ def checksum(tensor: Tensor) -> Tensor | None:
     return total
 
 
+def writes(tensor: Tensor) -> int:
+    """How often torch counted a write to `tensor`; 0 for inference tensors, which it does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def counters(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     """What the host can see of a change: torch's count of writes, and where the values lie. A write through
     `.data` shows in neither, moving to the CPU and back in the second."""
-    return tensor._version, tuple(part.data_ptr() for part in local(tensor))
+    return writes(tensor), tuple(part.data_ptr() for part in local(tensor))
 
 
 class Kept:

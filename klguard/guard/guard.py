@@ -229,7 +229,8 @@ class Guard(Listening):
     def _finish(self, failing: bool) -> None:
         """The loop is over: judge what is left. Nothing is raised over an error of the loop's own, and ranks
         are not asked to agree then: the others may never come."""
-        outcomes = self._end_step(None) if self._step_open and not failing else []
+        open_still = self._step_open and not failing and not self._works.ranks.active
+        outcomes = self._end_step(None) if open_still else []
         outcomes += self._works.flush()
         if failing:
             self._absorb(outcomes)
@@ -267,7 +268,9 @@ class Guard(Listening):
         can be given. Raises what it finds at once."""
         place = caller()
         self._begin()
-        self._works.dispatch(event_of(events.Preflight, place, functions))
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices=devices), self.looking_away():
+            self._works.dispatch(event_of(events.Preflight, place, functions))
         self._between_steps(place)
 
     # ------------------------------------------------------------------------------- events
@@ -454,6 +457,7 @@ class Guard(Listening):
         """Scores (B,) of the responses. More: texts, recompute, token_rewards, kl, kl_coef, mask, as in
         `events.Rewards`."""
         combined = (details.get("token_rewards"), details.get("kl"))
+        self._checked(shapes.check_rewards, scores, details.get("mask"), *combined)
         differentiated = any(isinstance(one, Tensor) and one.requires_grad for one in combined)
         self._tell(events.Rewards, dict(scores=scores, requires_grad=differentiated, **details))
 
@@ -461,6 +465,13 @@ class Guard(Listening):
     def advantages(self, advantages: Tensor, mask: Tensor, **details: Any) -> None:
         """Advantages (B, T) or (B,) as they enter the loss. More: raw, values, rewards, returns, gamma, lam,
         whitened, groups, group_size, scores, as in `events.Advantages`."""
+        self._checked(
+            shapes.check_advantages,
+            advantages,
+            mask,
+            per_token={name: details.get(name) for name in ("raw", "values", "rewards", "returns")},
+            per_row={name: details.get(name) for name in ("scores", "groups")},
+        )
         self._tell(events.Advantages, dict(advantages=advantages, mask=mask, **details))
 
     @shielded()
@@ -503,6 +514,7 @@ class Guard(Listening):
         `events.StepEnd`."""
         place = caller()
         self._begin()
+        self._by_hand.add("step")
         self._works.dispatch(event_of(events.StepEnd, place, figures))
         self._settle(self._end_step(place))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -104,13 +105,17 @@ class Temperature(Hypothesis):
         super().__init__("temperature", _named("temperature", values), prior)
 
     def log_ratio(self, rows: Rows) -> Tensor:
-        device = rows.log_probs.device
-        # p^(1/T) = p * exp((1/T - 1) log p), and d = max log p - log p
-        slopes = constants(tuple(1.0 - 1.0 / value for value in self.values), device)
-        centres = bin_centres(device)
-        spectrum = rows.spectrum
-        norm = spectrum.mass @ torch.exp(centres.unsqueeze(1) * slopes)
-        return centres[spectrum.bin].unsqueeze(1) * slopes - norm.log()
+        change = _tempering(self.values, rows.log_probs.device)
+        norm = rows.spectrum.mass @ change.exp()
+        return change[rows.spectrum.bin] - norm.log()
+
+
+@lru_cache(maxsize=64)
+def _tempering(temperatures: tuple[float, ...], device: torch.device) -> Tensor:
+    """(bins, temperatures) log p^(1/T) - log p up to a constant: with d = max log p - log p it is
+    (1 - 1/T) d."""
+    slopes = constants(tuple(1.0 - 1.0 / value for value in temperatures), device)
+    return bin_centres(device).unsqueeze(1) * slopes
 
 
 class TopK(Hypothesis):
@@ -304,14 +309,17 @@ class GivenLogProbs(Hypothesis):
 
     def from_log_probs(self, given: Tensor | None, log_prob: Tensor) -> Tensor:
         """(n, 1) from (n,) log-probs alone, for losses that have no logits."""
-        if given is None:
-            return torch.full_like(log_prob, math.nan).unsqueeze(1)
-        # a token impossible under both: any ratio is right, since it is never drawn
-        return (
-            (given.to(torch.float64) - log_prob.to(torch.float64))
-            .nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-            .unsqueeze(1)
-        )
+        return _given_ratio(given, log_prob)
+
+
+def _given_ratio(given: Tensor | None, log_prob: Tensor) -> Tensor:
+    """(n, 1) given - log_prob, float64; NaN where nothing is given."""
+    if given is None:
+        return torch.full_like(log_prob, math.nan, dtype=torch.float64).unsqueeze(1)
+    ratio = given.to(torch.float64) - log_prob.to(torch.float64)
+    # impossible under both: such a token is never drawn, so any ratio is right
+    both = (given == -math.inf) & (log_prob == -math.inf)
+    return torch.where(both, -math.inf, ratio).unsqueeze(1)
 
 
 class Neighbour(Hypothesis):
@@ -331,13 +339,7 @@ class Neighbour(Hypothesis):
         super().__init__(f"shift{step:+d}", (f"shift{step:+d}",), prior)
 
     def log_ratio(self, rows: Rows) -> Tensor:
-        given = getattr(rows, self.needs)
-        if given is None:
-            return torch.full_like(rows.log_prob, math.nan).unsqueeze(1)
-        ratio = given.to(torch.float64) - rows.log_prob
-        # both -inf is a token that the policy never draws; NaN in `given` stays: no neighbour
-        both = (given == -math.inf) & (rows.log_prob == -math.inf)
-        return torch.where(both, -math.inf, ratio).unsqueeze(1)
+        return _given_ratio(getattr(rows, self.needs), rows.log_prob)
 
 
 def pit_interval(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -358,7 +360,7 @@ class PitTilt(Hypothesis):
     """A sampler nobody listed that prefers likelier (rate < 0) or less likely (rate > 0) tokens: U has
     density proportional to exp(rate * u) instead of 1."""
 
-    def __init__(self, rates: Sequence[float], prior: float = 0.03) -> None:
+    def __init__(self, rates: Sequence[float], prior: float = 0.01) -> None:
         if not all(math.isfinite(rate) and rate for rate in rates):
             raise ValueError(f"rates={tuple(rates)}: a tilt needs a finite rate other than 0")
         self.rates = tuple(float(rate) for rate in rates)

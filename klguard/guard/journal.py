@@ -60,8 +60,8 @@ class Journal:
     """Appends records to the file `path`, made with its directory where there is none.
 
     `settings` are those of the guard, for the header. With `append` False what is in the file is discarded.
-    One process writes: of several ranks only rank 0 may make a Journal. Several threads may use it. In a
-    process forked from the one that made it, it writes nothing.
+    One process writes: of several ranks only rank 0 may make a Journal, in the process that trains. Several
+    threads may use it. In a process forked from the one that made it (a data loader's) it writes nothing.
 
     Raises OSError, with what to do, when the file cannot be written, and ValueError when it holds something other
     than a journal. An error while writing (disk full) is raised from the call it happened in; the next record
@@ -94,11 +94,12 @@ class Journal:
             raise _unwritable(error, self.path) from error
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Write the figures of one step; fields that are None are left out. Raises TypeError for a value that is
-        not plain data (a tensor: reading it here would wait for the device)."""
-        self._steps += 1
+        """Write the figures of one step; fields that are None are left out, and `time` and `seconds` (since the
+        journal was opened) are added. Raises TypeError for a value that is not plain data (a tensor: reading it
+        here would wait for the device)."""
         known = {name: value for name, value in record.items() if value is not None}
-        self._write({**known, "kind": "step", "time": known.get("time", time.time())})
+        moment = {"time": time.time(), "seconds": time.monotonic() - self._clock}
+        self._write({**moment, **known, "kind": "step"})
 
     def violation(self, finding: Finding, record: Mapping[str, Any] | None = None) -> None:
         """Write `finding` and what was measured with it; `record` adds to that (step, cause, weight, harm) or
@@ -113,6 +114,8 @@ class Journal:
 
     def close(self, outcome: str = "finished", **fields: Any) -> None:
         """Write the last record and close the file. Closing again does nothing."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if self._descriptor < 0:
                 return
@@ -154,13 +157,13 @@ class Journal:
             data = b"\n" + line if self._torn else line
             written = 0
             try:
-                while written < len(
-                    data
-                ):  # a second time only where the system took a part, and then says why
+                # A second time only where the system took a part; if the disk is full, it says so then.
+                while written < len(data):
                     written += os.write(self._descriptor, data[written:])
             finally:
                 if written:
                     self._torn = written < len(data)
+            self._steps += record["kind"] == "step"
 
 
 def _open(path: Path, append: bool) -> tuple[int, bool]:
@@ -311,10 +314,12 @@ class JournalError(ValueError):
 @dataclass
 class Segment:
     """From one opening of the journal to the next: its header, the number of its first step (None before there
-    is one), and its `end` record (None when the run was killed, or is still going)."""
+    is one), the seconds to its last step, and its `end` record (None when the run was killed, or is still going).
+    """
 
     header: dict[str, Any]
     first_step: int | None = None
+    seconds: float | None = None
     end: dict[str, Any] | None = None
 
 
@@ -373,11 +378,11 @@ def read(path: str | os.PathLike[str]) -> Run:
     torn: list[int] = []
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
-            if number == 1 and not _begins_a_journal(raw):
+            record = _parsed(raw)
+            if number == 1 and not (_kind(record) == "run" if record is not None else _begins_a_journal(raw)):
                 raise JournalError(f"{path}:1: not a klguard journal: it does not begin with a `run` record")
             if not raw.strip():
                 continue
-            record = _parsed(raw)
             if record is None:
                 torn.append(number)
             else:
@@ -396,6 +401,11 @@ def _parsed(raw: bytes) -> Any:
     return _restored("", record) if b'"NaN"' in raw or b'Infinity"' in raw else record
 
 
+def _kind(record: Any) -> str | None:
+    kind = record.get("kind") if isinstance(record, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def _restored(name: str, value: Any) -> Any:
     if isinstance(value, str):
         return value if name in _TEXTS else _NON_FINITE.get(value, value)
@@ -407,8 +417,8 @@ def _restored(name: str, value: Any) -> Any:
 
 
 def _enter(run: Run, steps: dict[int, dict[str, Any]], record: Any, where: str) -> None:
-    kind = record.get("kind") if isinstance(record, dict) else None
-    if not isinstance(kind, str):
+    kind = _kind(record)
+    if kind is None:
         raise JournalError(
             f"{where}: not a record of a klguard journal: an object with a `kind` was expected"
         )
@@ -424,11 +434,18 @@ def _enter(run: Run, steps: dict[int, dict[str, Any]], record: Any, where: str) 
         if isinstance(step, bool) or not isinstance(step, int) or abs(step) > 2**53:
             raise JournalError(f"{where}: a step record without the number of its step")
         steps[step] = record
-        if run.segments and run.segments[-1].first_step is None:
-            run.segments[-1].first_step = step
+        if run.segments:
+            _extend(run.segments[-1], step, record.get("seconds"))
     elif kind == "violation":
         run.violations.append(record)
     elif kind == "end" and run.segments:
         run.segments[-1].end = record
     else:
         run.events.append(record)
+
+
+def _extend(segment: Segment, step: int, seconds: Any) -> None:
+    if segment.first_step is None:
+        segment.first_step = step
+    if isinstance(seconds, (int, float)) and 0 <= seconds < 1e10:
+        segment.seconds = float(seconds)

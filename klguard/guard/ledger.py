@@ -115,6 +115,7 @@ class Readings(Mapping[str, float]):
 
     def __init__(self, figures: Mapping[str, float]) -> None:
         self._figures = figures
+        self._parts: dict[str, dict[str, float]] = {}
 
     def __getitem__(self, slot: str) -> float:
         return self._figures[slot]
@@ -127,8 +128,11 @@ class Readings(Mapping[str, float]):
 
     def of(self, prefix: str) -> Readings:
         """The slots of one invariant, without its prefix."""
-        start = prefix + "."
-        return Readings({k[len(start) :]: v for k, v in self._figures.items() if k.startswith(start)})
+        if not self._parts:  # sorted once: every invariant asks at the end of every step
+            for name, figure in self._figures.items():
+                owner, _, slot = name.partition(".")
+                self._parts.setdefault(owner, {})[slot] = figure
+        return Readings(self._parts.get(prefix, {}))
 
     def mean(self, total: str, count: str) -> float | None:
         """The ratio of two sums, or None where nothing was counted."""

@@ -59,14 +59,12 @@ class Listening(Telling):
         self._said_blind = False
         self._watcher: Any = None
         self._sends = 0
-        self._left = False
         self._by_hand: set[str] = set()
         self._first_step_over = False
         self._reset_step()
 
     def _reset_step(self) -> None:
         self._step_open = False
-        self._stepped_by_hand = False
         self._scored_under: tuple[int, int] | None = None
         self._paired_by: str | None = None
         self._scored_by: str | None = None
@@ -119,13 +117,17 @@ class Listening(Telling):
         if "score" not in self._by_hand and self._pair("watcher"):
             self._pairs(None, logprobs, reference_logprobs, mask)
 
-    @shielded(lambda self: self._take_part())
+    @shielded()
     def boundary(self) -> None:
-        """A new rollout begins under new weights: the step before is over, unless the loop says so itself."""
-        if self._step_open and not self._stepped_by_hand:
+        """A new rollout begins under new weights: the step before is over, unless the loop says so itself.
+
+        Not under several ranks, of which perhaps one alone generates, to evaluate: what all of them do alike is
+        to update, and there their step ends.
+        """
+        if self._step_open and not self._by_hand and not self._works.ranks.active:
             self._settle(self._end_step(caller()))
 
-    @shielded()
+    @shielded(lambda self, optimizer, after, owns: self._take_part() if self._ends_step(after, owns) else None)
     def updated(self, optimizer: torch.optim.Optimizer, after: bool, owns: bool) -> None:
         """optimizer.step() is about to run, or has run. `owns`: some of its parameters are the policy's."""
         run = self._works.run
@@ -134,6 +136,12 @@ class Listening(Telling):
         self._begin()
         run.version += after and owns
         self._works.dispatch(events.Update(optimizer=optimizer, after=after))
+        if self._ends_step(after, owns):
+            self._settle(self._end_step(caller()))
+
+    def _ends_step(self, after: bool, owns: bool) -> bool:
+        """Whether this update ends the step: under several ranks, in a loop that tells the guard nothing."""
+        return after and owns and self._watcher is not None and not self._by_hand and self._works.ranks.active
 
     def failed(self, error: BaseException) -> None:
         """The watching itself failed."""

@@ -201,7 +201,7 @@ def _processors(built: Sequence[Any], call: Call, now: Hop) -> Value:
     unexplained = [p for p in built if any(p is own for own in given) or not _explained(p, call)]
     if not unexplained:
         return Default(None, "transformers", hops=(now,))
-    text = f"LogitsProcessorList([{', '.join(map(text_of, unexplained))}])"
+    text = f"[{', '.join(map(text_of, unexplained))}]"
     passed = (Hop(HopKind.KWARG, now.place, "passed as logits_processor"),) if given else ()
     return Known(Opaque(text), (*passed, now))
 
@@ -217,17 +217,19 @@ def _explained(processor: Any, call: Call) -> bool:
 def _facts(model: nn.Module, call: Call, now: Hop) -> dict[str, Value]:
     """What else is known of the call, from sizes and modes."""
     largest = dropout(model)
-    facts: dict[str, Any] = {
-        "train_mode": bool(model.training) or largest > 0,
-        "dropout": largest,
-        "encoder_decoder": call.encoder_decoder,
-        "batched": call.batch_size > 1,
-        "attention_mask": call.arguments.get("attention_mask") is not None,
+    training = bool(model.training) or largest > 0
+    masked = call.arguments.get("attention_mask") is not None
+    facts: dict[str, tuple[Any, str]] = {
+        "train_mode": (training, f"the model generates in {'train' if training else 'eval'} mode"),
+        "dropout": (largest, f"the largest dropout probability in use is {largest:g}"),
+        "encoder_decoder": (call.encoder_decoder, "says the configuration of the model"),
+        "batched": (call.batch_size > 1, f"prompts that go in at once: {call.batch_size}"),
+        "attention_mask": (masked, f"an attention_mask is {'' if masked else 'not '}passed"),
     }
     checkpoint = getattr(getattr(model, "config", None), "name_or_path", "")
     if isinstance(checkpoint, str) and checkpoint:
-        facts["checkpoint"] = checkpoint
-    return {name: Known(value, (now,)) for name, value in facts.items()}
+        facts["checkpoint"] = (checkpoint, "says the configuration of the model")
+    return {name: Known(value, (replace(now, text=text),)) for name, (value, text) in facts.items()}
 
 
 def dropout(model: nn.Module) -> float:

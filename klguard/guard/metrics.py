@@ -60,6 +60,8 @@ def sink(logger: Any) -> Sink:
 
     Raises TypeError for any other object.
     """
+    if isinstance(logger, type):
+        raise TypeError(f"klguard cannot log to the class {logger.__name__}: give an object of it")
     if isinstance(logger, logging.Logger):
         return lambda metrics, step: logger.info("klguard step %d: %s", step, _line(metrics))
     if callable(getattr(logger, "add_scalar", None)):
@@ -69,7 +71,7 @@ def sink(logger: Any) -> Sink:
     if callable(getattr(logger, "log", None)):
         # A copy: some trackers add entries of their own to what they are given.
         return lambda metrics, step: logger.log(dict(metrics), step=step)
-    if callable(logger) and not isinstance(logger, type):
+    if callable(logger):
         return lambda metrics, step: logger(dict(metrics), step)
     raise TypeError(f"klguard cannot log to a {type(logger).__name__}; give {_ACCEPTED}")
 

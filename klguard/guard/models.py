@@ -25,7 +25,14 @@ _DROPOUT = (
 )
 """Attributes by which layers of transformers hold the probability of a dropout that is called as a function."""
 
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "pretrained_model.", "base_model.model.", "base_layer.")
+_WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "pretrained_model.",
+    "base_model.model.",
+    "base_layer.",
+)
 
 
 def inner(module: nn.Module | None) -> nn.Module | None:
@@ -101,7 +108,8 @@ def sharded(module: nn.Module | None) -> bool:
     """Whether a rank holds only parts of the parameters, so that a pass needs all ranks."""
     parameters = [] if module is None else list(module.parameters())
     return any(
-        hasattr(p, "to_local") or getattr(p, "_is_flat_param", False) or hasattr(p, "ds_id") for p in parameters
+        hasattr(p, "to_local") or getattr(p, "_is_flat_param", False) or hasattr(p, "ds_id")
+        for p in parameters
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from klguard.guard import kl
 from klguard.guard.events import Rollout, Scoring
-from klguard.guard.invariants.invariant import HALF, Run
+from klguard.guard.invariants.invariant import Run
 from klguard.guard.ledger import Readings
 from klguard.guard.models import config, decoder_only, inner, sharded
 
@@ -29,11 +29,16 @@ SLOTS = ("rescored", "off", "before", "after", "unmasked", "unplaced", "padded")
 the right scoring, of the two neighbouring positions, of attending to the padding, of positions counted from
 the padding; and the number of padding tokens of the row."""
 
+NAMED = ("before", "after", "unmasked", "unplaced")
+EXPLAINED = ("right", *NAMED)
+"""Diagnoses that name what is wrong, and those by which the log-probs are accounted for without noise."""
+
 _FP32, _HALF_PRECISION = 1e-3, 3e-2
 """Mean difference, in nats per token, from which the loop's scoring is not the right one."""
 
-_FITS = 0.2
-"""A wrong way explains the loop's log-probs when it leaves at most this share of the difference."""
+_FITS, _CLOSE, _ENOUGH = 0.2, 0.05, 6
+"""A wrong way explains the loop's log-probs when it leaves at most this share of the difference, and at most
+this many nats per token (autocast leaves 0.02), over at least so many tokens: a few agree by chance."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +95,14 @@ def diagnosis(readings: Readings, half: bool) -> str:
     mean = {name: readings[name] / readings["rescored"] for name in SLOTS[1:6]}
     if mean["off"] <= (_HALF_PRECISION if half else _FP32):
         return "right"
-    best = min(("before", "after", "unmasked", "unplaced"), key=mean.__getitem__)
-    return best if mean[best] <= _FITS * mean["off"] else "unexplained"
-
-
-def in_half(dtype: torch.dtype) -> bool:
-    """Whether `dtype` has the tolerances of half precision."""
-    return dtype in HALF
+    best = min(NAMED, key=mean.__getitem__)
+    fits = readings["rescored"] >= _ENOUGH and mean[best] <= min(_FITS * mean["off"], _CLOSE)
+    return best if fits else "unexplained"
 
 
 def _possible(run: Run) -> bool:
     """Whether one more pass of the policy may be made, on this rank alone."""
-    return (
-        run.forward is not None
-        and decoder_only(run.policy)
-        and not sharded(run.policy)
-    )
+    return run.forward is not None and decoder_only(run.policy) and not sharded(run.policy)
 
 
 def _fits(rollout: Rollout, event: Scoring) -> bool:
@@ -138,20 +135,22 @@ def forward(run: Run, ids: Tensor, attention: Tensor) -> Tensor:
 
 
 def _rescore(run: Run, rollout: Rollout, event: Scoring) -> Rescored:
-    """Choose the row with most padding that has something to score, and compare. All on the device."""
+    """Choose a row with enough tokens, and of those the one with most padding, and compare. All on the device."""
     device = event.logits.device
     count = min(TOKENS, event.tokens.shape[1])
-    attention = rollout.attention_mask.to(device).bool()
+    attention = rollout.attention_mask.to(device, non_blocking=True).bool()
     width = attention.shape[1]
     padding = width - attention.sum(1)
     # rows whose prompt is not padded on the left in one piece are another invariant's business
     whole = (attention.long().diff(dim=1) >= 0).all(1) & attention[:, -1]
-    agree = (rollout.responses.to(device) == event.tokens) | ~event.mask
-    usable = event.mask[:, :count].any(1) & whole & agree.all(1)
-    row = torch.where(usable, padding + 1, 0).argmax().view(1)
+    agree = (rollout.responses.to(device, non_blocking=True) == event.tokens) | ~event.mask
+    tokens = event.mask[:, :count].sum(1)
+    usable = (tokens > 0) & whole & agree.all(1)
+    preference = tokens.clamp(max=2 * _ENOUGH) * (width + 1) + padding
+    row = torch.where(usable, preference, -1).argmax().view(1)
 
     def pick(values: Tensor) -> Tensor:
-        return values.to(device).index_select(0, row)
+        return values.to(device, non_blocking=True).index_select(0, row)
 
     prompt, responses = pick(rollout.prompts), pick(event.tokens)[:, :count]
     valid = (pick(event.mask)[:, :count] & pick(usable)[:, None])[0]

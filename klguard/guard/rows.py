@@ -10,6 +10,7 @@ the policy; the width of the bins costs power, never validity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
@@ -24,6 +25,9 @@ BINS_PER_NAT = 32
 LAST_BIN = 32 * BINS_PER_NAT - 1
 """Bins 0 to LAST_BIN - 1 are 1/BINS_PER_NAT wide; bin LAST_BIN holds everything less likely."""
 
+CACHE = 4 * 2**20
+"""Bytes of temporaries that one pass over rows may take on the CPU before it slows down."""
+
 SLACK = 1e-12
 """Added to a mass found by subtraction: more than its rounding error, so that the ratio stays below the truth."""
 
@@ -31,10 +35,11 @@ SLACK = 1e-12
 def working_bytes(vocabulary: int, context: int = 0) -> int:
     """Upper estimate of the temporary memory of one tested row, in bytes, for choosing the size of a chunk.
 
-    Per vocabulary entry: the probability (4), its float64 copy (8) and the index of its bin (8). The log-probs
-    (4) and logits are the caller's. The rest is the histogram, the head, and what is derived from them.
+    Per vocabulary entry: the distance from the maximum (4), the probability (4), its float64 copy (8) and the
+    index of its bin (8). The log-probs (4) and logits are the caller's. The rest is the histogram, the head,
+    and what is derived from them.
     """
-    return 20 * vocabulary + 10 * 8 * (LAST_BIN + 1) + 24 * 8 * HEAD + 80 * context + 8192
+    return 24 * vocabulary + 10 * 8 * (LAST_BIN + 1) + 24 * 8 * HEAD + 80 * context + 8192
 
 
 @lru_cache(maxsize=256)
@@ -92,10 +97,16 @@ def running_sum(x: Tensor) -> Tensor:
     return x
 
 
+def bin_numbers_(distance: Tensor) -> Tensor:
+    """Turn each d (nats, >= 0, fp32 or wider), in place, into a number whose integer part is its bin. inf
+    goes to the last bin, NaN to the first: a row with NaN is never used, but its index must stay inside the
+    table."""
+    return distance.mul_(BINS_PER_NAT).clamp_(max=LAST_BIN).nan_to_num_(0.0)
+
+
 def bins_of(distance: Tensor) -> Tensor:
-    """Index of the bin of each d (nats, >= 0, fp32 or wider). inf goes to the last bin, NaN to the first:
-    a row with NaN is never used, but its index must stay inside the table."""
-    return (distance * BINS_PER_NAT).clamp_(max=LAST_BIN).nan_to_num_(0.0).to(torch.int64)
+    """Index of the bin of each d, int64."""
+    return bin_numbers_(distance.clone()).to(torch.int64)
 
 
 @lru_cache(maxsize=16)
@@ -113,8 +124,8 @@ class Rows:
     position: (n,) index of the token in its response, from 0.
     reference, sampler, stale: (n,) log-prob of the token under the reference policy, as the inference engine
     reported it, under the previous weights; None where not given.
-    earlier, later: (n,) log-prob of the token under the scored logits of the position before and after; NaN
-    where there is none. Whether it is NaN must not depend on the token.
+    earlier, later: (n,) log-prob of the token under the scored logits of the position before and after.
+    In these five, NaN says that there is none; whether there is must not depend on the token.
     context: (n, c) ids before the token, prompt and response, -1 where there is nothing.
     eos: (e,) ids that end a response.
 
@@ -179,35 +190,46 @@ class Rows:
         return (self.valid & ~self.usable).sum()
 
     @cached_property
+    @torch.no_grad()
     def spectrum(self) -> Spectrum:
         """The one pass over the vocabulary."""
         head, head_ids = self._top
         n, vocabulary = self.log_probs.shape
-        bins = bins_of(head[:, :1] - self.log_probs)
-        ones = torch.zeros(n, 1, dtype=self.log_probs.dtype, device=self.log_probs.device)
-        drop = ones.masked_fill_(~self.usable.unsqueeze(1), float("inf"))
-        probabilities = (self.log_probs - drop).exp_().nan_to_num_(0.0)
-        wide = probabilities.to(torch.float64)
-        mass = wide.new_zeros(n, LAST_BIN + 1).scatter_add_(1, bins, wide)
-        head_mass = wide.gather(1, head_ids)
+        blank = self.log_probs.new_zeros(n, 1)
+        shift = blank.masked_fill(~self.usable.unsqueeze(1), math.inf)
+        probabilities = torch.empty_like(self.log_probs, memory_format=torch.contiguous_format)
+        mass = blank.new_zeros(n, LAST_BIN + 1, dtype=torch.float64)
+        head_mass = torch.zeros_like(head, dtype=torch.float64)
+        column = blank.new_zeros(vocabulary, dtype=torch.float64)
+        ties, bins = blank.squeeze(1).clone(), torch.zeros_like(self.safe_tokens)
+        step = max(1, n if blank.device.type != "cpu" else CACHE // (20 * max(1, vocabulary)))
+        room = torch.empty_like(self.log_probs[:step], memory_format=torch.contiguous_format)
+        index, wide = torch.empty_like(room, dtype=torch.int64), torch.empty_like(room, dtype=torch.float64)
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            log_probs, top, ids = self.log_probs[part], head[part], head_ids[part]
+            here = slice(0, len(top))
+            index[here].copy_(bin_numbers_(torch.sub(top[:, :1], log_probs, out=room[here])))
+            torch.sub(log_probs, shift[part], out=probabilities[part]).exp_().nan_to_num_(0.0)
+            wide[here].copy_(probabilities[part])
+            mass[part].scatter_add_(1, index[here], wide[here])
+            column += wide[here].sum(0)
+            head_mass[part] = wide[here].gather(1, ids)
+            bins[part] = index[here].gather(1, self.safe_tokens[part].unsqueeze(1)).squeeze(1)
+            # as numbers, not as truth values: their sum is much faster on the CPU
+            ties[part] = torch.eq(log_probs, top[:, -1:], out=room[here]).sum(1)
         below = running_sum(mass)
-        complete = head.shape[1] == vocabulary
-        if complete:
-            more_ties = torch.zeros_like(below[:, 0])
-        else:
-            ties = (self.log_probs == head[:, -1:]).sum(1) - (head == head[:, -1:]).sum(1)
-            more_ties = ties.to(torch.float64)
         return Spectrum(
             head=head,
             head_ids=head_ids,
             head_mass=head_mass,
             head_sum=running_sum(head_mass),
-            more_ties=more_ties,
+            more_ties=(ties - (head == head[:, -1:]).sum(1)).to(torch.float64),
             mass=mass,
             below=below,
             total=below[:, -1],
-            bin=bins.gather(1, self.safe_tokens.unsqueeze(1)).squeeze(1),
-            column=wide.sum(0),
+            bin=bins,
+            column=column,
             probabilities=probabilities,
-            complete=complete,
+            complete=head.shape[1] == vocabulary,
         )

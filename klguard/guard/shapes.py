@@ -5,6 +5,8 @@ They look at metadata only, never at values, so they cost no synchronisation wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -210,3 +212,56 @@ def check_rollout(responses: Tensor, mask: Tensor | None, prompts: Tensor | None
     if tuple(mask.shape) not in {(batch, time), (batch, length + time)}:
         whole = f" or {(batch, length + time)} with the prompts" if length else ""
         raise ValueError(f"mask has shape {_shape(mask)}; expected {(batch, time)}, as the responses{whole}")
+
+
+def check_rewards(
+    scores: Tensor, mask: Tensor | None, token_rewards: Tensor | None, kl: Tensor | None
+) -> None:
+    """Raises unless scores are (B,), and token_rewards, kl and mask, where given, (B, T) of the same batch."""
+    _one_each("scores", scores, None)
+    for name, values in (("token_rewards", token_rewards), ("kl", kl), ("mask", mask)):
+        if values is None:
+            continue
+        _tensor(values, name)
+        _rank(values, name, "(batch, time)")
+        check_alike(name, values, mask if mask is not None else values, "mask")
+        if len(values) != len(scores):
+            raise ValueError(
+                f"{name} has shape {_shape(values)} for {len(scores)} scores; pass one score for each row"
+            )
+
+
+def check_advantages(
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    per_token: Mapping[str, Tensor | None],
+    per_row: Mapping[str, Tensor | Sequence[int] | None],
+) -> None:
+    """Raises unless mask is (B, T), advantages (B,) or (B, T), the others (B, T) or (B,) as named."""
+    _tensor(mask, "mask")
+    _rank(mask, "mask", "(batch, time)")
+    _tensor(advantages, "advantages")
+    if advantages.dim() == 1:
+        _one_each("advantages", advantages, mask)
+    else:
+        check_alike("advantages", advantages, mask, "mask")
+    for name, values in per_token.items():
+        check_alike(name, values, mask, "mask")
+    for name, values in per_row.items():
+        if values is not None:
+            _one_each(name, values, mask)
+
+
+def _one_each(name: str, values: Tensor | Sequence[int], like: Tensor | None) -> None:
+    """Raises unless `values` has one entry for each row of `like`."""
+    if (
+        isinstance(values, Tensor) or name != "groups"
+    ):  # groups are numbers, which loops keep in lists as well
+        _tensor(values, name)
+        _rank(values, name, "(batch)")
+    count = len(values)
+    if like is not None and count != len(like):
+        raise ValueError(
+            f"{name} has {count} entries for {len(like)} rows of the mask; pass one for each row"
+        )

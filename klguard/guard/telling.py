@@ -38,6 +38,7 @@ class Telling(Shielded):
         self._journal_settings = settings
         self._journal: Journal | None = None
         self._metrics: dict[str, float] = {}
+        self._left = False
         self._open_journal()
 
     def _settle(self, outcomes: Iterable[Outcome]) -> None:
@@ -54,6 +55,7 @@ class Telling(Shielded):
         new: list[Finding] = []
         for outcome in outcomes:
             if outcome.failed:
+                self._left = True
                 raise RuntimeError("the guard of another rank failed")
             fresh = self._reporter.take(outcome.findings)
             new += fresh

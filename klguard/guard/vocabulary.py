@@ -146,7 +146,7 @@ def over_rows(
         )
         result = torch.empty(flat, dtype=torch.float32, device=first.device)
         for box in blocks(flat, rows):
-            views = [array.detach()[box] for array in arrays]
+            views = [array[box] for array in arrays]
             result[box] = measure(*views, *(extra[box] for extra in per_row), scratch)
     return result.view(leading)
 

@@ -41,6 +41,12 @@ def member(kind: type[Member], value: Any, otherwise: Member) -> Member:
         return otherwise
 
 
+def step(value: Any) -> int | None:
+    """`value` where it is the number of a step."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and abs(value) <= 2**53 else None
+
+
 def count(value: Any, otherwise: int) -> int:
     """`value` where it is a line or column of a file."""
     whole = isinstance(value, int) and not isinstance(value, bool)

@@ -118,12 +118,12 @@ def _evidence(run: Run) -> Figure | None:
         return None
     data, caption = [_line(points, "log evidence", BLUE, width=2)], _described(points, "nats")
     if (limit := threshold(run)) is not None:
-        name = f"ln(1/alpha) = {limit:.3g}"
+        name = f"alarm at {limit:.3g}, which is ln(1/alpha) for its share of alpha"
         ends = [(points[0][0], limit), (points[-1][0], limit)]
         data.append(_line(ends, name, RED, dash="dash"))
         above = next((step for step, value in points if value >= limit), None)
         reached = "never reached" if above is None else f"reached at step {above}"
-        caption += f" The threshold {name} is {reached}."
+        caption += f" The alarm threshold of {limit:.3g} nats is {reached}."
     return _figure("evidence", "Evidence against pure sampling", caption, "nats", data)
 
 

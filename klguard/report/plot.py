@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ def _room(low: float, high: float) -> tuple[float, float]:
     if low < high:
         return low, high
     room = max(abs(low) * 0.05, 0.5)
-    return low - room, high + room
+    return max(low - room, -sys.float_info.max), min(high + room, sys.float_info.max)
 
 
 def _labels(low: float, high: float, bounds: Sequence[float], height: int) -> dict[int, str]:
@@ -119,9 +120,9 @@ def _round_values(low: float, high: float, wanted: int = 4) -> list[float]:
     """About `wanted` multiples of 1, 2 or 5 times a power of ten between the two."""
     rough = (high / wanted) - (low / wanted)
     power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 0.0
-    if not power or not math.isfinite(power):
+    unit = next((factor * power for factor in (1, 2, 5, 10) if factor * power >= rough), 0.0)
+    if not unit or not math.isfinite(unit) or not math.isfinite(low / unit) or not math.isfinite(high / unit):
         return []
-    unit = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first, last = math.ceil(low / unit), math.floor(high / unit)
     return [count * unit for count in range(first, last + 1)] if last - first < 50 else []
 

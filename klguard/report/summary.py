@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from klguard.findings import Severity
+from klguard.guard import shares
 from klguard.guard.journal import Run
 from klguard.output.terminal import plural
 from klguard.report.fields import finite, number
@@ -38,6 +39,7 @@ FIGURES = (
     "clip_fraction",
     "response_length",
     "truncated_share",
+    "explained_variance",
     "guard_seconds",
 )
 """Figures of a step that are summed up over the run."""
@@ -59,9 +61,10 @@ def band(run: Run) -> tuple[float, float] | None:
 
 
 def threshold(run: Run) -> float | None:
-    """ln(1 / alpha), in nats: the evidence that a healthy run reaches with probability alpha at most."""
+    """The evidence, in nats, at which the guard alarms: ln(1 / alpha) with the share of alpha that this test has.
+    A healthy run ever reaches it with that probability at most."""
     alpha = finite(run.settings.get("alpha"))
-    return -math.log(alpha) if alpha is not None and 0 < alpha < 1 else None
+    return shares.threshold(alpha, shares.EVIDENCE) if alpha is not None and 0 < alpha < 1 else None
 
 
 def causes(record: Mapping[str, Any]) -> dict[str, float]:
@@ -119,7 +122,11 @@ def started(run: Run) -> str:
 
 
 def extent(run: Run) -> str:
-    """How long the run is: `steps 0 to 499, 2 h 13 min, 8 ranks, 1,024,000 tokens tested, 16,000 sequences`."""
+    """How long the run is: `steps 0 to 499, 2 h 13 min, 8 ranks, 1,024,000 tokens tested, 16,000 sequences`.
+
+    Seconds count from the opening of the journal, and are added up over resumptions; sequences are those of each
+    step, tokens those tested so far.
+    """
     if not run.steps:
         return "no step"
     last = run.steps[-1]
@@ -127,14 +134,16 @@ def extent(run: Run) -> str:
     parts = [f"step {first}" if first == final else f"steps {first} to {final}"]
     if final - first + 1 != len(run.steps):
         parts[0] += f" ({len(run.steps)} recorded)"
-    if (seconds := finite(last.get("seconds"))) is not None:
-        parts.append(duration(seconds))
-    for figure, one, many in (
-        ("ranks", "rank", "ranks"),
-        ("tokens", "token tested", "tokens tested"),
-        ("sequences", "sequence", "sequences"),
+    spent = [part.seconds for part in run.segments if part.seconds is not None]
+    if spent:
+        parts.append(duration(sum(spent)))
+    sequences = [value for _, value in series(run, "sequences") if math.isfinite(value)]
+    for count, one, many in (
+        (finite(last.get("ranks")), "rank", "ranks"),
+        (finite(last.get("tokens")), "token tested", "tokens tested"),
+        (math.fsum(sequences) if sequences else None, "sequence", "sequences"),
     ):
-        if (count := finite(last.get(figure))) is not None:
+        if count is not None:
             parts.append(f"{count:,.0f} {one if count == 1 else many}")
     return ", ".join(parts)
 

@@ -43,11 +43,12 @@ COLUMNS = (
     Column("loss", "", "loss"),
     Column("gradient", "norm", "grad_norm"),
     Column("ratio", "mean", "ratio_mean"),
+    Column("explained", "variance", "explained_variance"),
     Column("clipped", "", "clip_fraction", share=True),
     Column("cut off", "", "truncated_share", share=True),
     Column("tested", "tokens", "tokens"),
     Column("k3", "nats/tok", "k3_per_token"),
-    Column("guard", "s/step", "guard_seconds"),
+    Column("guard", "s in all", "guard_seconds"),
 )
 """In the order of their worth: the ones behind are left out first."""
 
@@ -57,7 +58,7 @@ def render(run: Run, found: Sequence[Reported], width: int, paint: Paint) -> Ite
     which something was found."""
     codes = _codes(found)
     records = {record["step"]: record for record in run.steps}
-    flagged = [step for step in sorted(codes) if step is not None]
+    flagged = sorted(step for step in codes if step is not None)
     shown = sorted({*sample(list(records), SAMPLES), *flagged[:FOUND]})
     if not shown:
         return

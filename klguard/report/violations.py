@@ -9,7 +9,7 @@ from typing import Any
 from klguard.findings import Confidence, Finding, Severity
 from klguard.guard.journal import Run
 from klguard.output.terminal import plural
-from klguard.report.fields import count, finite, member, text
+from klguard.report.fields import count, finite, member, step, text
 from klguard.settings import Hop, HopKind, Place
 
 
@@ -92,7 +92,6 @@ def _reported(record: Mapping[str, Any]) -> Reported:
     place, source = _place(record.get("place"))
     harm = record.get("harm")
     harm = harm if isinstance(harm, dict) else {}
-    step = record.get("step")
     return Reported(
         finding=Finding(
             code=text(record.get("code")) or "KLG000",
@@ -104,7 +103,7 @@ def _reported(record: Mapping[str, Any]) -> Reported:
             help=text(record.get("help")),
             origin=_hops(record.get("origin")),
         ),
-        step=step if isinstance(step, int) and not isinstance(step, bool) else None,
+        step=step(record.get("step")),
         cause=text(record.get("cause")),
         weight=finite(record.get("weight")),
         harm=finite(harm.get("nats_per_sequence")),

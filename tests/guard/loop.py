@@ -384,6 +384,7 @@ class Loop:
         """What the guard is made with."""
         return {
             "on_violation": "record",
+            "strict": True,
             "eos_token_id": EOS,
             "kl_coef": self.beta,
             "max_grad_norm": self.max_grad_norm,

@@ -265,12 +265,12 @@ def test_temperature_is_that_of_transformers_up_to_half_a_bin(processors, temper
 
 def test_temperature_is_a_distribution_for_each_token_alone():
     """The bins give up power, and little: the loss against the true sampler at its own tokens, in nats."""
-    logits = plain(4, 2000)
+    logits = plain(3, 800)
     log_p = torch.log_softmax(logits.double(), -1)
     for temperature, most in ((0.1, 0.02), (0.9, 2e-6), (0.95, 1e-6), (1.1, 2e-6), (4.0, 1e-4)):
         log_q = torch.log_softmax(logits.double() / temperature, -1)
         gain = (log_q.exp() * (log_q - log_p)).sum(1)
-        ours = hy.Temperature((temperature,)).log_ratio(every_token(logits))[:, 0].view(4, -1)
+        ours = hy.Temperature((temperature,)).log_ratio(every_token(logits))[:, 0].view(3, -1)
         assert (gain - (log_q.exp() * ours).sum(1)).max() < most
 
 
@@ -285,10 +285,10 @@ def test_repetition_penalty_is_that_of_transformers(processors, penalty):
         ours = hy.RepetitionPenalty((penalty,)).log_ratio(every_token(logits, context=padded))[:, 0]
         possible = torch.softmax(logits.double(), -1).flatten() > 1e-30
         # the slack against cancellation shows where nearly all mass is pushed down: at 20 nats
-        assert (ours[possible] - theirs[possible]).abs().max() < 5e-3
-        kept = theirs.view(m, -1).amax(1) < 10.0
+        assert possible.any() and ((ours[possible] - theirs[possible]).abs() < 5e-3).all()
+        kept = theirs.nan_to_num(-math.inf).view(m, -1).amax(1) < 10.0
         near = possible & kept.repeat_interleave(vocabulary)
-        assert (ours[near] - theirs[near]).abs().max() < 1e-5
+        assert ((ours[near] - theirs[near]).abs() < 1e-5).all()
 
 
 def test_a_context_that_holds_all_mass_does_not_cancel():

@@ -18,6 +18,15 @@ from klguard.guard.vocabulary import DEFAULT_BUDGET, blocks, chunks, rows_per_ch
 MIB = 2**20
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread: the tensors are small, and tests run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @given(st.integers(0, 300), st.integers(1, 5000), st.sampled_from([2, 4, 8]), st.integers(1, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_chunks_cover_every_row_once_within_the_budget(n, vocabulary_size, itemsize, budget):
@@ -35,20 +44,11 @@ def test_an_accelerator_gets_chunks_as_large_as_the_budget():
     assert 64 * MIB - 9 * 50257 * 12 < rows * 50257 * 12 <= 64 * MIB
 
 
-def test_the_cpu_gets_chunks_that_fit_its_cache(threads):
-    threads(1)
+def test_the_cpu_gets_chunks_that_fit_its_cache():
     assert rows_per_chunk(50257, 4, 64 * MIB, copies=2) == 8
     assert rows_per_chunk(151_936, 4, 64 * MIB, copies=2) == 3
-    threads(2)
+    torch.set_num_threads(2)
     assert rows_per_chunk(50257, 4, 64 * MIB, copies=2) == 16
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of torch's threads for the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def test_large_chunks_keep_rows_aligned():

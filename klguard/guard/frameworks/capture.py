@@ -60,6 +60,9 @@ class Noted:
         self._note(input_ids.shape[1], done)
         return done
 
+    def __deepcopy__(self, memo: dict) -> Any:
+        return copy.deepcopy(self._criterion, memo)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("_criterion", "_note"):
             raise AttributeError(name)

@@ -48,6 +48,27 @@ class Tap:
         return _make_nothing, ()
 
 
+class CompiledTap:
+    """A hook around a module that `module.compile()` compiled in place: what hangs on the module itself would
+    be compiled with it. Copies of a module leave its compiled form behind, and this with it."""
+
+    def __init__(self, module: nn.Module, tap: Tap) -> None:
+        self.module, self.tap = module, tap
+        self.original = self.module._compiled_call_impl
+        self.placed = vars(module)["_compiled_call_impl"] = self.call
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's call, and then the hook."""
+        output = self.original(*args, **kwargs)
+        self.tap(self.module, args, kwargs, output)
+        return output
+
+    def remove(self) -> None:
+        """Put the module's own back."""
+        if vars(self.module).get("_compiled_call_impl") is self.placed:
+            vars(self.module)["_compiled_call_impl"] = self.original
+
+
 class Generate:
     """generate() of one model, watched. A copy of the model gets its own, not watched."""
 

@@ -21,7 +21,7 @@ from klguard.guard.caller import spot
 from klguard.guard.events import Rollout
 from klguard.guard.frameworks.capture import Prepared, capturing
 from klguard.guard.frameworks.memory import POLICY, REFERENCE, Memory, Recognised
-from klguard.guard.frameworks.taps import Generate, Tap
+from klguard.guard.frameworks.taps import CompiledTap, Generate, Tap
 from klguard.guard.frameworks.wrappers import adapter_layer, adapters_in_use, chain, generator, hookable
 from klguard.guard.kl import token_log_probs
 from klguard.guard.plain import as_ids
@@ -59,7 +59,7 @@ class Listener(Protocol):
 class Watcher:
     """Watches one policy, and the reference if there is one, for a listener.
 
-    stop_ids   tokens that end a response, instead of those of the generation config.
+    stop_ids   tokens that end a response, for a model whose generation config does not say.
     paused     set by the listener while it uses the models itself: nothing is told meanwhile.
 
     While `paused` is set, forward passes are not the loop's own and are passed over.
@@ -106,7 +106,10 @@ class Watcher:
             self._wrapper = own["generate"] = Generate(self, self.model, self.model.generate)
 
     def _hook(self, module: nn.Module, role: str) -> Any:
-        return module.register_forward_hook(Tap(self, role), with_kwargs=True)
+        tap = Tap(self, role)
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            return CompiledTap(module, tap)
+        return module.register_forward_hook(tap, with_kwargs=True)
 
     def remove(self) -> None:
         """Stop watching, and forget."""
@@ -153,7 +156,7 @@ class Watcher:
                     output = original(*args, **kwargs)
             finally:
                 self._inside.generate = False
-            with _aside(self._sequences(output)):
+            with _aside():
                 told = self._attempt(self._drawn, prepared, args, kwargs, output)
                 if told is not None:
                     self.listener.generated(*told)
@@ -217,10 +220,11 @@ class Watcher:
         return event, site
 
     def _stop_tokens(self, config: Any) -> Any:
-        """The tokens that end a response: a tuple of numbers, a tensor of them, or None."""
-        if self.stop_ids is not None:
-            return self.stop_ids
-        stop = getattr(config, "eos_token_id", None)
+        """The tokens at which this call stops a row: a tuple of numbers, a tensor of them, or None.
+
+        Those in force decide, also where there are none: what comes after any other token was drawn.
+        """
+        stop = getattr(config, "eos_token_id", self.stop_ids)
         return stop if isinstance(stop, Tensor) or stop is None else as_ids(stop)
 
     def _stop_ids(self, config: Any) -> tuple[int, ...] | None:
@@ -238,7 +242,7 @@ class Watcher:
         if found is None:
             return
         role, ids, logits, groups = found
-        with _aside(logits):
+        with _aside():
             for recognised in self._attempt(self.memory.recognise, ids, groups, role) or ():
                 self._tell(role, ids, logits, recognised)
 
@@ -314,11 +318,9 @@ class Watcher:
 
 
 @contextmanager
-def _aside(tensor: Tensor | None) -> Iterator[None]:
-    """A place to measure: no graph, ordinary tensors also where the loop is in inference mode, full precision
-    also where it is in autocast."""
-    device = "cpu" if tensor is None else tensor.device.type
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+def _aside() -> Iterator[None]:
+    """A place to measure: no graph, and ordinary tensors also where the loop is in inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
         yield
 
 

@@ -36,8 +36,13 @@ def hookable(modules: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
     A forward pass of the wrapper does not always call the hooks of what it wraps (PEFT calls `forward`
     directly), so every level gets a hook.
     """
-    compiled = next((n for n, m in enumerate(modules) if "_orig_mod" in m._modules), None)
+    compiled = next((number for number, module in enumerate(modules) if _compiled(module)), None)
     return modules if compiled is None else modules[: compiled + 1]
+
+
+def _compiled(module: nn.Module) -> bool:
+    """Whether what is inside runs compiled: `torch.compile(module)`, or `module.compile()` in place."""
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def generator(module: nn.Module | None) -> nn.Module | None:

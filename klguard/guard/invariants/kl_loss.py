@@ -71,7 +71,7 @@ class KLLossGradient(Invariant):
             return
         expected = torch.cat([one[0] for one in measured])
         true = torch.cat([one[1] for one in measured])
-        if expected.norm() < 1e-4 * sum(one[2] for one in measured):
+        if expected.norm() <= 1e-4 * sum(one[2] for one in measured):
             yield Breach(
                 "the expected gradient of the KL loss is 0: the mean of log p - log ref (k1) pulls nowhere when"
                 " it is differentiated, since the expectation of the score is 0",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from klguard.guard.events import KL, Event, Preflight, Rewards, StepEnd
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
-from klguard.guard.invariants.measuring import kept, last_valid, scalar
-from klguard.guard.kl import estimate, valid_tokens
+from klguard.guard.invariants.measuring import Consecutive, kept, last_valid, scalar
+from klguard.guard.kl import ESTIMATORS, estimate, valid_tokens
 from klguard.guard.ledger import Readings
 
 
@@ -36,7 +36,7 @@ class ScorePlacement(Invariant):
         valid = valid_tokens(event.mask)
         half = any(one.dtype in HALF for one in (rewards, kl, event.scores))
         score = event.scores.double().flatten()
-        rewards, penalty = kept(rewards, valid), float(coefficient) * kept(kl, valid)
+        rewards, penalty = kept(rewards, valid), scalar(coefficient) * kept(kl, valid)
         if kl.dim() == 2 and penalty.shape == rewards.shape:
             self._compare(score, rewards, penalty, valid, self.ROUNDED if half else self.EXACT)
             self.add("half", float(half))
@@ -51,7 +51,11 @@ class ScorePlacement(Invariant):
         errors = torch.stack([(one - expected).abs().amax(1) for one in (plus, minus)])
         error = errors.amin(0)
         wrong = some & (error > tolerance)
-        residual = torch.where(errors[0] <= errors[1], plus.sum(1), minus.sum(1))
+        # the sign of beta that explains more of the tokens that get no score
+        unexplained = torch.stack(
+            [((one.abs() > tolerance[:, None]) & ~last).sum(1) for one in (plus, minus)]
+        )
+        residual = torch.where(unexplained[0] <= unexplained[1], plus.sum(1), minus.sum(1))
         told = wrong & (score.abs() > 4 * tolerance)
         total_tolerance = tolerance * (1 + 1e-2 * valid.sum(1))
         self.add("rows", some.sum())
@@ -169,9 +173,9 @@ class PenaltySign(Invariant):
 class ControllerInput(Invariant):
     """An adaptive controller (Ziegler et al. 2019) multiplies the coefficient by the relative error of the KL.
     What it is fed is compared with the mean of k1, k2 and k3 that the guard saw in `guard.kl`, in the unit of
-    the target; the tolerance is 5 % of the mean |k1|, since k1 may cancel to almost nothing. A KL below 0 by
-    more than chance must not lower the coefficient: to be sure which coefficient came of which KL, two steps
-    in a row have to be below 0."""
+    the target; the tolerance is 5 % and, since k1 may cancel to almost nothing, 1 % of the mean |k1|; the input
+    has to be off for three steps in a row. A KL below 0 by more than chance must not lower the coefficient: to be
+    sure which coefficient came of which KL, two steps in a row have to be below 0."""
 
     code = "KLG827"
     watches = (KL, StepEnd)
@@ -184,6 +188,7 @@ class ControllerInput(Invariant):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._before: tuple[bool, float] | None = None
+        self._off = Consecutive(3)
 
     def measure(self, event: Event) -> None:
         if isinstance(event, StepEnd):
@@ -195,11 +200,13 @@ class ControllerInput(Invariant):
                     self.add("coefficient", scalar(event.kl_coef))
                     self.add("coefficients", 1.0)
             return
+        if event.requires_grad:
+            return  # the KL of a loss, of other weights than the reward's
         valid = valid_tokens(event.mask)
         self.add("sequences", valid.any(1).sum())
         self.add("rows", float(valid.shape[0]))
         self.add("tokens", valid.sum())
-        for name in ("k1", "k2", "k3"):
+        for name in ESTIMATORS:
             values = estimate(event.logprobs.double(), event.reference_logprobs.double(), estimator=name)
             self.add(name, kept(values, valid).sum())
             if name == "k1":
@@ -219,28 +226,37 @@ class ControllerInput(Invariant):
             yield from self._followed(readings, fed)
 
     def _wrong_input(self, readings: Readings, fed: float, unit: str) -> Iterator[Breach]:
-        means = {
-            "sequence": [
-                readings[k] / readings[n] for k in ("k1", "k2", "k3") for n in ("sequences", "rows")
-            ],
-            "token": [readings[k] / readings["tokens"] for k in ("k1", "k2", "k3")],
-        }
-        counts = {"sequence": readings["sequences"], "token": readings["tokens"]}
-        slack = {one: self.RELATIVE * readings["spread"] / counts[one] + 1e-6 for one in counts}
-        if any(abs(fed - mean) <= slack[unit] for mean in means[unit]):
+        length = readings["tokens"] / readings["sequences"]
+        counts = {"sequence": ("sequences", "rows"), "token": ("tokens",)}
+
+        def is_mean_per(one: str) -> bool:
+            """Whether the input is a mean per `one`, by some estimator."""
+            return any(
+                abs(fed - readings[name] / readings[count])
+                <= self.RELATIVE * abs(readings[name] / readings[count]) + self._slack(readings, name, count)
+                for name in ESTIMATORS
+                for count in counts[one]
+            )
+
+        if not self._off.see(not is_mean_per(unit)):
             return
         other = "token" if unit == "sequence" else "sequence"
-        length = readings["tokens"] / readings["sequences"]
+        own = readings["k1"] / readings[counts[unit][0]]
         hint = ""
-        if any(abs(fed - mean) <= slack["token"] for mean in means[other]) and length > 1.5:
+        if length > 1.5 and is_mean_per(other):
             hint = f", which is its mean per {other}"
         yield Breach(
-            f"the controller was fed {fed:.4g}{hint}; the KL to the reference is {means[unit][0]:.4g} nats per"
-            f" {unit}, and so is the target's unit",
+            f"the controller was fed {fed:.4g}{hint}; the KL to the reference is {own:.4g} nats per {unit}, the"
+            " unit of the target",
             value=fed,
-            limit=means[unit][0],
+            limit=own,
             key="input",
         )
+
+    @staticmethod
+    def _slack(readings: Readings, name: str, count: str) -> float:
+        """Nats by which a right mean may be off: k1 cancels, and loops average over micro-batches first."""
+        return (0.01 * readings["spread"] / readings[count] if name == "k1" else 0.0) + 1e-6
 
     def _followed(self, readings: Readings, fed: float) -> Iterator[Breach]:
         coefficient = readings["coefficient"] / readings["coefficients"]
@@ -261,7 +277,9 @@ class ControllerInput(Invariant):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": None if self._before is None else list(self._before)}
+        before = None if self._before is None else list(self._before)
+        return {"before": before, "off": self._off.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._before = None if state["before"] is None else tuple(state["before"])
+        self._off.load_state_dict(state["off"])

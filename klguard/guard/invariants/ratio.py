@@ -25,6 +25,14 @@ def _log_ratio(event: Minibatch) -> Tensor:
     return kept(event.new.double() - event.old.double(), event.mask)
 
 
+def _tf32() -> bool:
+    """Whether matrix products of fp32 on CUDA are rounded to TF32. In torch 2.9 and later the older ways to ask
+    raise an error where the newer way to set it was used."""
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)
+    return matmul.allow_tf32 if precision is None else precision not in ("ieee", "none")
+
+
 class FirstRatio(Invariant):
     """Nothing was updated yet, so the same function of the same weights and tokens gave both log-probs.
 
@@ -61,7 +69,7 @@ class FirstRatio(Invariant):
             return (
                 True  # accelerate runs such a model under autocast inside its own forward, and returns fp32
             )
-        return event.new.is_cuda and torch.get_float32_matmul_precision() != "highest"
+        return event.new.is_cuda and _tf32()
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         exact, coarse = readings.maximum("exact"), readings.maximum("coarse")

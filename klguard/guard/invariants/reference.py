@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,15 +12,15 @@ from torch import Tensor, nn
 from klguard.findings import Severity
 from klguard.guard import models, probe
 from klguard.guard.events import Event, Pairs, Preflight, Rollout, Scoring, Setup, StepEnd
-from klguard.guard.fingerprint import Kept, memory
+from klguard.guard.fingerprint import Kept, memory, writes
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run, tolerance
 from klguard.guard.ledger import Readings
-from klguard.guard.rescoring import SLOTS, diagnosis, rescoring
+from klguard.guard.rescoring import EXPLAINED, NAMED, SLOTS, diagnosis, rescoring
 
 
 def _weights(run: Run) -> int:
     """Counts torch's writes to the policy's parameters."""
-    return 0 if run.policy is None else sum(p._version for p in run.policy.parameters())
+    return 0 if run.policy is None else sum(writes(p) for p in run.policy.parameters())
 
 
 class FirstKL(Invariant):
@@ -93,10 +94,12 @@ class FirstKL(Invariant):
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         mean = readings.mean("distance", "tokens")
-        named = diagnosis(readings, self._precision in HALF) in ("before", "after", "unmasked", "unplaced")
+        named = diagnosis(readings, self._precision in HALF) in NAMED
         if mean is None or readings["noisy"] or named:
             return
-        yield from self._judged(mean, readings.maximum("largest"), "their log-probabilities of the first rollout")
+        yield from self._judged(
+            mean, readings.maximum("largest"), "their log-probabilities of the first rollout"
+        )
 
     def _judged(self, mean: float, largest: float, what: str) -> Iterator[Breach]:
         limit = tolerance(self._precision, fp32=1e-4, half=5e-3)
@@ -119,8 +122,7 @@ class _Frozen(Invariant):
     """
 
     watches = (Setup, Rollout, Scoring, StepEnd)
-    sums = ("changed",)
-    maxima = ("which",)
+    maxima = ("changed", "which")
     every = 50
 
     def __init__(self, run: Run) -> None:
@@ -128,7 +130,7 @@ class _Frozen(Invariant):
         self._kept: Kept | None = None
         self._restored: Mapping[str, Any] = {}
         self._looked = -1
-        self._steps_end = False
+        self._step_ends = False
 
     def tensors(self) -> dict[str, Tensor]:
         """What has to stay as it is, by name; empty where there is nothing."""
@@ -139,38 +141,39 @@ class _Frozen(Invariant):
         return True
 
     def measure(self, event: Event) -> None:
-        self._steps_end |= isinstance(event, StepEnd)
-        tensors = self.tensors() if self.now() else {}
+        ends = isinstance(event, StepEnd)
+        self._step_ends = self._step_ends or ends
         if self._kept is None:
-            self._begin(tensors)
-        elif isinstance(event, StepEnd) or (isinstance(event, (Rollout, Scoring)) and not self._steps_end):
-            self._look(tensors)
+            if not isinstance(event, Scoring):  # often many a step, and there is nothing to lose
+                self._begin()
+        elif ends or (not self._step_ends and not isinstance(event, Setup) and self.run.step != self._looked):
+            self._look()
 
-    def _begin(self, tensors: dict[str, Tensor]) -> None:
+    def _begin(self) -> None:
+        tensors = self.tensors() if self.now() else {}
         if tensors:
             self._kept = Kept(tensors)
             if self._restored:
                 self._kept.load_state_dict(self._restored)
 
-    def _look(self, tensors: dict[str, Tensor]) -> None:
-        step = self.run.step
-        if step == self._looked or not tensors:
+    def _look(self) -> None:
+        if not self.now():
             return
-        self._looked = step
-        number = step + 1
+        self._looked = self.run.step
+        number = self._looked + 1
         due = number % self.every == 0 or (number < self.every and not number & (number - 1))
-        seen = self._kept.changed(tensors, everything=due)
+        seen = self._kept.changed(self.tensors(), everything=due)
         self.exercised = self.exercised or seen is not None
         if seen is not None:
-            self.add("changed", seen[0])
+            self.highest("changed", seen[0])
             self.highest("which", seen[1])
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
-        if not readings["changed"] or self._kept is None:
+        count = int(readings.maximum("changed") or 0)
+        if not count or self._kept is None:
             return
         which = int(readings.maximum("which") or 0) - 1
         name = self._kept.names[which] if 0 <= which < len(self._kept.names) else "?"
-        count = int(readings["changed"])
         yield self.said(name, f" and {count - 1} more" if count > 1 else "", count)
 
     def said(self, name: str, others: str, count: int) -> Breach:
@@ -205,9 +208,10 @@ class ReferenceFrozen(_Frozen):
         if run.reference is None or run.reference is run.policy:
             return {}
         shared = set()
-        for parameter in () if run.policy is None else run.policy.parameters():
+        # what is shared from the beginning is left out; what comes to be shared has to keep its bits
+        for parameter in run.policy.parameters() if run.policy is not None and self._kept is None else ():
             shared |= memory(parameter)
-        return {n: t for n, t in _persistent(run.reference) if not (memory(t) & shared and self._kept is None)}
+        return {name: tensor for name, tensor in _persistent(run.reference) if not memory(tensor) & shared}
 
     def said(self, name: str, others: str, count: int) -> Breach:
         return Breach(
@@ -309,13 +313,15 @@ class RandomScoring(Invariant):
     """
 
     code = "KLG805"
-    watches = (Preflight, Rollout, Scoring)
+    watches = (Preflight, Rollout, Scoring, Pairs)
     sums = ("reference", "policy", *SLOTS)
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._where: dict[str, tuple[str, float]] = {}
         self._precision = torch.float32
+        # switched on when the loop tells of its scores, but off when it made them
+        self._misleading = False
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         if not isinstance(event, Preflight):
@@ -347,17 +353,15 @@ class RandomScoring(Invariant):
             )
 
     def measure(self, event: Event) -> None:
-        scored = isinstance(event, Scoring)
-        if isinstance(event, Rollout):
-            rescoring(self.run).see(self.run, event)
-        elif scored:
-            self._measure_row(event)
-        if isinstance(event, Preflight) or (self.run.policy is None and self.run.reference is None):
-            return
-        self.exercised = True
-        self._note("policy", self.run.policy)
-        if scored and event.reference_logprobs is not None:
-            self._note("reference", self.run.reference)
+        policy, reference = self.run.policy, self.run.reference
+        if isinstance(event, Pairs):
+            self._note("reference", reference)
+        elif not isinstance(event, Preflight):
+            if isinstance(event, Rollout):
+                rescoring(self.run).see(self.run, event)
+            else:
+                self._measure_row(event)
+            self._note("policy", policy)
 
     def _measure_row(self, event: Scoring) -> None:
         self._precision = models.precision(self.run.policy) if event.dtype not in HALF else event.dtype
@@ -366,6 +370,9 @@ class RandomScoring(Invariant):
             self.add(name, figure)
 
     def _note(self, whose: str, module: nn.Module | None) -> None:
+        if module is None:
+            return
+        self.exercised = True
         switch = models.active_dropout(module)
         if switch is not None:
             self._where[whose] = switch
@@ -373,19 +380,30 @@ class RandomScoring(Invariant):
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         said = diagnosis(readings, self._precision in HALF)
-        for whose in ("reference", "policy"):
-            if not readings[whose]:
-                continue
-            if whose == "policy" and said in ("right", "before", "after", "unmasked", "unplaced"):
-                continue
-            name, p = self._where.get(whose, ("a dropout", float("nan")))
-            seen = "" if whose == "reference" or not said else (
-                f"; one row scored again in eval mode differs by {readings['off'] / readings['rescored']:.2g} nats"
-                " per token"
-            )  # fmt: skip
-            yield Breach(
-                f"`{name}` of the {whose} is in train mode with p={p:g} where tokens are sampled and scored{seen}",
-                value=p,
-                limit=0.0,
-                key=whose,
-            )
+        if readings["policy"] and said in EXPLAINED:
+            self._misleading = True
+        if readings["reference"]:
+            yield self._switched("reference", "", Severity.ERROR)
+        if readings["policy"] and not self._misleading:
+            if said == "unexplained":
+                off = readings["off"] / readings["rescored"]
+                seen = f"; a row scored again in eval mode differs by {off:.2g} nats per token"
+                yield self._switched("policy", seen, Severity.ERROR)
+            else:
+                yield self._switched("policy", "", Severity.WARNING)
+
+    def _switched(self, whose: str, seen: str, severity: Severity) -> Breach:
+        name, p = self._where.get(whose, ("a dropout", math.nan))
+        return Breach(
+            f"`{name}` of the {whose} is in train mode with p={p:g} while the rollout is scored{seen}",
+            value=p,
+            limit=0.0,
+            key=whose,
+            severity=severity,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"misleading": self._misleading}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._misleading = state["misleading"]

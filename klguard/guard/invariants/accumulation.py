@@ -1,0 +1,137 @@
+"""KLG844: micro-batches accumulate to the gradient of the large batch. Tried before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from klguard.guard.events import Event, Preflight
+from klguard.guard.invariants.invariant import HALF, Breach, Invariant
+from klguard.guard.invariants.updates import called, names, sample
+from klguard.guard.randomness import kept_randomness
+
+
+class Accumulation(Invariant):
+    """The loop's own `accumulate` over all rows at once, and over two halves of them: the two gradients agree.
+
+    Compared are up to 4096 elements of each tensor, as the norm of the difference over the norm. A gradient
+    that differs between two equal calls (dropout, sampling) cannot be compared, and 0 says nothing: both are
+    left alone. Gradients, buffers, modes and random state are put back as they were.
+    """
+
+    code = "KLG844"
+    watches = (Preflight,)
+    ELEMENTS = 4096
+    EXACT, ROUGH = 1e-3, 5e-2
+
+    def inspect(self, event: Event) -> Iterator[Breach]:
+        policy, accumulate = self.run.policy, event.accumulate
+        if policy is None or accumulate is None or event.rows < 2:
+            return
+        half = event.rows // 2
+        first, second = list(range(half)), list(range(half, 2 * half))
+        with _as_it_was(policy) as devices:
+            whole, again, halves = (
+                self._gradient(policy, accumulate, batches, devices, other_numbers)
+                for batches, other_numbers in (
+                    ([first + second], False),
+                    ([first + second], True),
+                    ([first, second], False),
+                )
+            )
+        norm = _norm(whole.values())
+        limit = self.ROUGH if self._rough(policy) else self.EXACT
+        if not whole or not 0 < norm < float("inf") or self._apart(whole, again) > limit * norm / 4:
+            return
+        self.exercised = True
+        error = self._apart(whole, halves) / norm
+        if error > limit:
+            worst = max(whole, key=lambda key: _norm([whole[key] - halves.get(key, 0.0 * whole[key])]))
+            yield Breach(
+                f"the gradient of {2 * half} rows in two micro-batches differs from that of one batch by {error:.2%}"
+                f" of its norm, most of all in {worst}",
+                value=error, limit=limit,
+            )  # fmt: skip
+
+    def _gradient(
+        self,
+        policy: nn.Module,
+        accumulate: Callable[..., Any],
+        batches: list[list[int]],
+        devices: list[torch.device],
+        other_numbers: bool,
+    ) -> dict[str, Tensor]:
+        """Samples of the gradient, float64, by the tensor's name. `other_numbers`: from another random state
+        than the run's, so that what depends on one shows."""
+        known = names(self.run)
+        for parameter in policy.parameters():
+            parameter.grad = None
+        with kept_randomness(devices), torch.enable_grad():
+            for device in ["cpu", *devices] if other_numbers else ():
+                torch.rand(1, device=device)
+            accumulate(batches)
+        found = {}
+        for parameter in policy.parameters():
+            values = None if parameter.grad is None else sample(parameter.grad, self.ELEMENTS)
+            if values is not None:
+                found[called(parameter, known)] = values.double()
+        return found
+
+    @staticmethod
+    def _apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+        """Norm of the difference; a tensor that only one of them has counts whole."""
+        missing = [values for key, values in other.items() if key not in one]
+        return _norm(
+            [values - other[key] if key in other else values for key, values in one.items()] + missing
+        )
+
+    @staticmethod
+    def _rough(policy: nn.Module) -> bool:
+        """Whether anything computes in less than fp32."""
+        devices = {p.device.type for p in policy.parameters()}
+        return (
+            any(p.dtype in HALF for p in policy.parameters())
+            or any(torch.is_autocast_enabled(kind) for kind in devices)
+            or "_original_forward" in vars(policy)  # accelerate runs such a model under autocast
+            or ("cuda" in devices and torch.get_float32_matmul_precision() != "highest")
+        )
+
+
+def _norm(parts: Iterable[Tensor]) -> float:
+    """2-norm of all of them together. Waits for the device: training has not begun."""
+    return sum(float(part.square().sum()) for part in parts) ** 0.5
+
+
+@contextmanager
+def _as_it_was(policy: nn.Module) -> Iterator[list[torch.device]]:
+    """Put back what a trial may change: gradients, buffers, train or eval mode. Gives the
+    accelerators whose random state each trial has to keep."""
+    gradients = {id(parameter): (parameter, parameter.grad) for parameter in policy.parameters()}
+
+    def keep(module: nn.Module, _: Any) -> None:
+        for parameter in module._parameters.values():  # of a value head beside the policy, for instance
+            if parameter is not None and id(parameter) not in gradients:
+                gradients[id(parameter)] = parameter, parameter.grad
+                parameter.grad = None
+
+    hook = register_module_forward_pre_hook(keep)
+    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in policy.buffers()]
+    modes = [(module, module.training) for module in policy.modules()]
+    devices = sorted({p.device for p in policy.parameters() if p.device.type == "cuda"}, key=str)
+    try:
+        yield devices
+    finally:
+        hook.remove()
+        for parameter, gradient in gradients.values():
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, version, values in buffers:
+                if buffer._version != version:
+                    buffer.copy_(values)
+        for module, training in modes:
+            module.training = training

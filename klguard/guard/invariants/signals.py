@@ -1,0 +1,308 @@
+"""KLG861 to KLG864: signals of a run that learns. Judged over many steps, since single ones are noise."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klguard.guard.events import Advantages, Event, Minibatch, Rewards, Rollout, Scoring, StepEnd
+from klguard.guard.invariants.invariant import Breach, Invariant, Run
+from klguard.guard.invariants.measuring import Consecutive, kept, scalar
+from klguard.guard.kl import valid_tokens
+from klguard.guard.ledger import Readings
+from klguard.guard.randomness import kept_randomness
+
+
+class ValueHead(Invariant):
+    """Explained variance, 1 - Var(returns - values) / Var(returns), over the valid tokens of a step.
+
+    A fresh value head may be worse than a constant for a while, and gets better. One that is below -0.5 in
+    twenty steps in a row without getting better, or whose median is still below -0.5 after fifty steps, does
+    not learn. Steps of fewer than 64 values are passed over. Computed from values and returns where the loop
+    tells them, else the loop's own figure is taken.
+    """
+
+    code = "KLG861"
+    watches = (Advantages, StepEnd)
+    sums = ("count", "error", "error_squares", "returns", "return_squares", "told", "tellers")
+    ENOUGH, WINDOW, LATE, LIMIT = 64, 20, 50, -0.5
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._recent: deque[float] = deque(maxlen=self.WINDOW)
+        self._steps = 0
+
+    def measure(self, event: Event) -> None:
+        if isinstance(event, StepEnd):
+            if event.explained_variance is not None:
+                self.add("told", scalar(event.explained_variance))
+                self.add("tellers", 1.0)
+            return
+        values, returns = event.values, event.returns
+        if returns is None and event.raw is not None and values is not None:
+            returns = event.raw + values
+        if values is None or returns is None or not values.shape == returns.shape == event.mask.shape:
+            return
+        self.add("count", valid_tokens(event.mask).sum())
+        target, error = kept(returns.detach(), event.mask), kept((returns - values).detach(), event.mask)
+        for name, figure in (("error", error), ("returns", target)):
+            self.add(name, figure)
+        self.add("error_squares", error.square())
+        self.add("return_squares", target.square())
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        explained = self._explained(readings)
+        if explained is None:
+            return
+        self.exercised = True
+        self._steps += 1
+        self._recent.append(explained)
+        if len(self._recent) < self.WINDOW:
+            return
+        recent = list(self._recent)
+        half = self.WINDOW // 2
+        stuck = max(recent) < self.LIMIT and fmean(recent[half:]) <= fmean(recent[:half])
+        late = self._steps >= self.LATE and median(recent) < self.LIMIT
+        if stuck or late:
+            yield Breach(
+                f"the values explain {median(recent):.2f} of the variance of the returns, the median of"
+                f" {self.WINDOW} steps; a constant explains 0",
+                value=median(recent), limit=self.LIMIT,
+            )  # fmt: skip
+
+    def _explained(self, readings: Readings) -> float | None:
+        count = readings["count"]
+        if count >= self.ENOUGH:
+            spread = readings["return_squares"] / count - (readings["returns"] / count) ** 2
+            error = readings["error_squares"] / count - (readings["error"] / count) ** 2
+            # returns that are all alike leave nothing to explain
+            floor = 1e-6 * max(1e-6, readings["return_squares"] / count)
+            return 1 - error / spread if spread > floor else None
+        return None if count else readings.mean("told", "tellers")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": list(self._recent), "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._recent = deque(state["recent"], maxlen=self.WINDOW)
+        self._steps = state["steps"]
+
+
+class EntropyDrift(Invariant):
+    """Entropy per token against the mean of the first five steps: below 0.3 times or above twice that for
+    twenty steps in a row.
+
+    The exact entropy of the minibatches where the loop tells it, else the figure it logs, else the mean of
+    -log p over the sampled tokens, whose expectation it is. Each has a beginning of its own. An explosion has
+    to be one of at least half a nat too, so that a policy that begins nearly certain may hesitate.
+    """
+
+    code = "KLG862"
+    watches = (Scoring, Minibatch, StepEnd)
+    sums = ("exact", "exact_count", "told", "told_count", "sampled", "sampled_count")
+    SOURCES = (("exact", 64), ("told", 1), ("sampled", 64))
+    FIRST, STEPS, LOW, HIGH, RISE = 5, 20, 0.3, 2.0, 0.5
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._first: dict[str, list[float]] = {name: [] for name, _ in self.SOURCES}
+        self._low, self._high = Consecutive(self.STEPS), Consecutive(self.STEPS)
+
+    def measure(self, event: Event) -> None:
+        if isinstance(event, StepEnd):
+            if event.entropy is not None:
+                self.add("told", scalar(event.entropy))
+                self.add("told_count", 1.0)
+        elif isinstance(event, Scoring):
+            self.add("sampled", -kept(event.logprobs, event.mask))
+            self.add("sampled_count", (valid_tokens(event.mask) & event.logprobs.isfinite()).sum())
+        elif event.entropy is not None and event.entropy.shape == event.mask.shape:
+            self.add("exact", kept(event.entropy.detach(), event.mask))
+            self.add("exact_count", valid_tokens(event.mask).sum())
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        source = next((n for n, least in self.SOURCES if readings[f"{n}_count"] >= least), None)
+        if source is None:
+            return
+        self.exercised = True
+        entropy = readings[source] / readings[f"{source}_count"]
+        first = self._first[source]
+        if len(first) < self.FIRST:
+            first.append(entropy)
+            return
+        start = fmean(first)
+        if start <= 0:
+            return
+        low = self._low.see(entropy < self.LOW * start, entropy)
+        high = self._high.see(entropy > max(self.HIGH * start, start + self.RISE), entropy)
+        if low or high:
+            limit = (self.LOW if low else self.HIGH) * start
+            yield Breach(
+                f"entropy is {entropy:.3g} nats per token, and was {start:.3g} at first: for {self.STEPS} steps it"
+                f" has been {'below' if low else 'above'} {limit:.3g}",
+                value=entropy, limit=limit, key="low" if low else "high",
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self._first, "low": self._low.state_dict(), "high": self._high.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._first = {name: list(figures) for name, figures in state["first"].items()}
+        self._low.load_state_dict(state["low"])
+        self._high.load_state_dict(state["high"])
+
+
+class CompletionLength(Invariant):
+    """Over five steps in a row of at least eight responses: at most half of them lack a stop token, and they are
+    three tokens long on average.
+
+    Cut off is a response without any stop token, where those are known; else the loop's own figure is taken.
+    Short responses are a breach only where there was room for eight tokens: a classifier answers with one.
+    """
+
+    code = "KLG863"
+    watches = (Rollout, StepEnd)
+    sums = ("rows", "cut", "length_rows", "length", "roomy", "told_cut", "told_rows")
+    ROWS, STEPS, SHARE, SHORT, ROOM = 8, 5, 0.5, 3.0, 8
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._cut, self._short = Consecutive(self.STEPS), Consecutive(self.STEPS)
+
+    def measure(self, event: Event) -> None:
+        if isinstance(event, StepEnd):
+            if event.truncated is not None and event.truncated.dim():
+                self.add("told_cut", event.truncated)
+                self.add("told_rows", float(event.truncated.numel()))
+            return
+        responses, mask = event.responses, event.mask
+        if responses.dim() != 2:
+            return
+        valid = valid_tokens(mask) if mask is not None and mask.shape == responses.shape else None
+        there = responses[:, 0] == responses[:, 0] if valid is None else valid.any(1)
+        if event.stop_ids:
+            written = torch.zeros_like(responses, dtype=torch.bool)
+            for stop in event.stop_ids:
+                written = written | (responses == stop)
+            if event.tool_mask is not None and event.tool_mask.shape == responses.shape:
+                written = written & ~valid_tokens(event.tool_mask)
+            self.add("rows", there.sum())
+            self.add("cut", (there & ~written.any(1)).sum())
+        if valid is not None:
+            room = event.max_new_tokens or responses.shape[1]
+            self.add("length_rows", there.sum())
+            self.add("length", valid.sum())
+            self.add("roomy", float(room >= self.ROOM))
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        known = "cut", "rows"
+        if not readings["rows"]:
+            known = "told_cut", "told_rows"
+        rows, share = readings[known[1]], readings.mean(*known)
+        if share is not None and rows >= self.ROWS:
+            self.exercised = True
+            if self._cut.see(share > self.SHARE):
+                yield Breach(
+                    f"{share:.0%} of {rows:.0f} responses were cut off before a stop token, and more than half in"
+                    f" each of {self.STEPS} steps",
+                    value=share, limit=self.SHARE, key="cut off",
+                )  # fmt: skip
+        length = readings.mean("length", "length_rows")
+        if length is not None and readings["length_rows"] >= self.ROWS and readings["roomy"]:
+            self.exercised = True
+            if self._short.see(length < self.SHORT):
+                yield Breach(
+                    f"responses are {length:.2g} tokens long on average, and were shorter than {self.SHORT:g} in"
+                    f" each of {self.STEPS} steps",
+                    value=length, limit=self.SHORT, key="short",
+                )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cut": self._cut.state_dict(), "short": self._short.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._cut.load_state_dict(state["cut"])
+        self._short.load_state_dict(state["short"])
+
+
+class RewardOfAnother(Invariant):
+    """Rewards are finite; and in the first step and every fiftieth, the loop's own `recompute` on the stored
+    texts of four rows gives the stored rewards.
+
+    It is called twice: a reward that is not the same twice (a sampled judge) says nothing. A difference counts
+    above 1e-3 and a tenth of the spread of the step's rewards, since a reward model in half precision depends a
+    little on its batch. Random state is put back as it was.
+    """
+
+    code = "KLG864"
+    watches = (Rewards,)
+    sums = ("scores", "broken", "checked", "wrong")
+    maxima = ("difference", "row")
+    ROWS, EACH, LEAST, SPREAD = 4, 50, 1e-3, 0.1
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._last: int | None = None
+
+    def measure(self, event: Event) -> None:
+        scores = event.scores.detach()
+        self.exercised = True
+        self.add("scores", float(scores.numel()))
+        self.add("broken", (~scores.isfinite()).sum())
+        due = self._last is None or self.run.step >= self._last + self.EACH
+        if due and event.recompute is not None and event.texts is not None and scores.dim() == 1:
+            if len(event.texts) == len(scores) and len(scores) > 1:
+                self._last = self.run.step
+                self._recompute(event, scores.double())
+
+    def _recompute(self, event: Rewards, scores: Tensor) -> None:
+        count = len(scores)
+        rows = sorted({round(i * (count - 1) / (self.ROWS - 1)) for i in range(self.ROWS)})
+        texts = [event.texts[row] for row in rows]
+        with torch.no_grad(), kept_randomness([scores.device]):
+            once, again = (self._answer(event.recompute(list(texts)), scores.device) for _ in range(2))
+        if once.numel() != len(rows) or again.numel() != len(rows):
+            return
+        stored = torch.stack([scores[row] for row in rows])
+        finite = torch.where(scores.isfinite(), scores, 0.0)
+        limit = torch.maximum(self.LEAST * stored.abs().clamp(min=1.0), self.SPREAD * finite.std())
+        difference = (once - stored).abs()
+        judged = stored.isfinite() & ((once - again).abs() <= limit / 2)
+        wrong = judged & (difference > limit)
+        self.add("checked", judged.sum())
+        self.add("wrong", wrong.sum())
+        self.highest("difference", torch.where(wrong, difference, -torch.inf))
+        self.highest(
+            "row", torch.stack([torch.where(flag, row, -1) for flag, row in zip(wrong, rows, strict=True)])
+        )
+
+    @staticmethod
+    def _answer(scores: Any, device: torch.device) -> Tensor:
+        given = scores if isinstance(scores, Tensor) else torch.tensor([float(score) for score in scores])
+        return given.detach().flatten().to(device=device, dtype=torch.float64, non_blocking=True)
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        if readings["broken"]:
+            yield Breach(
+                f"{readings['broken']:.0f} of {readings['scores']:.0f} rewards are not finite",
+                value=readings["broken"], limit=0.0, key="not finite",
+                help="give a reward that could not be computed a number, or drop its row before advantages are made",
+            )  # fmt: skip
+        if readings["wrong"]:
+            yield Breach(
+                f"computed again from the stored text, the reward of {readings['wrong']:.0f} of"
+                f" {readings['checked']:.0f} rows is another, by up to {readings['difference']:.3g}"
+                f" (row {readings['row']:.0f})",
+                value=readings["difference"], key="another",
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._last = state["last"]
