@@ -390,9 +390,10 @@ def summary(who: str, runs: Sequence[Run], within: float = math.inf) -> dict[str
     return {"found": share, "median": quantile(tokens, 0.5), "p90": quantile(tokens, 0.9)}
 
 
-def measure(case: Case, plan: Plan) -> dict[str, Any]:
-    """The figures of a case, or why it cannot be tried with the installed transformers."""
+def measure(name: str, plan: Plan) -> dict[str, Any]:
+    """The figures of the case of this name, or why it cannot be tried with the installed transformers."""
     settle()
+    case = next(case for case in cases() if case.name == name)
     try:
         outcome = simulate(case, plan)
     except (ValueError, OSError, ImportError, NotImplementedError) as error:
@@ -490,7 +491,7 @@ def main() -> int:
     plan = Plan(runs=args.runs, tokens=args.tokens)
     if args.quick:
         plan = Plan(vocabulary=1000, runs=5, tokens=4000, rival_tokens=1500)
-    chosen = [c for c in cases() if not args.cases or any(part in c.name for part in args.cases)]
+    chosen = [c.name for c in cases() if not args.cases or any(part in c.name for part in args.cases)]
     results = []
     print(HEADER, flush=True)
     with ProcessPoolExecutor(args.workers) as pool:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from klguard import __version__
 from klguard.cli import cli
+from klguard.guard.catalogue import BY_CODE
 from klguard.rules import RULES
 from klguard.rules.programs import ppo
 
@@ -249,14 +250,17 @@ def test_a_rule_is_explained_by_code_or_name():
     result = klguard("rule", "topk")
     assert result.exit_code == 2 and "did you mean `top-k`?" in result.stderr
     assert klguard("rule", "top-k", "--all").exit_code == 2
+    assert klguard("rule", "KLG831").output == klguard("rule", "first-ratio").output
+    assert klguard("rule", "first-ratio").output.startswith("# first-ratio (KLG831)")
+    assert "did you mean `first-ratio`?" in klguard("rule", "frist-ratio").stderr
 
 
 def test_all_rules_are_listed_in_words_and_as_json():
     lines = klguard("rule", "--all").output.splitlines()
-    assert [line.split()[0] for line in lines] == list(RULES)
+    assert [line.split()[0] for line in lines] == [*RULES, *BY_CODE]
     assert klguard("rule").output.splitlines() == lines
     document = json.loads(klguard("rule", "--all", "--output-format", "json").stdout)
-    assert [rule["code"] for rule in document["rules"]] == list(RULES)
+    assert [rule["code"] for rule in document["rules"]] == [*RULES, *BY_CODE]
     (one,) = json.loads(klguard("rule", "KLG101", "--output-format", "json").stdout)["rules"]
     assert one["name"] == "top-k" and one["explanation"] and one["examples"]["invalid"]
 

@@ -20,7 +20,7 @@ from klguard.cli import cli
 from klguard.findings import Confidence, Finding, Measured, Severity
 from klguard.guard.journal import Journal, read
 from klguard.output.terminal import painter, width
-from klguard.report import plot, table, terminal
+from klguard.report import plot, summary, table, terminal
 from klguard.report.figures import figures
 from klguard.report.html import MissingPlotly
 from klguard.report.violations import violations
@@ -334,13 +334,20 @@ def test_a_value_that_is_not_finite_leaves_a_gap():
     assert drawn([]) == []
 
 
-def test_what_leaves_the_band_is_red():
-    painted = "".join(
-        plot.draw([(0, 5.0), (1, 5.0), (2, 30.0)], band=(0.0, 10.0), width=30, height=8, paint=painter(True))
-    )
-    assert "\x1b[31;1m" in painted and "\x1b[36m" in painted
-    inside = "".join(plot.draw([(0, 5.0), (1, 6.0)], band=(0.0, 10.0), width=30, paint=painter(True)))
-    assert "\x1b[31;1m" not in inside
+def test_flagged_values_are_red():
+    points = [(0, 5.0), (1, 5.0), (2, 30.0)]
+    painted = "".join(plot.draw(points, flagged={2}, width=30, height=8, paint=painter(True)))
+    assert painted.count("\x1b[31;1m") == 1 and "\x1b[36m" in painted
+    assert "\x1b[31;1m" not in "".join(plot.draw(points, width=30, height=8, paint=painter(True)))
+
+
+def test_a_step_is_outside_of_the_band_only_beyond_three_standard_errors():
+    with Journal("run.jsonl", settings={"kl_range": (0.0, 10.0)}) as journal:
+        for step, (kl, error) in enumerate(
+            [(-0.5, 0.2), (-0.7, 0.2), (10.5, 0.2), (10.7, 0.2), (-0.1, None), (5, 9)]
+        ):
+            journal.step({"step": step, "kl_per_sequence": kl, "kl_standard_error": error})
+    assert summary.outside(read("run.jsonl")) == {1, 3, 4}
 
 
 @settings(max_examples=200, deadline=None)

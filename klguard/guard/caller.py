@@ -34,6 +34,15 @@ def caller() -> Place:
     return spot().place
 
 
+def depth() -> int:
+    """The `stacklevel` with which a warning, given by the function that asks, points at the user's code."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def spot() -> Spot:
     """`caller()`, with the callee as it is written there and the dotted name of what is around it."""
     frame: FrameType | None = sys._getframe(1)

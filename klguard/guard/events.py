@@ -226,7 +226,9 @@ class StepEnd(Event):
     """The loop ended a step: its own figures, where given. Tensors may still be on the device.
 
     rewards (B,) or scalar; loss, grad_norm, entropy scalars; kl the KL the loop logs, in nats per `kl_unit`
-    ("token" or "sequence") by `kl_estimator`; kl_coef in force; controller_kl what an adaptive controller was fed, target its target.
+    ("token" or "sequence", None where not said) by `kl_estimator` (None for that of the step's KL events).
+    kl_coef in force; controller_kl what an adaptive controller was fed, in nats per `controller_unit`, the unit
+    of its target.
     lengths (B,) of the responses; truncated (B,) bool; values, returns for the value head.
     """
 
@@ -235,8 +237,8 @@ class StepEnd(Event):
     grad_norm: Tensor | float | None = None
     entropy: Tensor | float | None = None
     kl: Tensor | float | None = None
-    kl_unit: str = "sequence"
-    kl_estimator: str = "k1"
+    kl_unit: str | None = None
+    kl_estimator: str | None = None
     kl_coef: float | None = None
     controller_kl: Tensor | float | None = None
     controller_unit: str = "sequence"

@@ -105,6 +105,12 @@ def writes(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def layout(tensor: Tensor) -> tuple:
+    """Where and as what `tensor` is held on this rank. A sharded model holds its shards at one time and whole
+    parameters, perhaps of lower precision, at another; only like is compared with like."""
+    return tuple((part.device, part.dtype, tuple(part.shape)) for part in local(tensor))
+
+
 def counters(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     """What the host can see of a change: torch's count of writes, and where the values lie. A write through
     `.data` shows in neither, moving to the CPU and back in the second."""
@@ -124,7 +130,7 @@ class Kept:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.names: Sequence[str] = tuple(tensors)
         self._tensors = dict(tensors)
-        self._first: dict[tuple[str, torch.device], Tensor] = {}
+        self._first: dict[tuple[str, tuple], Tensor] = {}
         self._seen = {name: counters(tensor) for name, tensor in self._tensors.items()}
         self._moves = dict.fromkeys(self.names, 0)
         for name in self.names:
@@ -163,25 +169,27 @@ class Kept:
 
     def _compare(self, name: str) -> Tensor | None:
         """() bool, or None where there was nothing to compare with yet."""
-        now = checksum(self._tensors[name])
+        tensor = self._tensors[name]
+        now = checksum(tensor)
         if now is None:
             return None
-        first = self._first.setdefault((name, now.device), now)
+        first = self._first.setdefault((name, layout(tensor)), now)
         return None if first is now else first != now
 
     def state_dict(self) -> dict[str, Any]:
         """The first checksums, with what a tensor has to be to be compared with them: type, shape, not sharded."""
         kept = {}
-        for (name, _), total in self._first.items():
+        for (name, held), total in self._first.items():
             tensor = self._tensors[name]
-            if type(tensor.data) is Tensor and not getattr(tensor, "_is_flat_param", False):
+            whole = type(tensor.data) is Tensor and not getattr(tensor, "_is_flat_param", False)
+            if whole and held == layout(tensor):
                 kept[name] = [str(tensor.dtype), list(tensor.shape), int(total)]
         return kept
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Compare with the checksums of an earlier run, where the tensors are of the same kind."""
-        for (name, device), total in list(self._first.items()):
+        for (name, held), total in list(self._first.items()):
             tensor = self._tensors[name]
             dtype, shape, first = state.get(name, ("", [], 0))
             if dtype == str(tensor.dtype) and list(shape) == list(tensor.shape):
-                self._first[name, device] = torch.full_like(total, first)
+                self._first[name, held] = torch.full_like(total, first)

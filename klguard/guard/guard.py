@@ -6,9 +6,10 @@ A mistake in a call (shapes, types) is the caller's and is raised as ValueError 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -141,7 +142,28 @@ class Guard(Listening):
     # ------------------------------------------------------------------------------- around the loop
 
     def __call__(self, function: Callable) -> Callable:
-        """Guard a training function, plain or async: everything of `with guard:` holds while it runs."""
+        """Guard a training function, plain or async: everything of `with guard:` holds while it runs. That of
+        a generator function holds from its first item to its last, for the loop runs while it is iterated."""
+        if inspect.isasyncgenfunction(function):
+
+            @functools.wraps(function)
+            async def guarded_items(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+                with self:
+                    async with contextlib.aclosing(function(*args, **kwargs)) as items:
+                        async for item in items:
+                            yield item
+
+            return guarded_items
+
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def guarded_generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
+                with self:
+                    return (yield from function(*args, **kwargs))
+
+            return guarded_generator
+
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
@@ -174,6 +196,7 @@ class Guard(Listening):
             self._look_at_setup()
         except BaseException:
             self._leave()
+            self.close("raised")
             raise
         return self
 
@@ -183,7 +206,8 @@ class Guard(Listening):
                 self._depth -= 1
                 return
         try:
-            self._finish(failing=error is not None)
+            # whoever stops iterating over a guarded generator ends the loop, in order
+            self._finish(failing=error is not None and not isinstance(error, GeneratorExit))
         finally:
             self._leave()
 
@@ -304,7 +328,7 @@ class Guard(Listening):
             place,
             dict(
                 responses=responses.detach(),
-                mask=None if mask is None else kl.valid_tokens(mask.detach()),
+                mask=None if mask is None else self._valid(mask, mask),
                 stop_ids=options.token_ids(stop_token_ids) if stop_token_ids is not None else self._works.run.stop_ids,
                 settings=None if site is None else site.settings,
                 version=weights_version,
@@ -352,7 +376,7 @@ class Guard(Listening):
                     place=place,
                     logits=logits.detach(),
                     tokens=tokens,
-                    mask=as_mask(mask, tokens),
+                    mask=self._valid(mask, tokens),
                     logprobs=answer.detach(),
                     reference_logits=None if reference_logits is None else reference_logits.detach(),
                     reference_logprobs=reference,
@@ -380,11 +404,12 @@ class Guard(Listening):
         """Scored tokens of which only log-probs (B, T) are known. Only the hypotheses that need no logits can
         be tested then: the cumulative k1, the engine's log-probs, earlier weights."""
         place = caller()
+        self._checked(shapes.check_per_token, "logprobs", logprobs)
+        self._checked(shapes.check_log_probs, logprobs, reference_logprobs, mask)
         given = {
-            "mask": mask,
-            "reference_logprobs": reference_logprobs,
             "sampler_logprobs": sampler_logprobs,
             "stale_logprobs": stale_logprobs,
+            "tokens": tokens,
         }
         for name, values in given.items():
             self._checked(shapes.check_alike, name, values, logprobs, "logprobs")
@@ -400,7 +425,7 @@ class Guard(Listening):
                 events.Scoring(
                     place=place,
                     logprobs=kl.upcast(logprobs.detach()),
-                    mask=as_mask(mask, logprobs),
+                    mask=self._valid(mask, logprobs),
                     tokens=tokens,
                     reference_logprobs=detached(reference_logprobs),
                     sampler_logprobs=detached(sampler_logprobs),
@@ -422,18 +447,25 @@ class Guard(Listening):
     ) -> Tensor:
         """The KL estimate of each token, (B, T) nats, 0 where masked: k1, k2 or k3 (Schulman 2020).
 
-        `values` are the loop's own estimates, to be checked; the answer is the guard's. Tokens that were not
+        `values` (B, T) are the loop's own estimates, to be checked; the answer is the guard's. With
+        estimator="exact" they are the loop's KL over the vocabulary, and also the answer. Tokens that were not
         yet paired with their reference by `logprobs` or `observe` in this step count for the cumulative KL.
         """
         place = caller()
-        answer = self._checked(kl.estimate, logprobs, reference_logprobs, mask, estimator=estimator)
+        self._checked(shapes.check_per_token, "logprobs", logprobs)
+        self._checked(shapes.check_log_probs, logprobs, reference_logprobs, mask)
+        self._checked(shapes.check_alike, "values", values, logprobs, "logprobs")
+        if estimator == "exact" and values is not None:
+            answer = torch.where(as_mask(mask, values), kl.upcast(values), 0.0)
+        else:
+            answer = self._checked(kl.estimate, logprobs, reference_logprobs, mask, estimator=estimator)
         with torch.no_grad():
             event = events.KL(
                 place=place,
                 values=answer.detach() if values is None else values.detach(),
                 logprobs=kl.upcast(logprobs.detach()),
                 reference_logprobs=kl.upcast(reference_logprobs.detach()),
-                mask=as_mask(mask, logprobs),
+                mask=self._valid(mask, logprobs),
                 estimator=estimator,
                 requires_grad=answer.requires_grad,
             )
@@ -488,14 +520,17 @@ class Guard(Listening):
         """A minibatch's forward pass, before its update: log-probs (B, T) under the current weights and those
         of the rollout. `kl_term` is the KL term as it enters the loss. More: tokens, rows, epoch, clip_range,
         reported, entropy, as in `events.Minibatch`."""
-        self._checked(shapes.check_alike, "old_logprobs", old_logprobs, new_logprobs, "new_logprobs")
-        self._checked(shapes.check_alike, "mask", mask, new_logprobs, "new_logprobs")
+        self._checked(shapes.check_per_token, "new_logprobs", new_logprobs)
+        given = {"old_logprobs": old_logprobs, "mask": mask}
+        given |= {name: details.get(name) for name in ("tokens", "entropy")}
+        for name, values in given.items():
+            self._checked(shapes.check_alike, name, values, new_logprobs, "new_logprobs")
         self._tell(
             events.Minibatch,
             dict(
                 new=new_logprobs.detach(),
                 old=old_logprobs.detach(),
-                mask=as_mask(mask, new_logprobs),
+                mask=self._valid(mask, new_logprobs),
                 advantages=detached(advantages),
                 first=self._weights() == self._scored_under,
                 by_construction=new_logprobs.data_ptr() == old_logprobs.data_ptr(),

@@ -15,9 +15,6 @@ Free of torch: a journal is read on machines that have none.
 from __future__ import annotations
 
 import errno
-import json
-import linecache
-import math
 import os
 import stat
 import threading
@@ -25,16 +22,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from enum import Enum
-from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from klguard import __version__
-from klguard.findings import Finding, Measured
+from klguard.findings import Finding
+from klguard.guard.jsonlines import described, line, parsed, setting
 from klguard.guard.metrics import emit, flat
-from klguard.settings import Place
 
 __all__ = ["Journal", "JournalError", "Run", "Segment", "emit", "flat", "read"]
 
@@ -42,18 +37,6 @@ SCHEMA = 1
 
 _OPENING = b'{"kind":"run"'
 """How every journal begins: nothing else is appended to, or read."""
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-_TEXTS = frozenset(
-    ("kind", "code", "name", "message", "help", "cause", "path", "text", "source", "error", "url")
-)
-"""Fields that hold words: "NaN" there is a word."""
-
-_NOWHERE = ("", "<unknown>")
-"""Paths of a place that is not known."""
-
-_LONGEST_SOURCE = 400
 
 
 class Journal:
@@ -77,7 +60,7 @@ class Journal:
         self._clock = time.monotonic()
         self._steps = 0
         self._descriptor, self._torn = _open(self.path, append)
-        header = {name: _setting(name, value) for name, value in (settings or {}).items()}
+        header = {name: setting(name, value) for name, value in (settings or {}).items()}
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         try:
             self._write(
@@ -104,7 +87,7 @@ class Journal:
     def violation(self, finding: Finding, record: Mapping[str, Any] | None = None) -> None:
         """Write `finding` and what was measured with it; `record` adds to that (step, cause, weight, harm) or
         replaces it. The line of source it points at goes in as well, as it is now."""
-        self._write({"time": time.time(), **_described(finding), **(record or {}), "kind": "violation"})
+        self._write({"time": time.time(), **described(finding), **(record or {}), "kind": "violation"})
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write a record of another kind."""
@@ -150,11 +133,11 @@ class Journal:
         # Asked before the lock is: in a forked process a thread that is not there may hold it for ever.
         if os.getpid() != self._process:
             return
-        line = _line(record)
+        data = line(record)
         with self._lock:
             if self._descriptor < 0:
                 raise ValueError(f"the journal {self.path} is closed")
-            data = b"\n" + line if self._torn else line
+            data = b"\n" + data if self._torn else data
             written = 0
             try:
                 # A second time only where the system took a part; if the disk is full, it says so then.
@@ -207,101 +190,6 @@ def _begins_a_journal(start: bytes) -> bool:
     """Whether a file that starts so may be a journal: its very first line may be torn too."""
     first = start.split(b"\n")[0][: len(_OPENING)]
     return bool(first) and _OPENING.startswith(first)
-
-
-# --- records as JSON ------------------------------------------------------------------------------
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    plain = {"kind": record["kind"]} | {name: _plain(name, value) for name, value in record.items()}
-    return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
-
-
-def _plain(name: str, value: Any) -> Any:
-    """`value` as JSON can hold it. Raises TypeError, naming the field, for what is not plain data."""
-    if isinstance(value, Enum):
-        return _plain(name, value.value)
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return _rounded(name, float(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(str(key), inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(name, inner) for inner in value]
-    if isinstance(value, Place):
-        return _place(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"`{name}` of a journal record is a {type(value).__name__}: give it as plain Python data")
-
-
-def _rounded(name: str, value: float) -> float | str:
-    """7 significant digits; counts and times keep all they need."""
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "Infinity" if value > 0 else "-Infinity"
-    if name == "time":
-        return round(value, 3)
-    return value if value.is_integer() and abs(value) < 2**53 else float(f"{value:.7g}")
-
-
-def _setting(name: str, value: Any) -> Any:
-    """A setting of the guard for the header: one that is an object shows as its class."""
-    try:
-        return _plain(name, value)
-    except TypeError:
-        return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
-
-
-def _described(finding: Finding) -> dict[str, Any]:
-    return {
-        "code": finding.code,
-        "name": finding.name,
-        "severity": finding.severity,
-        "confidence": finding.confidence,
-        "message": finding.message,
-        "help": finding.help,
-        "setting": finding.setting,
-        "value": finding.value,
-        "place": None if finding.place.path in _NOWHERE else _place(finding.place),
-        "related": [_place(place) for place in finding.related],
-        "origin": [{"text": hop.text, **(_place(hop.place) if hop.place else {})} for hop in finding.origin],
-        **(_measured(finding.measured) if finding.measured else {}),
-    }
-
-
-def _measured(measured: Measured) -> dict[str, Any]:
-    harm = {
-        "nats_per_sequence": measured.nats_per_sequence,
-        "standard_error": measured.standard_error,
-        "reward": measured.reward,
-    }
-    return {
-        "step": measured.step,
-        "cause": measured.cause,
-        "weight": measured.weight,
-        "harm": None if measured.nats_per_sequence is None else harm,
-        "measured": measured.value,
-        "limit": measured.limit,
-    }
-
-
-def _place(place: Place) -> dict[str, Any]:
-    """A place with the line of source it points at: the file may read otherwise when the journal is looked at."""
-    source = "" if place.cell is not None else linecache.getline(place.path, place.line).rstrip("\r\n")
-    return {
-        "path": place.path,
-        "cell": place.cell,
-        "line": place.line,
-        "column": place.column,
-        "end_line": place.end_line,
-        "end_column": place.end_column,
-        "source": source[:_LONGEST_SOURCE],
-    }
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -378,7 +266,7 @@ def read(path: str | os.PathLike[str]) -> Run:
     torn: list[int] = []
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
-            record = _parsed(raw)
+            record = parsed(raw)
             if number == 1 and not (_kind(record) == "run" if record is not None else _begins_a_journal(raw)):
                 raise JournalError(f"{path}:1: not a klguard journal: it does not begin with a `run` record")
             if not raw.strip():
@@ -392,28 +280,9 @@ def read(path: str | os.PathLike[str]) -> Run:
     return run
 
 
-def _parsed(raw: bytes) -> Any:
-    """What the line holds, or None where it does not hold whole JSON."""
-    try:
-        record = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return _restored("", record) if b'"NaN"' in raw or b'Infinity"' in raw else record
-
-
 def _kind(record: Any) -> str | None:
     kind = record.get("kind") if isinstance(record, dict) else None
     return kind if isinstance(kind, str) else None
-
-
-def _restored(name: str, value: Any) -> Any:
-    if isinstance(value, str):
-        return value if name in _TEXTS else _NON_FINITE.get(value, value)
-    if isinstance(value, dict):
-        return {key: _restored(key, inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_restored(name, inner) for inner in value]
-    return value
 
 
 def _enter(run: Run, steps: dict[int, dict[str, Any]], record: Any, where: str) -> None:

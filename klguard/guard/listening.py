@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,6 +148,12 @@ class Listening(Telling):
         with self._lock:
             self._step_aside(error)
 
+    @shielded()
+    def safely(self, work: Callable[..., Any], *args: Any) -> Any:
+        """What `work` returns, behind the shield: the watcher runs its own part of generate() and of forward
+        passes through here."""
+        return work(*args)
+
     @contextmanager
     def looking_away(self) -> Iterator[None]:
         """Do not take what the models do meanwhile for the loop's doing."""
@@ -162,6 +168,12 @@ class Listening(Telling):
             watcher.paused = before
 
     # ------------------------------------------------------------------------------- what counts as evidence
+
+    def _valid(self, mask: Tensor | None, like: Tensor) -> Tensor:
+        """`as_mask`, and a word to the invariants where the mask holds something else than 0 and 1."""
+        if mask is not None and mask.dtype != torch.bool:
+            self._works.look_at_mask(mask.detach())
+        return as_mask(mask, like)
 
     def _score(self, event: events.Scoring, source: str) -> None:
         self._begin()

@@ -51,6 +51,15 @@ def decoder_only(module: nn.Module | None) -> bool:
     return getattr(config(module), "is_encoder_decoder", None) is False
 
 
+def text_decoder(module: nn.Module | None) -> bool:
+    """Whether the model is a decoder that is run on ids alone: no images, sound or encoder."""
+    settings = config(module)
+    senses = any(getattr(settings, f"{sense}_config", None) is not None for sense in ("vision", "audio"))
+    return (
+        decoder_only(module) and not senses and getattr(inner(module), "main_input_name", "") == "input_ids"
+    )
+
+
 def padding_id(policy: nn.Module | None, tokenizer: Any) -> int | None:
     """The id responses are padded with: of the tokenizer, else of the policy's configuration."""
     model = inner(policy)

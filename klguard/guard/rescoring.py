@@ -7,6 +7,7 @@ no statistic can.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from klguard.guard import kl
+from klguard.guard import kl, models
 from klguard.guard.events import Rollout, Scoring
 from klguard.guard.invariants.invariant import Run
 from klguard.guard.ledger import Readings
-from klguard.guard.models import config, decoder_only, inner, sharded
+
+LOG = logging.getLogger("klguard")
 
 TOKENS = 32
 """Response tokens that are scored again, at most."""
@@ -61,7 +63,7 @@ class Rescoring:
     def see(self, run: Run, event: Rollout) -> None:
         """A rollout whose rows may be scored next."""
         if self._result is None and not self._given_up:
-            self._given_up = not _possible(run)
+            self._given_up = not possible(run)
             usable = event.prompts is not None and event.attention_mask is not None
             self._rollout = event if usable and not self._given_up else None
 
@@ -73,7 +75,12 @@ class Rescoring:
         if rollout is None or not _fits(rollout, event):
             return None
         self._event = weakref.ref(event)
-        self._result = _rescore(run, rollout, event)
+        try:
+            self._result = _rescore(run, rollout, event)
+        except Exception as error:  # noqa: BLE001  no memory, or a model that wants more than ids: a pass less
+            LOG.info(
+                "klguard could not score a row of the rollout again: %s: %s", type(error).__name__, error
+            )
         return self._result
 
     def forget(self) -> None:
@@ -100,9 +107,10 @@ def diagnosis(readings: Readings, half: bool) -> str:
     return best if fits else "unexplained"
 
 
-def _possible(run: Run) -> bool:
-    """Whether one more pass of the policy may be made, on this rank alone."""
-    return run.forward is not None and decoder_only(run.policy) and not sharded(run.policy)
+def possible(run: Run) -> bool:
+    """Whether one more pass of the policy may be made, on this rank alone and from ids alone."""
+    policy = run.policy
+    return run.forward is not None and models.text_decoder(policy) and not models.sharded(policy)
 
 
 def _fits(rollout: Rollout, event: Scoring) -> bool:
@@ -128,8 +136,8 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 def forward(run: Run, ids: Tensor, attention: Tensor) -> Tensor:
     """Logits (B, L, V) of the policy in eval mode, positions counted from the first column, without a cache."""
-    model = inner(run.policy)
-    quiet = {"use_cache": False} if hasattr(config(model), "use_cache") else {}
+    model = models.inner(run.policy)
+    quiet = {"use_cache": False} if hasattr(models.config(model), "use_cache") else {}
     with eval_mode(model):
         return run.forward(model, ids, attention, **quiet)
 

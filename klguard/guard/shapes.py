@@ -173,6 +173,18 @@ def check_reference(logits: Tensor, reference_logits: Tensor) -> None:
     _device(reference_logits, "reference_logits", logits, "logits")
 
 
+def check_per_token(name: str, values: Tensor) -> None:
+    """Raises unless `values` has one floating-point entry for each token, (B, T): TypeError or ValueError."""
+    _tensor(values, name)
+    _floating(values, name)
+    if values.dim() == 3:
+        raise ValueError(
+            f"{name} have 3 dimensions, shape {_shape(values)}: these look like logits; pass the log-prob of each"
+            " sampled token, (batch, time), or call guard.logprobs(logits, tokens, mask)"
+        )
+    _rank(values, name, "(batch, time)")
+
+
 def check_alike(name: str, values: Tensor | None, like: Tensor, like_name: str = "tokens") -> None:
     """Raises unless `values`, where given, has one entry (B, T) for each of `like`: TypeError or ValueError."""
     if values is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from klguard.findings import INTERNAL_ERROR, Confidence, Finding, Severity
+from klguard.guard.caller import depth
 from klguard.guard.violation import NOWHERE, GuardWarning, Violation
 
 LOG = logging.getLogger("klguard")
@@ -98,7 +99,7 @@ class Shielded:
         with warnings.catch_warnings():
             # even where warnings are errors: this one must not end the run
             warnings.simplefilter("always", GuardWarning)
-            warnings.warn(message, GuardWarning, stacklevel=4)
+            warnings.warn(message, GuardWarning, stacklevel=depth())
 
     def _note_failure(self, finding: Finding) -> None:
         """Keep the finding about its own failure."""

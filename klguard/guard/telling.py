@@ -10,7 +10,7 @@ from klguard.findings import Finding
 from klguard.guard.journal import Journal
 from klguard.guard.metrics import flat, sink
 from klguard.guard.records import step_record, violation_record
-from klguard.guard.shield import Shielded, callers
+from klguard.guard.shield import Shielded, callers, shielded
 from klguard.guard.violation import Reaction, Reporter, Violation
 from klguard.guard.works import Outcome, Works
 
@@ -83,6 +83,7 @@ class Telling(Shielded):
     def _note_failure(self, finding: Finding) -> None:
         self._reporter.findings.append(finding)
 
+    @shielded()
     def close(self, outcome: str = "finished") -> None:
         """End the journal. `with guard:` and the decorator do it by themselves."""
         journal, self._journal = self._journal, None

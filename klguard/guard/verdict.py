@@ -26,6 +26,19 @@ _SETTINGS = {
 }
 """The rule, and the setting, that a cause corresponds to, by the word its name begins with."""
 
+_HELP = {
+    "pit": "look for what stands between the logits that are scored and the draw: a logits processor, an adapter or"
+    " dropout that is on in one of the two, another precision, a sampler with rules of its own",
+    "repetition_penalty": "remove the repetition penalty: a trainer cannot undo it in the logits it scores",
+    "eos_suppressed": "remove min_length and min_new_tokens: the policy is never told what it costs not to stop",
+    "banned_token": "remove what suppresses the token (suppress_tokens, bad_words_ids, a grammar), or set its logit to"
+    " -inf in the logits that are scored too",
+}
+"""What to do about a cause, where it is something else than for the rest of the code."""
+
+_SURE = 0.9
+"""Posterior weight below which the runner-up is named too."""
+
 _WORDS = {
     "shift+1": "the logits at the next position are the ones that predicted them: they were shifted once too often",
     "shift-1": "the logits at the position before are the ones that predicted them: they were not shifted",
@@ -52,19 +65,21 @@ def verdict(evidence: Evidence, alpha: float) -> Verdict | None:
     limit = shares.threshold(alpha, shares.EVIDENCE)
     if evidence.log_evidence < limit:
         return None
-    cause, weight = next(iter(evidence.causes.items()))
+    (cause, weight), second = list(evidence.causes.items())[:2]
     family = re.match(r"\w+(?:[+-]1)?", cause).group()
     rule, setting = _SETTINGS.get(family, ("", ""))
     like = _WORDS.get(cause, f"they look drawn with `{cause}`")
+    also = "" if weight >= _SURE else f", before `{second[0]}`, {second[1]:.2f}"
     see = f"; see {rule} [{RULES[rule].name}]" if rule in RULES else ""
     return Verdict(
         _CODES.get(cause, "KLG701"),
         Breach(
-            f"the tokens were not drawn from the policy that scored them: {like} (posterior {weight:.2f}). The"
+            f"the tokens were not drawn from the policy that scored them: {like} (posterior {weight:.2f}{also}). The"
             f" evidence is {evidence.log_evidence:.1f} nats after {evidence.tokens:,} tested tokens; under pure"
             f" sampling it reaches {limit:.1f} with probability below {alpha:g}{see}",
             value=evidence.log_evidence,
             limit=limit,
+            help=_HELP.get(family, ""),
         ),
         cause,
         weight,

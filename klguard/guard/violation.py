@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
-from klguard.findings import Confidence, Finding, Measured, Severity
-from klguard.guard.catalogue import Entry
+from klguard.findings import INTERNAL_ERROR, Confidence, Finding, Measured, Severity
+from klguard.guard.caller import depth
+from klguard.guard.catalogue import CATALOGUE, Entry
 from klguard.guard.invariants.invariant import Breach, Harm
+from klguard.rules import RULES
 from klguard.settings import Hop, Place
 
 Reaction = Literal["raise", "warn", "record"] | Callable[[Finding], object]
@@ -102,6 +104,24 @@ def finding(
     )
 
 
+def _ignored(ignore: Collection[str]) -> tuple[str, ...]:
+    """The words of `ignore`, in capitals. A word that fits nothing would silence nothing, unnoticed; a lone string
+    would be taken letter by letter, and silence everything."""
+    if isinstance(ignore, str):
+        raise TypeError(f"ignore={ignore!r} has to be a list: write [{ignore!r}]")
+    things = [*CATALOGUE, *RULES.values()]
+    known = [INTERNAL_ERROR, *((thing.code, thing.name) for thing in things)]
+    words = tuple(str(word).strip().upper() for word in ignore)
+    for word in words:
+        fits = any(code.startswith(word) or name.upper() == word for code, name in known)
+        if len(word) < len("KLG") or not fits:
+            raise ValueError(
+                f"ignore={word!r} is no code, beginning of a code, or name: write KLG834, KLG83 or logged-kl;"
+                " docs/invariants.md and docs/rules list them"
+            )
+    return words
+
+
 class Reporter:
     """Keeps what was found, each thing once, and reacts to it."""
 
@@ -113,11 +133,11 @@ class Reporter:
         self.reaction = reaction
         self.findings: list[Finding] = []
         self.seen: set[tuple[str, str]] = set()
-        self._ignore = tuple(ignore)
+        self._ignore = _ignored(ignore)
 
     def ignores(self, finding: Finding) -> bool:
         """Whether the user asked not to hear of it, by code, beginning of a code, or name."""
-        return any(finding.code.startswith(word.upper()) or finding.name == word for word in self._ignore)
+        return any(finding.code.startswith(word) or finding.name == word.lower() for word in self._ignore)
 
     def take(self, found: Sequence[Finding]) -> list[Finding]:
         """Those of `found` that are new, kept."""
@@ -141,6 +161,6 @@ class Reporter:
         errors = [item for item in new if item.severity is Severity.ERROR]
         for item in new:
             if self.reaction == "warn" or item not in errors:
-                warnings.warn(describe(item), GuardWarning, stacklevel=4)
+                warnings.warn(describe(item), GuardWarning, stacklevel=depth())
         if self.reaction == "raise" and errors:
             raise Violation(errors)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from klguard.findings import Finding, Severity
-from klguard.guard import kl
+from klguard.guard import kl, shares
 from klguard.guard.catalogue import BY_CODE, CATALOGUE, Entry
 from klguard.guard.courier import Courier
 from klguard.guard.events import Event, Rollout, Scoring, StepEnd
@@ -87,7 +87,7 @@ class Works:
         self.ledger = Ledger(sums, maxima)
         for invariant in self.invariants:
             invariant.attach(self.ledger)
-        self.evidence = Evidence(vocabulary=vocabulary)
+        self.evidence = Evidence(vocabulary=vocabulary, alpha=run.alpha * shares.EVIDENCE)
         self.vocabulary = vocabulary
         self.thinning = Thinning(sample_tokens, run.seed + ranks.rank)
         self.courier = Courier(patient=patient)
@@ -163,6 +163,10 @@ class Works:
         usable = valid & entropy.isfinite()
         self.ledger.add("entropy", torch.where(usable, entropy, 0.0).double().sum())
         self.ledger.add("entropy_tokens", usable.sum())
+
+    def look_at_mask(self, mask: Tensor) -> None:
+        """A mask, (B, T), as the loop handed it over, before it was taken for bool."""
+        self._by_code["KLG838"].masked(mask)
 
     def matched(self, handle: int, mask: Tensor) -> None:
         """Tokens of the rollout with this handle were scored: `mask` (B, T) says which."""

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from klguard.guard.catalogue import Entry
-from klguard.output.terminal import Paint
 from klguard.guard.pages import section
+from klguard.output.terminal import Paint
 from klguard.output.text import STYLES
 from klguard.rules import page
 from klguard.rules.pages import summary

@@ -12,7 +12,7 @@ from typing import Any
 
 from klguard.findings import Severity
 from klguard.guard.journal import Run
-from klguard.report.summary import band, causes, series, threshold
+from klguard.report.summary import band, causes, outside, series, threshold
 from klguard.report.violations import Reported
 
 Figure = dict[str, Any]
@@ -68,9 +68,9 @@ def _kl(run: Run, found: Sequence[Reported]) -> Figure | None:
         data.append(flags)
     caption, shapes = _described(points, "nats per sequence"), []
     if limits := band(run):
-        outside = sum(not limits[0] <= value <= limits[1] for _, value in points)
         caption += (
-            f" The band is {limits[0]:g} to {limits[1]:g}; {outside} of {len(points)} steps are outside."
+            f" The band is {limits[0]:g} to {limits[1]:g}; {len(outside(run))} of {len(points)} steps are outside"
+            " by more than three standard errors."
         )
         shapes = list(_band(limits))
     figure = _figure("kl", "KL per sequence", caption, "nats per sequence", data, wide=True)
@@ -118,7 +118,7 @@ def _evidence(run: Run) -> Figure | None:
         return None
     data, caption = [_line(points, "log evidence", BLUE, width=2)], _described(points, "nats")
     if (limit := threshold(run)) is not None:
-        name = f"alarm at {limit:.3g}, which is ln(1/alpha) for its share of alpha"
+        name = f"alarm at {limit:.3g}"
         ends = [(points[0][0], limit), (points[-1][0], limit)]
         data.append(_line(ends, name, RED, dash="dash"))
         above = next((step for step, value in points if value >= limit), None)

@@ -170,7 +170,7 @@ def _violation(one: Repeated) -> str:
         where += f"<pre>{_word(last.source.strip())}</pre>"
     cells = (
         f'<td class="{severity}">{severity}</td>',
-        f'<td class="short">{_word(known.get("step", ""))}</td>',
+        f'<td class="step">{_word(known.get("step", ""))}</td>',
         '<td class="what">' + "".join(what) + "</td>",
         f'<td class="short">{_word(known.get("cause", ""))}</td>',
         f'<td class="short">{_word(known.get("harm", ""))}</td>',

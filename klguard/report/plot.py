@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from klguard.output.terminal import Paint
@@ -72,6 +72,7 @@ def draw(
     *,
     band: tuple[float, float] | None = None,
     marks: Sequence[int] = (),
+    flagged: Collection[int] = (),
     width: int = 78,
     height: int = 10,
     paint: Paint,
@@ -79,8 +80,8 @@ def draw(
 ) -> Iterator[str]:
     """The lines of a plot of (step, value) `points`, `width` columns wide with its labels.
 
-    Values that are not finite leave a gap. The bounds of `band` are drawn across, and what lies outside of it is
-    red; `marks` are steps pointed at from below. Without a finite value there is nothing to draw.
+    Values that are not finite leave a gap. The bounds of `band` are drawn across; `marks` are steps pointed at
+    from below, and the values of `flagged` ones are red. Without a finite value there is nothing to draw.
     """
     values = [value for _, value in points if math.isfinite(value)]
     if not values:
@@ -91,7 +92,7 @@ def draw(
     labels = _labels(low, high, bounds, height)
     gutter = max(len(text) for text in labels.values())
     frame = Frame(min(steps), max(steps), low, high, max(8, width - gutter - 2), height)
-    yield from _rows(frame, points, band, labels, gutter, paint, using)
+    yield from _rows(frame, points, bounds, flagged, labels, gutter, paint, using)
     yield from _foot(frame, marks, gutter, paint, using)
 
 
@@ -130,20 +131,21 @@ def _round_values(low: float, high: float, wanted: int = 4) -> list[float]:
 def _rows(
     frame: Frame,
     points: Points,
-    band: tuple[float, float] | None,
+    bounds: Sequence[float],
+    flagged: Collection[int],
     labels: dict[int, str],
     gutter: int,
     paint: Paint,
     using: Alphabet,
 ) -> Iterator[str]:
-    cells, outside = _curve(frame, points, band, using)
-    lines = {frame.up(bound, 1) for bound in band or () if math.isfinite(bound)}
+    cells, red = _curve(frame, points, flagged, using)
+    lines = {frame.up(bound, 1) for bound in bounds}
     for row in reversed(range(frame.rows)):
         text = []
         for column in range(frame.columns):
             if bits := cells.get((row, column)):
                 glyph = chr(0x2800 + bits) if using.down > 1 else "*"
-                text.append(paint(glyph, *(("red", "bold") if (row, column) in outside else ("cyan",))))
+                text.append(paint(glyph, *(("red", "bold") if (row, column) in red else ("cyan",))))
             else:
                 text.append(paint(using.band, "yellow") if row in lines else " ")
         label = labels.get(row, "")
@@ -152,11 +154,11 @@ def _rows(
 
 
 def _curve(
-    frame: Frame, points: Points, band: tuple[float, float] | None, using: Alphabet
+    frame: Frame, points: Points, flagged: Collection[int], using: Alphabet
 ) -> tuple[dict[tuple[int, int], int], set[tuple[int, int]]]:
-    """(row, column) -> bits of its dots, and the characters that hold a point outside of the band."""
+    """(row, column) -> bits of its dots, and the characters that hold the value of a flagged step."""
     cells: dict[tuple[int, int], int] = {}
-    outside: set[tuple[int, int]] = set()
+    red: set[tuple[int, int]] = set()
     before: tuple[int, int] | None = None
     for step, value in points:
         if not math.isfinite(value):
@@ -167,10 +169,10 @@ def _curve(
             cell = y // using.down, x // using.across
             bit = _DOTS[using.down - 1 - y % using.down][x % using.across] if using.down > 1 else 1
             cells[cell] = cells.get(cell, 0) | bit
-        if band and not band[0] <= value <= band[1]:
-            outside.add((here[1] // using.down, here[0] // using.across))
+        if step in flagged:
+            red.add((here[1] // using.down, here[0] // using.across))
         before = here
-    return cells, outside
+    return cells, red
 
 
 def _between(start: tuple[int, int] | None, end: tuple[int, int]) -> Iterator[tuple[int, int]]:

@@ -60,6 +60,23 @@ def band(run: Run) -> tuple[float, float] | None:
     return None if low is None or high is None or math.isnan(low + high) or low >= high else (low, high)
 
 
+def outside(run: Run) -> set[int]:
+    """Steps whose KL is outside of the band by more than three standard errors.
+
+    Short of that a step tells nothing: the mean of k1 over one batch is below 0 all the time in a healthy run.
+    """
+    limits = band(run)
+    if limits is None:
+        return set()
+    errors = dict(series(run, "kl_standard_error"))
+    found = set()
+    for step, value in series(run, "kl_per_sequence"):
+        room = 3 * errors.get(step, 0.0)
+        if value + room < limits[0] or value - room > limits[1]:
+            found.add(step)
+    return found
+
+
 def threshold(run: Run) -> float | None:
     """The evidence, in nats, at which the guard alarms: ln(1 / alpha) with the share of alpha that this test has.
     A healthy run ever reaches it with that probability at most."""

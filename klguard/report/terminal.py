@@ -10,7 +10,7 @@ from klguard.output import text
 from klguard.output.frame import Mark, frame
 from klguard.output.terminal import Paint, clean
 from klguard.report import plot, table
-from klguard.report.summary import band, facts, lapses, series, verdict
+from klguard.report.summary import band, facts, lapses, outside, series, verdict
 from klguard.report.violations import Repeated, Reported, details, repeated
 
 HEIGHT = 10
@@ -66,24 +66,16 @@ def _plots(
     pointer = f"; {using.mark} violation" if marks else ""
     limits = band(run)
     within = f"; {using.band * 3} {limits[0]:g} to {limits[1]:g}" if limits else ""
-    for title, figure, limit in (
-        (f"KL, nats per sequence{within}{pointer}", "kl_per_sequence", limits),
-        (f"reward, mean per sequence{pointer}", "reward", None),
+    shared = {"marks": marks, "width": width, "height": HEIGHT, "paint": paint, "using": using}
+    kl = plot.draw(series(run, "kl_per_sequence"), band=limits, flagged=outside(run), **shared)
+    reward = plot.draw(series(run, "reward"), **shared)
+    for title, drawn in (
+        (f"KL, nats per sequence{within}{pointer}", kl),
+        (f"reward, mean per sequence{pointer}", reward),
     ):
-        lines = list(
-            plot.draw(
-                series(run, figure),
-                band=limit,
-                marks=marks,
-                width=width,
-                height=HEIGHT,
-                paint=paint,
-                using=using,
-            )
-        )
-        if lines:
+        if rows := list(drawn):
             yield paint(title, "bold")
-            yield from lines
+            yield from rows
             yield ""
 
 

@@ -18,11 +18,11 @@ RUNS, TOGETHER = 200, 20
 SETUPS = tuple(
     false_alarms.Setup(vocabulary, entropy, batch, length, steps, dtype, sample_tokens=tested)
     for vocabulary, entropy, batch, length, steps, dtype, tested in (
-        (100, 2.5, 8, 16, 8, "float32", 1024),
-        (100, 2.5, 8, 16, 8, "bfloat16", 1024),
+        (100, 2.5, 8, 16, 6, "float32", 1024),
+        (100, 2.5, 8, 16, 6, "bfloat16", 1024),
         (64, 0.5, 6, 20, 10, "float32", 64),
-        (200, 4.5, 6, 16, 8, "bfloat16", 1024),
-        (300, 5.0, 6, 12, 8, "float32", 1024),
+        (200, 4.5, 6, 16, 6, "bfloat16", 1024),
+        (300, 5.0, 6, 12, 5, "float32", 1024),
     )
 )
 

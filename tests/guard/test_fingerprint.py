@@ -6,7 +6,15 @@ torch = pytest.importorskip("torch")
 
 from klguard.guard.fingerprint import Kept, checksum, fingerprint, memory  # noqa: E402
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.bool, torch.complex64)
+DTYPES = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float64,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+)
 
 
 def make(dtype, shape=(37, 11), seed=0):
@@ -115,6 +123,17 @@ def test_a_model_that_is_moved_again_and_again_is_not_looked_at_each_time():
         kept_tensors["a"].data = kept_tensors["a"].data.clone()
         looked += changed(kept, kept_tensors, everything=False) is not None
     assert looked == Kept.MOVES
+
+
+def test_shards_are_compared_with_shards_and_whole_parameters_with_whole_ones():
+    """As FSDP2 holds them by turns, the whole ones in lower precision."""
+    whole = make(torch.float32, seed=4)
+    shard, full = {"a": whole[:5]}, {"a": whole.bfloat16()}
+    kept = Kept(shard)
+    assert changed(kept, full) is None
+    assert changed(kept, shard) == (0, 0)
+    assert changed(kept, full) == (0, 0)
+    assert changed(kept, {"a": full["a"] + 1}) == (1, 1)
 
 
 def test_a_restart_with_other_weights_is_a_change_and_with_another_dtype_is_not_compared():

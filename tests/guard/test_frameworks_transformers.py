@@ -659,16 +659,18 @@ def test_an_own_generate_of_the_instance_is_put_back(recorder):
     assert policy.generate is own and calls == [1] and len(recorder.rollouts) == 1
 
 
-def test_two_watchers_removed_in_any_order(policy):
+@pytest.mark.parametrize("last_first", [True, False])
+def test_two_watchers_removed_in_any_order(policy, last_first):
     before, batch = traces(policy), prompts()
     one, two = Recorder(), Recorder()
-    first, second = Watcher(one, policy), Watcher(two, policy)
-    first.install()
-    second.install()
+    watchers = [Watcher(one, policy), Watcher(two, policy)]
+    for watcher in watchers:
+        watcher.install()
     policy(policy.generate(**batch, **LENGTHS))
     assert one.order == two.order == ["generated", "policy"]
-    second.remove()
-    first.remove()
+    for watcher in watchers[:: -1 if last_first else 1]:
+        watcher.remove()
+        policy.generate(**batch, **LENGTHS)
     assert traces(policy) == before
 
 
@@ -744,6 +746,28 @@ def test_failures_of_the_watching_stay_its_own(monkeypatch, broken):
     with Watcher(Recorder(), policy, reference), pytest.raises(ZeroDivisionError):
         tokens = policy.generate(**batch, **LENGTHS)
         policy(tokens), reference(tokens)
+
+
+def test_one_that_failed_still_tells_of_boundaries(monkeypatch):
+    """Its listener may have to tell the other ranks, which would wait for it."""
+
+    class Aside(Shielding):
+        def safely(self, work: Any, *args: Any) -> Any:
+            return None if "ZeroDivisionError" in self.order else super().safely(work, *args)
+
+    def fails(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Watcher, "_drawn", fails)
+    policy, batch, listener = gpt2(), prompts(), Aside()
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1e-3)
+    with Watcher(listener, policy):
+        for _ in range(3):
+            policy.generate(**batch, **LENGTHS)
+            tokens = policy.generate(**batch, **LENGTHS)
+            policy(tokens).logits.mean().backward()
+            optimizer.step()
+    assert listener.order == ["ZeroDivisionError", "boundary", "boundary"]
 
 
 def test_nothing_is_told_while_the_listener_uses_the_model_itself(recorder):

@@ -8,6 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
+
 from klguard.guard.events import Preflight, Rollout, Scoring, Setup  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.alignment import (  # noqa: E402
@@ -18,7 +20,7 @@ from klguard.guard.invariants.alignment import (  # noqa: E402
 )
 from klguard.guard.invariants.reference import RandomScoring  # noqa: E402
 from klguard.guard.ledger import Ledger  # noqa: E402
-from klguard.guard.rescoring import SLOTS, rescoring  # noqa: E402
+from klguard.guard.rescoring import SLOTS, possible, rescoring  # noqa: E402
 
 from .harness import Player  # noqa: E402
 from .loop import EOS, _model  # noqa: E402
@@ -27,7 +29,8 @@ ROWS, PROMPT, RESPONSE = 12, 8, 16
 
 
 def forward(model, ids, attention_mask=None, **kwargs):
-    with torch.no_grad():
+    """What transformers does in its own pass, it also does in the loop's: a mask is looked at on the host."""
+    with torch.no_grad(), _disable_current_modes():
         return model(input_ids=ids, attention_mask=attention_mask, **kwargs).logits
 
 
@@ -47,7 +50,9 @@ def gpt2():
 
 def rollout(seed=0, padded=True):
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(2, PROMPT, (ROWS, 1), generator=generator) if padded else torch.full((ROWS, 1), PROMPT)
+    lengths = (
+        torch.randint(2, PROMPT, (ROWS, 1), generator=generator) if padded else torch.full((ROWS, 1), PROMPT)
+    )
     attention = (torch.arange(PROMPT) >= PROMPT - lengths).long()
     prompts = torch.randint(2, 64, (ROWS, PROMPT), generator=generator) * attention
     responses = torch.randint(2, 64, (ROWS, RESPONSE), generator=generator)
@@ -56,7 +61,9 @@ def rollout(seed=0, padded=True):
     return Rollout(responses=responses, mask=mask, prompts=prompts, attention_mask=attention)
 
 
-def scoring(model, event, attended=True, placed=True, shift=0, dtype=torch.float32, temperature=1.0, said=None):
+def scoring(
+    model, event, attended=True, placed=True, shift=0, dtype=torch.float32, temperature=1.0, said=None
+):
     """The loop's scoring of a rollout, right or wrong in one of the ways."""
     ids = torch.cat([event.prompts, event.responses], 1)
     mask = torch.cat([event.attention_mask, event.mask.long()], 1)
@@ -68,7 +75,12 @@ def scoring(model, event, attended=True, placed=True, shift=0, dtype=torch.float
     logits = logits[:, at]
     logprobs = logits.log_softmax(-1).gather(-1, event.responses[..., None])[..., 0]
     return Scoring(
-        logits=logits, logprobs=logprobs, tokens=event.responses, mask=event.mask, dtype=dtype, temperature=said
+        logits=logits,
+        logprobs=logprobs,
+        tokens=event.responses,
+        mask=event.mask,
+        dtype=dtype,
+        temperature=said,
     )
 
 
@@ -85,7 +97,7 @@ def found(model, event, scored, kinds=(ShiftedLogits, PaddingMatters)):
 
 
 @pytest.mark.parametrize("make", (gpt2, llama))
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_right_scoring_agrees_with_the_scoring_by_hand(make, seed):
     model, event = make(), rollout(seed, padded=seed % 2 == 0)
     assert found(model, event, scoring(model, event)) == set()
@@ -103,7 +115,7 @@ def test_the_row_by_hand_is_exact(make):
     assert float(figures["before"]) > 1 and float(figures["after"]) > 1 and float(figures["unmasked"]) > 1
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("shift", (-1, 1))
 @pytest.mark.parametrize("make", (gpt2, llama))
 def test_a_shift_is_named(make, shift, seed):
@@ -123,7 +135,9 @@ def test_counting_the_padding_is_harmless_with_rotary_positions():
     assert found(model, event, scoring(model, event, placed=False)) == set()
 
 
-@pytest.mark.parametrize("how", ({"dtype": torch.bfloat16}, {"temperature": 0.7}, {"temperature": 0.7, "said": 0.7}))
+@pytest.mark.parametrize(
+    "how", ({"dtype": torch.bfloat16}, {"temperature": 0.7}, {"temperature": 0.7, "said": 0.7})
+)
 @pytest.mark.parametrize("make", (gpt2, llama))
 def test_other_faults_and_other_precision_are_not_taken_for_one(make, how):
     model, event = make(), rollout(2)
@@ -193,6 +207,18 @@ def test_an_encoder_decoder_is_left_alone():
     assert rescoring(run).of(run, scoring(gpt2(), rollout())) is None
 
 
+def test_a_model_that_cannot_be_run_on_ids_alone_costs_the_row_and_nothing_else():
+    def fails(*arguments, **kwargs):
+        raise RuntimeError("out of memory")
+
+    model, event = gpt2(), rollout()
+    player = Player(ShiftedLogits, Run(model, forward=fails))
+    assert player.step([event, scoring(model, event, shift=1)]) == []
+    assert not player.invariant.exercised and not any(layer.training for layer in model.modules())
+    model.config.vision_config = SimpleNamespace()
+    assert not possible(Run(model, forward=forward))
+
+
 # ------------------------------------------------------------------------------------------------ before training
 
 
@@ -219,7 +245,9 @@ def user_batch(right=False):
 
 
 @pytest.mark.parametrize("make", (gpt2, llama))
-@pytest.mark.parametrize("batch", (None, user_batch(), user_batch(right=True)), ids=("made up", "left", "right"))
+@pytest.mark.parametrize(
+    "batch", (None, user_batch(), user_batch(right=True)), ids=("made up", "left", "right")
+)
 def test_a_right_score_passes(make, batch):
     assert preflight(make(), batch) == set()
     half = make().bfloat16()

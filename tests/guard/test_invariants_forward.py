@@ -101,7 +101,10 @@ def rollout(**settings):
 def test_generate_with_its_cache_is_right():
     model = copy.deepcopy(_model())
     assert keys(CacheInTraining, rollout(), Run(model)) == ([], True)
-    assert keys(CacheInTraining, rollout(use_cache=Known(True), train_mode=Known(True)), Run(model)) == ([], True)
+    assert keys(CacheInTraining, rollout(use_cache=Known(True), train_mode=Known(True)), Run(model)) == (
+        [],
+        True,
+    )
     model.gradient_checkpointing_enable()
     assert keys(CacheInTraining, rollout(), Run(model)) == ([], True)
     assert keys(CacheInTraining, Rollout(responses=torch.zeros(1, 1)), Run(model)) == ([], False)
@@ -138,7 +141,10 @@ def packer(model, restart, separate):
         bias = torch.zeros(block.shape).masked_fill(~block, torch.finfo(torch.float32).min)[None, None]
         logits = model(ids, attention_mask=bias, position_ids=places).logits
         values = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[0, :, 0]
-        return [part[: n - 1] for part, n in zip(torch.cat([values, values[:1]]).split(lengths), lengths, strict=True)]
+        return [
+            part[: n - 1]
+            for part, n in zip(torch.cat([values, values[:1]]).split(lengths), lengths, strict=True)
+        ]
 
     return packed
 

@@ -159,6 +159,7 @@ RIGHT = {
     "per token": (lambda v, m: (v * m).sum() / m.sum(), {"kl_unit": "token"}),
     "per row's token": (lambda v, m: ((v * m).sum(1) / m.sum(1)).mean(), {"kl_unit": "token"}),
     "k3": (lambda v, m: (v * m).sum(1).mean(), {"kl_estimator": "k3"}),
+    "unit not said": (lambda v, m: (v * m).sum() / m.sum(), {"kl_unit": None}),
     "half": (lambda v, m: (v * m).sum(1).mean().bfloat16(), {}),
     "number": (lambda v, m: float((v * m).sum(1).mean()), {}),
     "other weights": (lambda v, m: (v * m).sum(1).mean() * 1.3 + 0.1, {}),
@@ -189,7 +190,7 @@ WRONG = {
     "k3": (other_estimator, {}),
     "sign": (lambda v, m: -(v * m).sum(1).mean(), {}),
     "coefficient": (lambda v, m: 0.05 * (v * m).sum(1).mean(), {}),
-    "unit": (lambda v, m: (v * m).sum() / m.sum(), {}),
+    "unit": (lambda v, m: (v * m).sum() / m.sum(), {"kl_unit": "sequence"}),
     "padding": (lambda v, m: (v * m).mean(), {"kl_unit": "token"}),
     "sum": (lambda v, m: (v * m).sum(), {}),
 }

@@ -157,7 +157,7 @@ def test_figures_that_are_none_are_left_out(tmp_path: Path):
 
 def test_a_value_that_is_no_plain_data_is_refused_and_the_journal_goes_on(tmp_path: Path):
     with Journal(tmp_path / "run.jsonl") as journal:
-        with pytest.raises(TypeError, match="`loss` of a journal record is a object"):
+        with pytest.raises(TypeError, match="`loss` of a journal record is of type object"):
             journal.step({"step": 0, "loss": object()})
         journal.step({"step": 1})
     assert numbers(tmp_path / "run.jsonl") == [1]

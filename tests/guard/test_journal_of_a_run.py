@@ -19,6 +19,7 @@ def loop(journal: Path, *, steps: int, top_k_from: int, logger: object = None) -
     """Random policies that are scored as they are, and sampled with top-5 from step `top_k_from` on."""
     import klguard
 
+    torch.set_num_threads(1)
     draws = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> torch.Tensor:
@@ -58,7 +59,8 @@ def test_the_report_names_the_cause_that_was_planted(tmp_path: Path):
     loop(path, steps=20, top_k_from=10)
     (violation,) = read(path).violations
     assert (violation["code"], violation["cause"]) == ("KLG701", "top_k=5") and 10 <= violation["step"] < 14
-    assert violation["place"]["path"] == __file__ and "guard.step(" in violation["place"]["source"]
+    assert Path(violation["place"]["path"]).name == Path(__file__).name
+    assert "guard.step(" in violation["place"]["source"]
     result = CliRunner().invoke(cli, ["report", str(path)])
     assert result.exit_code == 1
     assert (

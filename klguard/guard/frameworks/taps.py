@@ -70,11 +70,31 @@ class CompiledTap:
 
 
 class Generate:
-    """generate() of one model, watched. A copy of the model gets its own, not watched."""
+    """generate() of one model, watched. A copy of the model gets its own, not watched.
 
-    def __init__(self, watcher: Watching, model: nn.Module, original: Callable[..., Any]) -> None:
+    original   what is called; `displaced` the attribute of the instance that this one replaces, None for none.
+    """
+
+    def __init__(
+        self, watcher: Watching, model: nn.Module, original: Callable[..., Any], displaced: Any = None
+    ) -> None:
         update_wrapper(self, original)
-        self.watcher, self.model, self.original = watcher, model, original
+        self.watcher, self.model, self.original, self.displaced = watcher, model, original, displaced
+        self.removed = False
+
+    def remove(self) -> None:
+        """Put back what was there, unless somebody has replaced this one meanwhile; who does it for them
+        passes over it."""
+        self.removed = True
+        own, below = vars(self.model), self.displaced
+        if own.get("generate") is not self:
+            return
+        while isinstance(below, Generate) and below.removed:
+            below = below.displaced
+        if below is None:
+            del own["generate"]
+        else:
+            own["generate"] = below
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.watcher.generate(self.original, args, kwargs)

@@ -1,8 +1,6 @@
 """The decorator's eyes on a loop with models of transformers: generate() is read as it is called, and forward
-passes that score what it returned are recognised by their token ids.
-
-No change in the loop is needed, through DDP, FSDP, accelerate, PEFT, TRL's value heads and torch.compile. What
-the loop gets is what it would have got; nothing waits for the device; the listener is told in tensors.
+passes that score what it returned are recognised by their token ids, through DDP, FSDP, accelerate, PEFT, TRL's
+value heads and torch.compile. The loop gets what it would have got, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -83,7 +81,8 @@ class Watcher:
         self._layer: nn.Module | None = None
         self._hooks: list[Any] = []
         self._wrapper: Generate | None = None
-        self._displaced: Any = None
+        self._blind = False
+        self._drawn_under = 0
         self._last: dict[str, tuple[Any, int, tuple[str, ...]]] = {}
         self._generating = threading.Lock()
         self._inside = threading.local()
@@ -102,8 +101,8 @@ class Watcher:
         self._hooks += [self._hook(module, REFERENCE) for module in others]
         if self.model is not None:
             own = vars(self.model)
-            self._displaced = own.get("generate")
-            self._wrapper = own["generate"] = Generate(self, self.model, self.model.generate)
+            self._wrapper = Generate(self, self.model, self.model.generate, own.get("generate"))
+            own["generate"] = self._wrapper
 
     def _hook(self, module: nn.Module, role: str) -> Any:
         tap = Tap(self, role)
@@ -117,13 +116,9 @@ class Watcher:
         for hook in hooks:
             hook.remove()
         wrapper, self._wrapper = self._wrapper, None
-        own = vars(self.model) if self.model is not None else {}
-        if wrapper is not None and own.get("generate") is wrapper:
-            if self._displaced is None:
-                del own["generate"]
-            else:
-                own["generate"] = self._displaced
-        self._displaced = self._layer = None
+        if wrapper is not None:
+            wrapper.remove()
+        self._layer = None
         self._last.clear()
         self.memory.forget()
 
@@ -137,7 +132,12 @@ class Watcher:
     def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:
         """What `work` returns; None where it failed and the listener took the failure."""
         safely = getattr(self.listener, "safely", None)
-        return work(*args) if safely is None else safely(work, *args)
+        if safely is None:
+            return work(*args)
+        results: list[Any] = []
+        safely(lambda: results.append(work(*args)))
+        self._blind = self._blind or not results
+        return results[0] if results else None
 
     # -- generate() --------------------------------------------------------------------------------------------
 
@@ -147,8 +147,7 @@ class Watcher:
         if self._wrapper is None or self.paused or not self._generating.acquire(blocking=False):
             return original(*args, **kwargs)
         try:
-            if self._attempt(self._begins_a_step):
-                self.listener.boundary()
+            self._tell_of_a_boundary()
             prepared = Prepared(attempt=self._attempt)
             self._inside.generate = True
             try:
@@ -163,6 +162,14 @@ class Watcher:
             return output
         finally:
             self._generating.release()
+
+    def _tell_of_a_boundary(self) -> None:
+        """Tell that a step is over, if it is. What has failed before still tells, whenever weights have changed
+        between two calls: other ranks may be waiting for this one to say that it does not go on."""
+        before, self._drawn_under = self._drawn_under, _changes(self.policy)
+        over = self._attempt(self._begins_a_step)
+        if over or (self._blind and before != self._drawn_under):
+            self.listener.boundary()
 
     def _begins_a_step(self) -> bool:
         """Whether tokens drawn by other weights than the present ones were scored; such rollouts are forgotten."""
@@ -322,6 +329,11 @@ def _aside() -> Iterator[None]:
     """A place to measure: no graph, and ordinary tensors also where the loop is in inference mode."""
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def _changes(model: nn.Module) -> int:
+    """How often the weights were written to, as far as torch counts it."""
+    return sum(0 if weight.is_inference() else weight._version for weight in model.parameters())
 
 
 def _traced() -> bool:

@@ -13,7 +13,7 @@ from klguard.guard import kl, models, probe
 from klguard.guard.events import Event, Preflight, Rollout, Scoring, Setup
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run, tolerance
 from klguard.guard.ledger import Readings
-from klguard.guard.rescoring import SLOTS, diagnosis, forward, rescoring
+from klguard.guard.rescoring import SLOTS, diagnosis, forward, possible, rescoring
 
 _SHIFTS = {
     "after": "the logits at the token itself, which predict the next one: they were not shifted",
@@ -56,9 +56,7 @@ class ShiftedLogits(_Rescored):
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         run = self.run
-        if not isinstance(event, Preflight) or event.score is None or run.forward is None:
-            return
-        if not models.decoder_only(run.policy) or models.sharded(run.policy):
+        if not isinstance(event, Preflight) or event.score is None or not possible(run):
             return
         for row in probe.sequences(run, event)[:1]:
             yield from self._by_hand(row, event)

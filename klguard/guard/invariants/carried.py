@@ -65,7 +65,7 @@ class RowTable:
     def see(self, event: Rollout, step: int) -> None:
         """Take up a rollout, once however many invariants tell of it."""
         if step != self._step:
-            self._step, self._rollouts, self._answer = step, [], None
+            self._step, self._rollouts, self._last, self._answer = step, [], None, None
         if event is not self._last and event.responses.dim() == 2:
             self._last, self._joined = event, None
             self._rollouts.append(event)
@@ -116,22 +116,30 @@ class RowTable:
         match = rows[:, None] == numbers[None]
         looked, index = match.sum(1) == 1, match.to(torch.uint8).argmax(1)
         valid = valid_tokens(event.mask)
-        if event.tokens.shape[1] == tokens.shape[1]:
-            own = torch.ones_like(valid) if mask is None else mask[index]
-            differs = (valid & own & (event.tokens != tokens[index])).any(1)
-            exceeds = (valid & ~own).any(1)
-            everything = torch.ones_like(valid[:1])
-            places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            new, all_rows = (_checksum(t, places, everything) for t in (event.tokens, tokens))
-        elif mask is not None:  # trimmed, padded or shifted: the valid tokens alone, in their order
-            own = mask[index]
-            new = _checksum(event.tokens, valid.cumsum(1), valid)
-            all_rows = _checksum(tokens, mask.cumsum(1), mask)
+        own = None if mask is None else mask[index]
+        aligned = event.tokens.shape[1] == tokens.shape[1]
+        another = torch.zeros_like(looked)
+        if own is not None:  # the valid tokens alone, in their order: trimming and padding do not matter
+            new, all_rows = (
+                _checksum(event.tokens, valid.cumsum(1), valid),
+                _checksum(tokens, mask.cumsum(1), mask),
+            )
+            another = (new[:, None] == all_rows[None]).any(1)
             differs = (valid.sum(1) == own.sum(1)) & (new != all_rows[index])
             exceeds = valid.sum(1) > own.sum(1)
-        else:
+        elif not aligned:
             return None
-        exchanged = differs & (new[:, None] == all_rows[None]).any(1)
+        if aligned:
+            own = torch.ones_like(valid) if own is None else own
+            differs = (valid & own & (event.tokens != tokens[index])).any(1)
+            exceeds = (valid & ~own).any(1)
+            everything, places = (
+                torch.ones_like(valid[:1]),
+                torch.arange(tokens.shape[1], device=tokens.device),
+            )
+            new, all_rows = (_checksum(t, places[None], everything) for t in (event.tokens, tokens))
+            another = another | (new[:, None] == all_rows[None]).any(1)
+        exchanged = differs & another
         return Comparison(
             rows, looked, looked & exchanged, looked & differs & ~exchanged, looked & exceeds & ~differs
         )

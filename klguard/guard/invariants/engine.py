@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,28 +30,16 @@ def _differences(event: Scoring) -> tuple[Tensor, Tensor]:
     return torch.where(known, d, 0.0).clamp(-LARGEST, LARGEST), known
 
 
-def _off_balance(readings: Readings) -> tuple[float, float] | None:
-    """Mean of p_trainer / p_engine over the sampled tokens, and its standard error, where the mean is not 1.
-
-    For tokens drawn from q, E_q[p / q] = 1 whatever the two distributions are, as long as log q is that of the
-    drawn token and q is the distribution that drew it. So weights that are behind, another precision or another
-    temperature keep the mean at 1; the log-prob of another token does not.
-    """
-    tokens = readings["tokens"]
-    if tokens < ENOUGH:
-        return None
-    mean = readings["ratio"] / tokens
-    variance = max(readings["ratio_squares"] / tokens - mean**2, 0.0)
-    error = (variance / tokens) ** 0.5
-    far = abs(mean - 1) > max(ForeignLogprobs.ERRORS * error, ForeignLogprobs.LIMIT)
-    return (mean, error) if far else None
-
-
 class _Compared(Invariant):
     """Sums over the tokens of a step whose log-probability both the engine and the trainer have."""
 
     watches = (Scoring,)
     sums = ("tokens", "absolute", "multiple", "k3", "ratio", "ratio_squares")
+    WINDOW, ERRORS, LIMIT = 10, 5.0, 0.05
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._window: deque[tuple[float, float, float]] = deque(maxlen=self.WINDOW)
 
     def measure(self, event: Event) -> None:
         if event.sampler_logprobs is None:
@@ -64,6 +53,31 @@ class _Compared(Invariant):
         self.add("k3", torch.expm1(d) - d)
         self.add("ratio", ratio)
         self.add("ratio_squares", ratio.square())
+
+    def off_balance(self, readings: Readings) -> tuple[float, float, float] | None:
+        """Mean of p_trainer / p_engine over the tokens of this step or of ten, its standard error, and the
+        number of tokens; None where the mean is 1.
+
+        For tokens drawn from q, E_q[p / q] = 1 whatever the two distributions are, as long as log q is that of
+        the drawn token and q is the distribution that drew it. So weights that are behind, another precision or
+        another temperature keep the mean at 1; the log-prob of another token does not.
+        """
+        if readings["tokens"] < ENOUGH:
+            return None
+        self._window.append((readings["tokens"], readings["ratio"], readings["ratio_squares"]))
+        for steps in ([self._window[-1]], self._window):
+            tokens, total, squares = map(sum, zip(*steps, strict=True))
+            mean = total / tokens
+            error = (max(squares / tokens - mean**2, 0.0) / tokens) ** 0.5
+            if abs(mean - 1) > max(self.ERRORS * error, self.LIMIT):
+                return mean, error, tokens
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"window": [list(step) for step in self._window]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._window = deque((tuple(step) for step in state["window"]), maxlen=self.WINDOW)
 
 
 class SamplerMismatch(_Compared):
@@ -95,7 +109,8 @@ class SamplerMismatch(_Compared):
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         tokens = readings["tokens"]
-        if tokens < ENOUGH or readings["lagging"] or _off_balance(readings) is not None:
+        foreign = self.off_balance(readings) is not None
+        if tokens < ENOUGH or readings["lagging"] or foreign:
             return
         absolute, multiple, k3 = (readings[name] / tokens for name in ("absolute", "multiple", "k3"))
         if self._first is None:
@@ -118,9 +133,13 @@ class SamplerMismatch(_Compared):
 
     def state_dict(self) -> dict[str, Any]:
         runs = {"high": self._high, "far": self._far, "grown": self._grown}
-        return {"first": self._first, **{name: run.state_dict() for name, run in runs.items()}}
+        return super().state_dict() | {
+            "first": self._first,
+            **{name: run.state_dict() for name, run in runs.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self._first = state["first"]
         for name, run in (("high", self._high), ("far", self._far), ("grown", self._grown)):
             run.load_state_dict(state[name])
@@ -128,21 +147,20 @@ class SamplerMismatch(_Compared):
 
 class ForeignLogprobs(_Compared):
     """The mean of p_trainer / p_engine over sampled tokens is 1 whatever the mismatch, when the engine's
-    log-prob is that of the sampled token under the distribution that sampled it: see `_off_balance`. Off by more
+    log-prob is that of the sampled token under the distribution that sampled it: see `off_balance`. Off by more
     than five standard errors and a twentieth it is something else's: the likeliest token's, a neighbour's, or one
     taken before or after the engine cut the distribution."""
 
     code = "KLG851"
-    ERRORS, LIMIT = 5.0, 0.05
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
-        found = _off_balance(readings)
+        found = self.off_balance(readings)
         if found is None:
             return
-        mean, error = found
+        mean, error, tokens = found
         yield Breach(
             f"the engine's log-probabilities do not fit the tokens: p_trainer / p_engine is {mean:.3g} ± {error:.2g}"
-            f" on average over {readings['tokens']:.0f} sampled tokens, where any two distributions give 1",
+            f" on average over {tokens:.0f} sampled tokens, where any two distributions give 1",
             value=mean, limit=1.0,
         )  # fmt: skip
 

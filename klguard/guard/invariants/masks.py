@@ -248,7 +248,7 @@ class UnmaskedStatistic(Invariant):
         right, diluted = [], []
         tokens = mask.sum()  # where there are none, no mean is right or wrong: NaN
         lengths = mask.sum(1)
-        rows = (lengths > 0).sum().clamp(min=1)
+        rows = (lengths > 0).sum()
         for value in values:
             kept = torch.where(mask, value, 0.0)
             right.append(kept.sum() / tokens)

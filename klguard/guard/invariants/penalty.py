@@ -251,6 +251,8 @@ class ControllerInput(Invariant):
             value=fed,
             limit=own,
             key="input",
+            help="feed it the KL to the reference in the unit of its target; if that is nats per token, say"
+            " controller_unit='token'",
         )
 
     @staticmethod

@@ -13,7 +13,7 @@ from klguard.findings import Severity
 from klguard.guard.events import KL, Event, Minibatch, Scoring
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
 from klguard.guard.invariants.measuring import Consecutive, kept, scalar
-from klguard.guard.kl import k3, valid_tokens
+from klguard.guard.kl import irregular, k3, valid_tokens
 from klguard.guard.ledger import Readings
 
 _LARGEST = 50.0
@@ -225,7 +225,12 @@ class WellFormedLogProbs(Invariant):
 
     code = "KLG838"
     watches = (Scoring, KL, Minibatch)
-    sums = tuple(f"{name}.{part}" for name in _NAMES for part in ("tokens", "nan", "high", "low", "above"))
+    sums = (
+        *(f"{name}.{part}" for name in _NAMES for part in ("tokens", "nan", "high", "low", "above")),
+        "mask.entries",
+        "mask.negative",
+        "mask.others",
+    )
     maxima = tuple(f"{name}.largest" for name in _NAMES)
     LIMIT = 1e-4
 
@@ -252,6 +257,13 @@ class WellFormedLogProbs(Invariant):
             finite = torch.where(valid & values.isfinite(), values.double(), -math.inf)
             self.highest(f"{name}.largest", finite)
 
+    def masked(self, mask: Tensor) -> None:
+        """A mask (B, T) of numbers, as the loop handed it over: 0 and 1 are what it may hold."""
+        negative = (mask < 0).sum()
+        self.add("mask.entries", float(mask.numel()))
+        self.add("mask.negative", negative)
+        self.add("mask.others", irregular(mask) - negative)
+
     @staticmethod
     def _given(event: Event) -> Iterator[tuple[str, Tensor]]:
         if isinstance(event, Minibatch):
@@ -266,6 +278,7 @@ class WellFormedLogProbs(Invariant):
                     yield name, values
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
+        yield from self._judge_masks(readings.of("mask"))
         for name, words in _NAMES.items():
             figures = readings.of(name)
             tokens = figures["tokens"]
@@ -306,3 +319,25 @@ class WellFormedLogProbs(Invariant):
                     key=f"{name}-above",
                     help="these look like logits or losses; take log_softmax in fp32 at the sampled token",
                 )
+
+    @staticmethod
+    def _judge_masks(figures: Readings) -> Iterator[Breach]:
+        of = f"of {figures['entries']:,.0f} entries of masks"
+        if figures["negative"]:
+            yield Breach(
+                f"{figures['negative']:,.0f} {of} are negative: that is a mask which is added to attention scores,"
+                " and no token in it counts as sampled",
+                value=figures["negative"],
+                limit=0.0,
+                key="mask-additive",
+                help="pass True (or 1) where the policy sampled the token and False (or 0) elsewhere",
+            )
+        if figures["others"]:
+            yield Breach(
+                f"{figures['others']:,.0f} {of} are neither 0 nor 1: klguard takes everything above 0 for a sampled"
+                " token, the loop weighs it",
+                value=figures["others"],
+                limit=0.0,
+                key="mask-weights",
+                help="pass the mask of sampled tokens, and multiply the loss by the weights outside it",
+            )

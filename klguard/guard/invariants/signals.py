@@ -248,26 +248,33 @@ class RewardOfAnother(Invariant):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._last: int | None = None
+        self._again: tuple[list[int], Tensor, Tensor] | None = None
+
+    def inspect(self, event: Event) -> Iterator[Breach]:
+        """Have the loop's own function compute some rewards, which may take as long as it likes."""
+        self._again = None
+        count = len(event.texts) if event.texts is not None else 0
+        due = self._last is None or self.run.step >= self._last + self.EACH
+        if due and event.recompute is not None and count > 1 and event.scores.shape == (count,):
+            self._last = self.run.step
+            rows = sorted({round(i * (count - 1) / (self.ROWS - 1)) for i in range(self.ROWS)})
+            texts, device = [event.texts[row] for row in rows], event.scores.device
+            with torch.no_grad(), kept_randomness([device]):
+                once, again = (self._answer(event.recompute(list(texts)), device) for _ in range(2))
+            if once.numel() == again.numel() == len(rows):
+                self._again = rows, once, again
+        return iter(())
 
     def measure(self, event: Event) -> None:
         scores = event.scores.detach()
         self.exercised = True
         self.add("scores", float(scores.numel()))
         self.add("broken", (~scores.isfinite()).sum())
-        due = self._last is None or self.run.step >= self._last + self.EACH
-        if due and event.recompute is not None and event.texts is not None and scores.dim() == 1:
-            if len(event.texts) == len(scores) and len(scores) > 1:
-                self._last = self.run.step
-                self._recompute(event, scores.double())
+        if self._again is not None:
+            self._compare(scores.double(), *self._again)
+            self._again = None
 
-    def _recompute(self, event: Rewards, scores: Tensor) -> None:
-        count = len(scores)
-        rows = sorted({round(i * (count - 1) / (self.ROWS - 1)) for i in range(self.ROWS)})
-        texts = [event.texts[row] for row in rows]
-        with torch.no_grad(), kept_randomness([scores.device]):
-            once, again = (self._answer(event.recompute(list(texts)), scores.device) for _ in range(2))
-        if once.numel() != len(rows) or again.numel() != len(rows):
-            return
+    def _compare(self, scores: Tensor, rows: list[int], once: Tensor, again: Tensor) -> None:
         stored = torch.stack([scores[row] for row in rows])
         finite = torch.where(scores.isfinite(), scores, 0.0)
         limit = torch.maximum(self.LEAST * stored.abs().clamp(min=1.0), self.SPREAD * finite.std())
