@@ -55,7 +55,8 @@ class Case:
 
     def named(self, cause: str, policy: Policy, common: list[int]) -> bool:
         """Whether a cause is the true one, or of its family where the bank lacks the value."""
-        meant = [name.format(common=common[0], stop=policy.stop) for name in (self.cause, *self.alike)]
+        names = [name for name in (self.cause, *self.alike) if name]
+        meant = [name.format(common=common[0], stop=policy.stop) for name in names]
         return any(cause.startswith(name) if name[-1] in "=<" else cause == name for name in meant)
 
 
@@ -120,7 +121,8 @@ def cases() -> list[Case]:
              cause="eos_suppressed<"),
         Case("exponential_decay_length_penalty=(8, 1.05)", "KLG308",
              {"exponential_decay_length_penalty": (8, 1.05)}),
-        Case("dropout of 0.1 in the rollout", "KLG407", fault="dropout"),
+        Case("dropout of 0.1 in the rollout", "KLG407", fault="dropout=0.1"),
+        Case("dropout of 0.01 in the rollout", "KLG407", fault="dropout=0.01"),
         Case("scored at temperature 0.7", fault="scoring_temperature", cause="temperature="),
         Case("shift forgotten", fault="shift-1", cause="shift-1"),
         Case("shifted twice", fault="shift+1", cause="shift+1"),

@@ -66,7 +66,7 @@ class Plan:
     runs: int = 50
     tokens: int = 20_000
     rival_tokens: int = 3_000
-    stop: float = 0.04
+    stop: float = 0.05
 
     def end(self, kl: float) -> int:
         """Where a run without detection ends, at this KL(q || p)."""
@@ -241,8 +241,8 @@ class Actor:
         self.case = case
         self.policy = original.copy()
         self.sampler = self.policy
-        if case.fault == "dropout":
-            self.sampler = with_dropout(original, 0.1)
+        if case.fault.startswith("dropout="):
+            self.sampler = with_dropout(original, float(case.fault.partition("=")[2]))
         self.generator = torch.Generator().manual_seed(seed)
         self.keywords = case.keywords(original, self.common)
         self.optimizer = torch.optim.Adam(self.policy.model.parameters(), lr=2e-3)
@@ -396,8 +396,10 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
     case = next(case for case in cases() if case.name == name)
     try:
         outcome = simulate(case, plan)
-    except (ValueError, OSError, ImportError, NotImplementedError) as error:
-        if "custom_generate" not in str(error) and "removed" not in str(error):
+    except ValueError as error:
+        if "trust_remote_code" not in str(
+            error
+        ):  # how transformers 5 says that a method has left the library
             raise
         return {"case": case.name, "code": case.code, "left_out": str(error).splitlines()[0]}
     runs = outcome.runs

@@ -44,6 +44,8 @@ ALPHA = 0.05
 KL_COEFFICIENT = 0.05
 CLIP = 0.2
 MAX_GRAD_NORM = 1.0
+LEARNING_RATE = {"float32": 5e-5, "bfloat16": 3e-4}
+"""In bf16 smaller updates would mostly be lost: a weight changes by a 256th of itself or not at all."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-3}
 """What the guard chooses by itself when it knows the policy (documented defaults), nats per token."""
 FAMILIES = {
@@ -78,7 +80,7 @@ class Setup:
     @property
     def stop(self) -> float:
         """Probability of the stop token: most responses end by themselves, as they should in a healthy run."""
-        return 2 / self.length
+        return 1.5 / self.length
 
 
 SETUPS = (
@@ -136,7 +138,8 @@ class Runs:
         self.reference = self.policy.frozen()
         self.generator = torch.Generator().manual_seed(seed)
         self.taste = torch.randn(setup.vocabulary, generator=self.generator)
-        rate = 1e-3 if setup.dtype == "bfloat16" else 3e-4
+        self.taste[self.policy.stop] = 0.0
+        rate = LEARNING_RATE[setup.dtype]
         self.optimizer = torch.optim.AdamW(self.policy.model.parameters(), lr=rate, weight_decay=0.01)
         self.guards = [self.new_guard(run, seed + run) for run in range(count)]
         self.highest = [0.0] * count

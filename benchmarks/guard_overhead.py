@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the guard costs: the time of a PPO step with it, over the time without.
 
-    python benchmarks/guard_overhead.py [--rounds 7] [--threads N] [--quick]
+    python benchmarks/guard_overhead.py [--rounds 7] [--threads N] [--sample-tokens 1024] [--quick]
 
 Three loops train the same GPT-2 (4 layers of 768, vocabulary 50,257) from the same weights with the same seeds:
 one plain, one that calls the guard's events by hand, one under `with guard:` and otherwise plain. They take
@@ -42,12 +42,13 @@ BATCH, PROMPT = 8, 16
 
 @dataclass(frozen=True)
 class Scale:
-    """Size of the model and length of the responses."""
+    """Size of the model, length of the responses, and how many positions the guard may test in a step."""
 
     layers: int = 4
     width: int = 768
     vocabulary: int = 50_257
     length: int = 64
+    sample_tokens: int = 1024
 
 
 TIMED = ("rollout", "logprobs", "kl", "rewards", "advantages", "minibatch", "step")
@@ -77,9 +78,9 @@ def make_model(scale: Scale) -> GPT2LMHeadModel:
 class Loop:
     """PPO with the KL in the reward: rollout, two scoring passes, two epochs of two minibatches."""
 
-    def __init__(self, model: GPT2LMHeadModel, reference: GPT2LMHeadModel, length: int) -> None:
+    def __init__(self, model: GPT2LMHeadModel, reference: GPT2LMHeadModel, scale: Scale) -> None:
         self.policy, self.reference = copy.deepcopy(model), reference
-        self.length, self.stop = length, model.config.eos_token_id
+        self.scale, self.length, self.stop = scale, scale.length, model.config.eos_token_id
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-5)
 
     def step(self, seed: int) -> None:
@@ -154,8 +155,8 @@ class Loop:
 class ByHand(Loop):
     """The same loop, calling the guard's events; `guard.logprobs` replaces its own log-softmax."""
 
-    def __init__(self, model: GPT2LMHeadModel, reference: GPT2LMHeadModel, length: int) -> None:
-        super().__init__(model, reference, length)
+    def __init__(self, model: GPT2LMHeadModel, reference: GPT2LMHeadModel, scale: Scale) -> None:
+        super().__init__(model, reference, scale)
         self.guard = new_guard(self)
         self.spent = timed(self.guard, TIMED + WATCHED)
 
@@ -202,8 +203,8 @@ class ByHand(Loop):
 class Watched(Loop):
     """The plain loop under `with guard:`."""
 
-    def __init__(self, model: GPT2LMHeadModel, reference: GPT2LMHeadModel, length: int) -> None:
-        super().__init__(model, copy.deepcopy(reference), length)
+    def __init__(self, model: GPT2LMHeadModel, reference: GPT2LMHeadModel, scale: Scale) -> None:
+        super().__init__(model, copy.deepcopy(reference), scale)
         self.guard = new_guard(self)
         self.spent = timed(self.guard, WATCHED)
 
@@ -219,6 +220,7 @@ def new_guard(loop: Loop) -> Guard:
         kl_coef=KL_COEFFICIENT,
         optimizer=loop.optimizer,
         max_grad_norm=1.0,
+        sample_tokens=loop.scale.sample_tokens,
         ignore=(
             "KLG816",
         ),  # pad is the stop token here, as in GPT-2's own tokenizer; the mask is by position
@@ -318,15 +320,15 @@ def figures(
 
 def inside(loop: Any, rounds: int) -> float:
     """Seconds a step inside the guard's calls."""
-    return sum(sum(calls) for name, calls in loop.spent.items() if not name.startswith("of which")) / (
-        rounds + 1
-    )
+    calls = [sum(taken) for name, taken in loop.spent.items() if not name.startswith("of which")]
+    return sum(calls) / rounds
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
+    parser.add_argument("--sample-tokens", type=int, default=Scale.sample_tokens, help="as in klguard.Guard")
     parser.add_argument(
         "--quick", action="store_true", help="2 layers of 384, vocabulary 8,000, 2 rounds; not recorded"
     )
@@ -335,17 +337,19 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     rounds = 2 if args.quick else args.rounds
-    scale = Scale(layers=2, width=384, vocabulary=8000, length=24) if args.quick else Scale()
+    scale = Scale(sample_tokens=args.sample_tokens)
+    if args.quick:
+        scale = Scale(layers=2, width=384, vocabulary=8000, length=24, sample_tokens=args.sample_tokens)
     model = make_model(scale)
     reference = copy.deepcopy(model).requires_grad_(False)
     kinds = {"plain": Loop, "by hand": ByHand, "watched": Watched}
-    loops = {name: kind(model, reference, scale.length) for name, kind in kinds.items()}
+    loops = {name: kind(model, reference, scale) for name, kind in kinds.items()}
     with loops["watched"].guard:
         seconds, cpu = take_turns(loops, rounds)
     result = figures(loops, seconds, cpu, rounds)
     for name, value in result.items():
         print(f"{name}: {value}")
-    if not args.quick:
+    if not args.quick and args.sample_tokens == Scale.sample_tokens:
         record("guard_overhead", {"batch": BATCH, "prompt": PROMPT, **asdict(scale), **result})
     return int(not result["weights_identical"])
 

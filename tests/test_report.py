@@ -244,10 +244,16 @@ def test_the_same_violation_at_many_steps_is_one():
 
 def test_nothing_in_a_journal_moves_the_cursor():
     hostile = "\x1b[2J\x1b[31mred\r\n\u202egnp\x07"
-    path = write(
-        found=(finding(message=hostile, help=hostile, name=hostile, place=Place(hostile, None, 1, 1, 1, 1)),),
-        causes={hostile: 0.9},
+    odd = finding(
+        code=hostile,
+        name=hostile,
+        message=hostile,
+        help=hostile,
+        place=Place(hostile, None, 1, 1, 1, 1),
+        origin=(Hop(HopKind.LIVE, Place(hostile, None, 1, 1, 1, 1), hostile),),
+        measured=Measured(30, hostile, 0.9),
     )
+    path = write(found=(odd,), causes={hostile: 0.9})
     for line in lines(path):
         assert not re.search(r"[\x00-\x1f\x7f\u202a-\u202e\u2028]", line), line
 

@@ -141,6 +141,11 @@ class Evidence:
         self._under_way += 1
         return taken
 
+    def discard(self) -> None:
+        """Forget the sums of the step that is going on."""
+        self.take_pending()
+        self._under_way -= 1
+
     def place(self, device: torch.device | str, vocabulary: int | None = None) -> None:
         """Fix the device, and the vocabulary where known, before there are rows: a rank without any must
         still take part in the sums. ValueError if the vocabulary differs from the one in use."""

@@ -207,9 +207,12 @@ class Guard(Listening):
                 return
         try:
             # whoever stops iterating over a guarded generator ends the loop, in order
-            self._finish(failing=error is not None and not isinstance(error, GeneratorExit))
+            failing = error is not None and not isinstance(error, GeneratorExit)
+            self._finish(failing=failing)
         finally:
             self._leave()
+            if self._aside:
+                self.close("raised" if failing else "finished")
 
     def _leave(self) -> None:
         with self._lock:

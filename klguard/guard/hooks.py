@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ class OptimizerHooks:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._named: WeakSet[torch.optim.Optimizer] = WeakSet()
-        self._own: dict[int, bool] = {}
+        self._own: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()
+        self._stepping: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._handles: list[Any] = []
         self._global: list[Any] = []
 
@@ -49,10 +50,19 @@ class OptimizerHooks:
         while self._global:
             self._global.pop().remove()
 
+    # A subclass whose step() calls its parent's can make torch call the hooks twice, one pair inside the other:
+    # of two calls without the other kind between them, the second is passed over.
+
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer in self._stepping:
+            return
+        self._stepping.add(optimizer)
         self._guard.updated(optimizer, after=False, owns=self.owns(optimizer))
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer not in self._stepping:
+            return
+        self._stepping.discard(optimizer)
         self._guard.updated(optimizer, after=True, owns=self.owns(optimizer))
 
     def _any_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -68,11 +78,11 @@ class OptimizerHooks:
         policy = self._guard.policy
         if policy is None:
             return optimizer in self._named
-        known = self._own.get(id(optimizer))
+        known = self._own.get(optimizer)
         if known is None:
             mine = {id(parameter) for parameter in policy.parameters()}
             known = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
-            self._own[id(optimizer)] = known
+            self._own[optimizer] = known
         return known
 
 

@@ -55,7 +55,9 @@ def _plain(name: str, value: Any) -> Any:
         return _place(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise TypeError(f"`{name}` of a journal record is of type {type(value).__name__}: give it as plain Python data")
+    raise TypeError(
+        f"`{name}` of a journal record is of type {type(value).__name__}: give it as plain Python data"
+    )
 
 
 def _rounded(name: str, value: float) -> float | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,25 +91,27 @@ class Listening(Telling):
     @shielded()
     def scored(
         self, role: str, logits: Tensor, tokens: Tensor, mask: Tensor, context_ids: Tensor | None, handle: int
-    ) -> None:
-        """The policy scored a rollout that generate() returned: logits (B, T, V), tokens and mask (B, T)."""
-        if role != "policy":
-            return
-        self._works.matched(handle, mask)
+    ) -> Tensor | None:
+        """Policy or reference scored a rollout that generate() returned: logits (B, T, V), tokens and mask (B, T).
+        The answer is their log-probs (B, T), None where they were not needed."""
+        if role == "policy":
+            self._works.matched(handle, mask)
         if "score" in self._by_hand:
-            return
+            return None
         logprobs = kl.token_log_probs(logits.detach(), tokens)
-        self._score(
-            events.Scoring(
-                logits=logits.detach(),
-                tokens=tokens,
-                mask=mask,
-                logprobs=logprobs,
-                context_ids=context_ids,
-                dtype=self._precision(logits),
-            ),
-            source="watcher",
-        )
+        if role == "policy":
+            self._score(
+                events.Scoring(
+                    logits=logits.detach(),
+                    tokens=tokens,
+                    mask=mask,
+                    logprobs=logprobs,
+                    context_ids=context_ids,
+                    dtype=self._precision(logits),
+                ),
+                source="watcher",
+            )
+        return logprobs
 
     @shielded()
     def paired(self, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> None:
@@ -148,12 +150,6 @@ class Listening(Telling):
         with self._lock:
             self._step_aside(error)
 
-    @shielded()
-    def safely(self, work: Callable[..., Any], *args: Any) -> Any:
-        """What `work` returns, behind the shield: the watcher runs its own part of generate() and of forward
-        passes through here."""
-        return work(*args)
-
     @contextmanager
     def looking_away(self) -> Iterator[None]:
         """Do not take what the models do meanwhile for the loop's doing."""
@@ -189,6 +185,9 @@ class Listening(Telling):
                     " weights that sampled can be tested. Score the rollout before the first update"
                 )
             return
+        if self._scored_by == "watcher" != source:  # the loop knows more: the reference's logits, the context
+            self._works.discard_evidence()
+            self._scored_by = None
         if self._scored_by is None:
             self._scored_by = source
         if source != "watcher" or self._alone("score"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from os import PathLike
 from typing import Any
@@ -10,7 +11,7 @@ from klguard.findings import Finding
 from klguard.guard.journal import Journal
 from klguard.guard.metrics import flat, sink
 from klguard.guard.records import step_record, violation_record
-from klguard.guard.shield import Shielded, callers, shielded
+from klguard.guard.shield import Shielded, callers
 from klguard.guard.violation import Reaction, Reporter, Violation
 from klguard.guard.works import Outcome, Works
 
@@ -82,10 +83,16 @@ class Telling(Shielded):
 
     def _note_failure(self, finding: Finding) -> None:
         self._reporter.findings.append(finding)
+        with contextlib.suppress(Exception):  # perhaps it is the journal that failed
+            if self._journal is not None:
+                self._journal.violation(finding)
 
-    @shielded()
     def close(self, outcome: str = "finished") -> None:
-        """End the journal. `with guard:` and the decorator do it by themselves."""
+        """End the journal. `with guard:` and the decorator do it by themselves, also where the guard stepped aside."""
         journal, self._journal = self._journal, None
-        if journal is not None:
+        if journal is None:
+            return
+        try:
             journal.close(outcome)
+        except Exception as error:  # noqa: BLE001  a full disk does not end the run
+            self._step_aside(error)

@@ -39,6 +39,10 @@ class Thinning:
         drawn = torch.rand(batch, time, dtype=torch.float64, generator=self._generator)
         return (drawn < rate).flatten().nonzero().squeeze(-1)
 
+    def discard(self) -> None:
+        """Forget the positions of the step that is going on."""
+        self._so_far = 0
+
     def end_step(self) -> None:
         """The step is over: its size sets the rate of the next."""
         if self._so_far:

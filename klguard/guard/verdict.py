@@ -69,7 +69,7 @@ def verdict(evidence: Evidence, alpha: float) -> Verdict | None:
     family = re.match(r"\w+(?:[+-]1)?", cause).group()
     rule, setting = _SETTINGS.get(family, ("", ""))
     like = _WORDS.get(cause, f"they look drawn with `{cause}`")
-    also = "" if weight >= _SURE else f", before `{second[0]}`, {second[1]:.2f}"
+    also = "" if weight >= _SURE else f"; `{second[0]}` has {second[1]:.2f}"
     see = f"; see {rule} [{RULES[rule].name}]" if rule in RULES else ""
     return Verdict(
         _CODES.get(cause, "KLG701"),

@@ -128,7 +128,8 @@ class Reporter:
     def __init__(self, reaction: Reaction, ignore: Collection[str]) -> None:
         if reaction not in REACTIONS and not callable(reaction):
             raise ValueError(
-                f"on_violation={reaction!r}: choose one of {', '.join(REACTIONS)}, or give a function that takes a Finding"
+                f"on_violation={reaction!r}: choose one of {', '.join(REACTIONS)}, or give a function that takes a"
+                " Finding"
             )
         self.reaction = reaction
         self.findings: list[Finding] = []

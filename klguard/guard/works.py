@@ -145,6 +145,11 @@ class Works:
             eps=eps,
         )
 
+    def discard_evidence(self) -> None:
+        """Forget what was scored in this step."""
+        self.evidence.discard()
+        self.thinning.discard()
+
     def _score_rows(self, event: Scoring, eps: float) -> None:
         batch, time, _ = event.logits.shape
         stop = self.run.stop_ids

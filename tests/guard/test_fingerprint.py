@@ -41,10 +41,10 @@ def test_a_change_of_sign_of_zero_and_of_one_bit_is_seen():
     assert int(fingerprint(values)) != int(fingerprint(other))
 
 
-@pytest.mark.parametrize("distance", (1, 4, 2**16, 2**17, 2**17 + 4, 2**18))
+@pytest.mark.parametrize("distance", (1, 4, 2**16, 2**17, 2**17 + 4, 2**18, 2**19, 2**20))
 def test_an_exchange_of_two_elements_is_seen(distance):
     """Also across chunks, and where few bits differ."""
-    values = torch.zeros(2**18 + 8, dtype=torch.bfloat16)
+    values = torch.zeros(2**20 + 8, dtype=torch.bfloat16)
     values[0] = 1.0
     other = torch.zeros_like(values)
     other[distance] = 1.0
@@ -123,6 +123,9 @@ def test_a_model_that_is_moved_again_and_again_is_not_looked_at_each_time():
         kept_tensors["a"].data = kept_tensors["a"].data.clone()
         looked += changed(kept, kept_tensors, everything=False) is not None
     assert looked == Kept.MOVES
+    with torch.no_grad():
+        kept_tensors["a"].add_(1)
+    assert changed(kept, kept_tensors, everything=False) == (1, 1)
 
 
 def test_shards_are_compared_with_shards_and_whole_parameters_with_whole_ones():

@@ -21,6 +21,7 @@ from klguard.guard.events import Rollout  # noqa: E402
 from klguard.guard.frameworks.capture import Noted, Stopped  # noqa: E402
 from klguard.guard.frameworks.memory import Memory, row_hashes  # noqa: E402
 from klguard.guard.frameworks.transformers import Watcher, sampled  # noqa: E402
+from klguard.guard.shield import Shielded  # noqa: E402
 from klguard.settings import Known, Site  # noqa: E402
 
 VOCABULARY, PAD, EOS = 60, 0, 2
@@ -711,28 +712,33 @@ def test_a_copy_of_the_policy_is_not_watched(policy, recorder):
 # -- failures -------------------------------------------------------------------------------------------------
 
 
-class Shielding(Recorder):
-    """A listener that takes failures of the watching."""
+class Shielding(Shielded, Recorder):
+    """A listener that takes failures of the watching, and then hears no more."""
 
-    def safely(self, work: Any, *args: Any) -> Any:
-        try:
-            return work(*args)
-        except Exception as error:  # noqa: BLE001
-            self.order.append(type(error).__name__)
-            return None
+    def __init__(self) -> None:
+        Recorder.__init__(self)
+        Shielded.__init__(self, strict=False)
 
-
-WORK = ("_begins_a_step", "_drawn", "_scoring", "_paired")
+    def _note_failure(self, finding: Any) -> None:
+        self.order.append(type(self.failure).__name__)
 
 
-@pytest.mark.parametrize("broken", [*WORK, "take_config", "take_processors", "take_criteria", "recognise"])
+WORK = ("begins_a_step", "drawn", "passed", "_rollout", "_scoring", "_tell", "_paired")
+
+
+@pytest.mark.filterwarnings("ignore:the guard failed")
+@pytest.mark.parametrize(
+    "broken", [*WORK, "take_config", "take_processors", "take_criteria", "recognise", "begin"]
+)
 def test_failures_of_the_watching_stay_its_own(monkeypatch, broken):
     from klguard.guard.frameworks import capture
 
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise ZeroDivisionError("planted")
 
-    owner = {"recognise": Memory}.get(broken, capture.Prepared if broken.startswith("take") else Watcher)
+    owner = {"recognise": Memory, "begin": capture.Capture}.get(
+        broken, capture.Prepared if broken.startswith("take") else Watcher
+    )
     monkeypatch.setattr(owner, broken, fails)
     policy, reference, batch = gpt2(), gpt2(1), prompts()
     listener = Shielding()
@@ -748,18 +754,15 @@ def test_failures_of_the_watching_stay_its_own(monkeypatch, broken):
         policy(tokens), reference(tokens)
 
 
+@pytest.mark.filterwarnings("ignore:the guard failed")
 def test_one_that_failed_still_tells_of_boundaries(monkeypatch):
     """Its listener may have to tell the other ranks, which would wait for it."""
-
-    class Aside(Shielding):
-        def safely(self, work: Any, *args: Any) -> Any:
-            return None if "ZeroDivisionError" in self.order else super().safely(work, *args)
 
     def fails(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Watcher, "_drawn", fails)
-    policy, batch, listener = gpt2(), prompts(), Aside()
+    monkeypatch.setattr(Watcher, "drawn", fails)
+    policy, batch, listener = gpt2(), prompts(), Shielding()
     optimizer = torch.optim.SGD(policy.parameters(), lr=1e-3)
     with Watcher(listener, policy):
         for _ in range(3):
@@ -806,7 +809,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 def test_nothing_waits_for_the_device(monkeypatch, recorder):
-    for name in ("_drawn", "passed"):
+    for name in ("drawn", "passed"):
         original = getattr(Watcher, name)
 
         def careful(*args: Any, original: Any = original) -> Any:

@@ -19,8 +19,8 @@ from klguard.guard.invariants.alignment import (  # noqa: E402
     StopSets,
 )
 from klguard.guard.invariants.reference import RandomScoring  # noqa: E402
-from klguard.guard.ledger import Ledger  # noqa: E402
-from klguard.guard.rescoring import SLOTS, possible, rescoring  # noqa: E402
+from klguard.guard.ledger import Ledger, Readings  # noqa: E402
+from klguard.guard.rescoring import SLOTS, diagnosis, possible, rescoring  # noqa: E402
 
 from .harness import Player  # noqa: E402
 from .loop import EOS, _model  # noqa: E402
@@ -174,6 +174,19 @@ def test_what_does_not_belong_together_is_not_compared():
     run = Run(model, forward=forward)
     player = Player(ShiftedLogits, run)
     assert player.step([other, scoring(model, event, shift=1)]) == []
+    edited = event.responses.clone()
+    edited[:, 0] = (edited[:, 0] + 1) % 64
+    edited = Rollout(**(vars(event) | {"responses": edited}))
+    assert (
+        Player(ShiftedLogits, Run(model, forward=forward)).step([edited, scoring(model, event, shift=1)])
+        == []
+    )
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(2, "unexplained"), (6, "before")])
+def test_few_tokens_that_agree_by_chance_explain_nothing(tokens, said):
+    figures = dict.fromkeys(SLOTS, 1.0 * tokens) | {"rescored": tokens, "before": 0.0}
+    assert diagnosis(Readings(figures), half=False) == said
 
 
 def test_one_row_is_scored_again_once_in_a_run_and_not_where_it_is_larger_than_the_loops_pass():

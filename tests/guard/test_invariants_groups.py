@@ -170,7 +170,7 @@ def test_a_few_flat_groups_say_nothing():
 
 def test_parts_of_groups_are_not_taken_for_groups():
     ids, scores, advantages = grouped(12)
-    parts = [event(ids[k::4], scores[k::4] * 0, advantages[k::4]) for k in range(4)]
+    parts = [event(ids[k::2], scores[k::2] * 0, advantages[k::2]) for k in range(2)]
     assert play(GroupSpread, [parts] * 8) == []
 
 

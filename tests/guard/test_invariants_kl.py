@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 from klguard.findings import Severity  # noqa: E402
 from klguard.guard.events import KL, Minibatch, Preflight, Rewards, StepEnd  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
+from klguard.guard.invariants.advantages import GAETerminal  # noqa: E402
 from klguard.guard.invariants.kl import (  # noqa: E402
     ClampsDoNotBind,
     ExactKLNotNegative,
@@ -16,6 +17,7 @@ from klguard.guard.invariants.kl import (  # noqa: E402
     LoggedKL,
 )
 from klguard.guard.invariants.kl_loss import TOYS, KLLossGradient, KLRequiresGrad  # noqa: E402
+from klguard.guard.invariants.penalty import PenaltySign  # noqa: E402
 from klguard.guard.kl import estimate, exact_kl, k3  # noqa: E402
 
 from .harness import Player, play  # noqa: E402
@@ -242,6 +244,20 @@ def test_a_biased_loss_is_a_warning_and_a_repelling_one_an_error():
     assert biased.severity is Severity.WARNING and "%" in biased.message
     (repelling,) = found(KLLossGradient, Preflight(kl_loss=LOSSES["minus k2"][0]))
     assert repelling.severity is None and repelling.value == pytest.approx(-1.0)
+
+
+def test_the_loops_functions_are_tried_where_the_policy_is():
+    seen = []
+
+    def notes(*arguments):
+        seen.extend(one.device.type for one in arguments)
+        raise KeyError
+
+    run = Run(policy=torch.nn.Linear(1, 1, device="meta"))
+    for kind, given in ((KLLossGradient, "kl_loss"), (PenaltySign, "reward"), (GAETerminal, "gae")):
+        with pytest.raises(KeyError):
+            found(kind, Preflight(**{given: notes}), run=run)
+    assert seen == ["meta"] * 7
 
 
 def test_the_toys_are_as_far_apart_as_they_say():

@@ -97,6 +97,17 @@ def test_a_mask_that_includes_some_stops_and_a_response_cut_off_early_is_right()
     assert codes(Rollout(responses=ids, mask=mask), run_of(pad=EOS)) == set()
 
 
+def test_stops_behind_the_first_and_a_template_beside_a_tool_are_right():
+    ids = torch.tensor([[5, EOS, EOS, EOS], [5, 5, 5, EOS]])
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()
+    assert codes(Rollout(responses=ids, mask=mask)) == set()
+    ids, tool = torch.full((1, 8), 5), torch.zeros(1, 8).bool()
+    tool[0, 3:5] = True
+    mask = ~tool
+    mask[0, 2] = mask[0, 5] = False
+    assert codes(Rollout(responses=ids, mask=mask, tool_mask=tool)) == set()
+
+
 def test_without_stops_nothing_is_said():
     ids, mask = responses(2)
     players = [Player(kind, Run()) for kind in MASKS]

@@ -220,6 +220,15 @@ def test_a_value_head_with_an_optimizer_of_its_own_is_owned():
     assert [breach.key for breach in found(alone, steps=5)] == ["not owned"]
 
 
+def test_updates_of_a_value_model_say_nothing_about_the_policy():
+    critic = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+    training = Training(OptimizerParameters)
+    training.step(updates=1)  # its gradients stay where they are
+    player = training.player
+    for _ in range(4):
+        assert player.step([Update(optimizer=critic, after=after) for after in (False, True)] * 3) == []
+
+
 # --- KLG843 ---------------------------------------------------------------------------------------------------
 
 

@@ -130,6 +130,12 @@ def test_an_excess_has_to_last_unless_it_is_extreme():
     assert [step for step, _ in play(RatioBounded, [[extreme]])] == [0]
 
 
+def test_an_extreme_spread_around_a_mean_of_one_is_told_at_once():
+    apart = torch.where(torch.arange(SHAPE[1]) % 2 == 0, 0.6, -2.5).expand(SHAPE)
+    (breach,) = found(RatioBounded, minibatch(apart))
+    assert breach.value > 0.5 and "mean ratio is 0.9" in breach.message
+
+
 def test_a_stray_token_passes_and_an_overflow_is_told():
     one = torch.zeros(SHAPE)
     one[0, 0] = math.log(12)
@@ -170,6 +176,8 @@ def test_a_reported_fraction_before_the_first_update(kind):
     assert breach.key == "first"
     assert found(ClipFraction, first(0.0, 0.0)) == []
     assert found(ClipFraction, first(0.5, 1.0)) == []  # KLG831's business
+    later = minibatch(0.1, clip_range=0.2, reported={"clip_fraction": kind(0.25)})
+    assert found(ClipFraction, later) == []
 
 
 def test_windows_survive_a_restart():
@@ -188,7 +196,7 @@ def scoring(change=None, name="policy"):
     mask = torch.ones(SHAPE, dtype=torch.bool)
     mask[:, -1] = False
     for tensor in values.values():
-        tensor[0, -1], tensor[1, -1], tensor[2, -1] = torch.nan, torch.inf, 5.0
+        tensor[:4, -1] = torch.tensor([torch.nan, torch.inf, 5.0, -torch.inf])
     if change is not None:
         values[name][2, 3] = change
     return Scoring(

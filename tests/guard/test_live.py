@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 
 from klguard.check import check_source  # noqa: E402
 from klguard.guard.caller import caller, spot  # noqa: E402
-from klguard.guard.frameworks.capture import Prepared, capturing  # noqa: E402
+from klguard.guard.frameworks.capture import Capture, Prepared  # noqa: E402
 from klguard.guard.live import Call, dropout, findings, in_force, read_generate, read_object  # noqa: E402
 from klguard.guard.plain import as_ids, plain  # noqa: E402
 from klguard.settings import Context, Default, HopKind, Known, Opaque, Place, Site, SiteKind  # noqa: E402
@@ -49,8 +49,10 @@ def read(policy: nn.Module, *args: Any, prompts: Any = PROMPTS, **kwargs: Any) -
     """The site of one call of generate(), as the watcher reads it."""
     given = {"attention_mask": torch.ones_like(prompts), "pad_token_id": 0, "max_new_tokens": 3, **kwargs}
     prepared = Prepared()
-    with capturing(policy, prepared):
-        policy.generate(prompts, *args, **given)
+    capture = Capture(policy, prepared)
+    capture.begin()
+    policy.generate(prompts, *args, **given)
+    capture.end()
     call = Call.of(policy, (prompts, *args), given)
     return read_generate(
         policy, prepared.config, prepared.processors, prepared.criteria, place=PLACE, call=call

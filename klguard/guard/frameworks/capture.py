@@ -9,8 +9,7 @@ wrapper that takes note of the rows it ends.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,28 +124,35 @@ def _tapped(original: Callable[..., Any], take: Callable[..., None], attempt: At
     return tapped
 
 
-@contextmanager
-def capturing(model: nn.Module, prepared: Prepared) -> Iterator[None]:
-    """Wrap the preparing methods of `model`, as instance attributes, for the time of the context.
+class Capture:
+    """Wraps the preparing methods of a model, as instance attributes, between `begin` and `end`.
 
     A release without one of the methods is left alone; so is an attribute that somebody changed meanwhile.
     """
-    takes = {PREPARES: prepared.take_config, STOPS: prepared.take_criteria}
-    takes |= dict.fromkeys(BUILDS, prepared.take_processors)
-    own = vars(model)
-    before: dict[str, Any] = {}
-    placed: dict[str, Any] = {}
-    try:
+
+    def __init__(self, model: nn.Module, prepared: Prepared) -> None:
+        self.model, self.prepared = model, prepared
+        self._placed: list[tuple[str, Any, Any]] = []
+
+    def begin(self) -> None:
+        """Place the wrappers."""
+        takes = {PREPARES: self.prepared.take_config, STOPS: self.prepared.take_criteria}
+        takes |= dict.fromkeys(BUILDS, self.prepared.take_processors)
+        own = vars(self.model)
         for name, take in takes.items():
-            original = getattr(model, name, None)
+            original = getattr(self.model, name, None)
             if callable(original):
-                before[name] = own.get(name)
-                placed[name] = own[name] = _tapped(original, take, prepared.attempt)
-        yield
-    finally:
-        for name, wrapper in placed.items():
+                wrapper = _tapped(original, take, self.prepared.attempt)
+                self._placed.append((name, wrapper, own.get(name)))
+                own[name] = wrapper
+
+    def end(self) -> None:
+        """Put back what was there; also after a beginning that failed half way."""
+        own = vars(self.model)
+        for name, wrapper, before in self._placed:
             if own.get(name) is wrapper:
-                if before[name] is None:
+                if before is None:
                     del own[name]
                 else:
-                    own[name] = before[name]
+                    own[name] = before
+        self._placed = []

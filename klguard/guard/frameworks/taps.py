@@ -1,27 +1,53 @@
 """What is put on a model to watch it: a forward hook, and a generate() of its own.
 
-A loop may copy or pickle its model while it is watched (a reference made from the policy, a checkpoint). The
-copy is not watched, and holds nothing of the guard.
+This is the outer skin of the watching, like the shield: the model calls it, and whatever it calls of the guard's
+own goes through `attempt`. A loop may copy or pickle its model while it is watched (a reference made from the
+policy, a checkpoint). The copy is not watched, and holds nothing of the guard.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import update_wrapper
 from types import MethodType
 from typing import Any, Protocol
 
+import torch
 from torch import nn
+
+from klguard.guard.frameworks.capture import Capture, Prepared
+from klguard.guard.shield import Shielded, shielded
 
 
 class Watching(Protocol):
-    """Who watches."""
+    """Who watches. `listener` is told of boundaries; `paused` switches the watching off for a time."""
+
+    listener: Any
+    paused: bool
+
+    def begins_a_step(self) -> bool:
+        """Whether the coming call of generate() begins a new step, after one that is over."""
+
+    def drawn(self, prepared: Prepared, args: tuple, kwargs: dict, output: Any) -> None:
+        """generate() returned `output`."""
 
     def passed(self, role: str, args: tuple, kwargs: dict, output: Any) -> None:
-        """A forward pass is over."""
+        """A forward pass outside of generate() is over."""
 
-    def generate(self, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        """Run `original`, and return what it returns."""
+
+@shielded()
+def _behind(listener: Shielded, work: Callable[..., Any], *args: Any) -> Any:
+    return work(*args)
+
+
+def attempt(listener: Any, work: Callable[..., Any], *args: Any) -> Any:
+    """What `work` returns; None where it failed and the listener, if it is shielded, took the failure."""
+    return _behind(listener, work, *args) if isinstance(listener, Shielded) else work(*args)
+
+
+_INSIDE = threading.local()
+"""How many calls of a watched generate() this thread is in."""
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -39,7 +65,10 @@ class Tap:
         self.watcher, self.role = watcher, role
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        self.watcher.passed(self.role, args, kwargs, output)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return  # no real pass
+        if not self.watcher.paused and not getattr(_INSIDE, "generate", 0):
+            attempt(self.watcher.listener, self.watcher.passed, self.role, args, kwargs, output)
 
     def __deepcopy__(self, memo: dict) -> Callable[..., None]:
         return _nothing
@@ -80,7 +109,9 @@ class Generate:
     ) -> None:
         update_wrapper(self, original)
         self.watcher, self.model, self.original, self.displaced = watcher, model, original, displaced
-        self.removed = False
+        self.removed = self._failed = False
+        self._drawn_under = 0
+        self._busy = threading.Lock()
 
     def remove(self) -> None:
         """Put back what was there, unless somebody has replaced this one meanwhile; who does it for them
@@ -97,10 +128,52 @@ class Generate:
             own["generate"] = below
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.watcher.generate(self.original, args, kwargs)
+        """What the original returns. A call from inside another one, or beside one, is not told of."""
+        watcher = self.watcher
+        if self.removed or watcher.paused or not self._busy.acquire(blocking=False):
+            return self.original(*args, **kwargs)
+        try:
+            self._tell_of_a_boundary()
+            prepared = Prepared(attempt=self._attempt)
+            output = self._captured(prepared, args, kwargs)
+            self._attempt(watcher.drawn, prepared, args, kwargs, output)
+            return output
+        finally:
+            self._busy.release()
+
+    def _captured(self, prepared: Prepared, args: tuple, kwargs: dict) -> Any:
+        """What the original returns, with what it prepares noted in `prepared`."""
+        capture = Capture(self.model, prepared)
+        _INSIDE.generate = getattr(_INSIDE, "generate", 0) + 1
+        try:
+            self._attempt(capture.begin)
+            return self.original(*args, **kwargs)
+        finally:
+            _INSIDE.generate -= 1
+            capture.end()
+
+    def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:
+        """As `attempt`; remembers that something failed."""
+        results: list[Any] = []
+        attempt(self.watcher.listener, lambda: results.append(work(*args)))
+        self._failed = self._failed or not results
+        return results[0] if results else None
+
+    def _tell_of_a_boundary(self) -> None:
+        """Tell that a step is over, if it is. What has failed before still tells, whenever weights have changed
+        between two calls: other ranks may be waiting for this one to say that it does not go on."""
+        before, self._drawn_under = self._drawn_under, _changes(self.model)
+        over = self._attempt(self.watcher.begins_a_step)
+        if over or (self._failed and before != self._drawn_under):
+            self.watcher.listener.boundary()
 
     def __deepcopy__(self, memo: dict) -> Any:
         return MethodType(type(self.model).generate, memo.get(id(self.model), self.model))
 
     def __reduce__(self) -> tuple:
         return getattr, (self.model, "generate")
+
+
+def _changes(model: nn.Module) -> int:
+    """How often the weights were written to, as far as torch counts it."""
+    return sum(0 if weight.is_inference() else weight._version for weight in model.parameters())

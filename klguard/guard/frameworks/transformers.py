@@ -5,9 +5,8 @@ value heads and torch.compile. The loop gets what it would have got, and nothing
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from klguard.guard import live
 from klguard.guard.caller import spot
 from klguard.guard.events import Rollout
-from klguard.guard.frameworks.capture import Prepared, capturing
+from klguard.guard.frameworks.capture import Prepared
 from klguard.guard.frameworks.memory import POLICY, REFERENCE, Memory, Recognised
 from klguard.guard.frameworks.taps import CompiledTap, Generate, Tap
 from klguard.guard.frameworks.wrappers import adapter_layer, adapters_in_use, chain, generator, hookable
@@ -27,8 +26,7 @@ from klguard.settings import Site
 
 
 class Listener(Protocol):
-    """Who is told. What the watcher itself works out runs through `safely(work, *arguments)`, where the listener
-    has such a method, so that the listener decides what becomes of a failure."""
+    """Who is told. Failures of the watcher's own are taken by a listener that is a `Shielded`, else raised."""
 
     @property
     def version(self) -> int:
@@ -81,11 +79,7 @@ class Watcher:
         self._layer: nn.Module | None = None
         self._hooks: list[Any] = []
         self._wrapper: Generate | None = None
-        self._blind = False
-        self._drawn_under = 0
         self._last: dict[str, tuple[Any, int, tuple[str, ...]]] = {}
-        self._generating = threading.Lock()
-        self._inside = threading.local()
         self.paused = False
 
     # -- coming and going --------------------------------------------------------------------------------------
@@ -129,49 +123,9 @@ class Watcher:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:
-        """What `work` returns; None where it failed and the listener took the failure."""
-        safely = getattr(self.listener, "safely", None)
-        if safely is None:
-            return work(*args)
-        results: list[Any] = []
-        safely(lambda: results.append(work(*args)))
-        self._blind = self._blind or not results
-        return results[0] if results else None
-
     # -- generate() --------------------------------------------------------------------------------------------
 
-    def generate(self, original: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        """Run the model's own generate() and tell of it; a call from inside another one is left alone."""
-        assert self.model is not None
-        if self._wrapper is None or self.paused or not self._generating.acquire(blocking=False):
-            return original(*args, **kwargs)
-        try:
-            self._tell_of_a_boundary()
-            prepared = Prepared(attempt=self._attempt)
-            self._inside.generate = True
-            try:
-                with capturing(self.model, prepared):
-                    output = original(*args, **kwargs)
-            finally:
-                self._inside.generate = False
-            with _aside():
-                told = self._attempt(self._drawn, prepared, args, kwargs, output)
-                if told is not None:
-                    self.listener.generated(*told)
-            return output
-        finally:
-            self._generating.release()
-
-    def _tell_of_a_boundary(self) -> None:
-        """Tell that a step is over, if it is. What has failed before still tells, whenever weights have changed
-        between two calls: other ranks may be waiting for this one to say that it does not go on."""
-        before, self._drawn_under = self._drawn_under, _changes(self.policy)
-        over = self._attempt(self._begins_a_step)
-        if over or (self._blind and before != self._drawn_under):
-            self.listener.boundary()
-
-    def _begins_a_step(self) -> bool:
+    def begins_a_step(self) -> bool:
         """Whether tokens drawn by other weights than the present ones were scored; such rollouts are forgotten."""
         version = self.listener.version
         over = any(group.seen and group.version != version for group in self.memory.groups)
@@ -184,13 +138,18 @@ class Watcher:
         found = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
         return found if isinstance(found, Tensor) and found.dim() == 2 else None
 
-    def _drawn(
-        self, prepared: Prepared, args: tuple, kwargs: dict, output: Any
-    ) -> tuple[Rollout, Site] | None:
-        """What to tell of a call that returned."""
+    def drawn(self, prepared: Prepared, args: tuple, kwargs: dict, output: Any) -> None:
+        """Remember what generate() returned, and tell of it."""
         sequences = self._sequences(output)
         if sequences is None or sequences.dtype.is_floating_point:
-            return None
+            return
+        with _aside():
+            self.listener.generated(*self._rollout(sequences, prepared, args, kwargs))
+
+    def _rollout(
+        self, sequences: Tensor, prepared: Prepared, args: tuple, kwargs: dict
+    ) -> tuple[Rollout, Site]:
+        """What to tell of a call that returned `sequences` (B, L)."""
         assert self.model is not None
         call = live.Call.of(self.model, args, kwargs)
         where = spot()
@@ -243,14 +202,12 @@ class Watcher:
 
     def passed(self, role: str, args: tuple, kwargs: dict, output: Any) -> None:
         """A forward pass of a watched model is over."""
-        if self.paused or getattr(self._inside, "generate", False) or not self.memory.groups or _traced():
-            return
-        found = self._attempt(self._scoring, role, args, kwargs, output)
+        found = self._scoring(role, args, kwargs, output) if self.memory.groups else None
         if found is None:
             return
         role, ids, logits, groups = found
         with _aside():
-            for recognised in self._attempt(self.memory.recognise, ids, groups, role) or ():
+            for recognised in self.memory.recognise(ids, groups, role):
                 self._tell(role, ids, logits, recognised)
 
     def _scoring(
@@ -303,7 +260,7 @@ class Watcher:
         logprobs = self.listener.scored(role, scores, tokens, found.mask, context, group.handle)
         if self.reference is None and self._layer is None:
             return
-        pair = self._attempt(self._paired, role, scores, tokens, logprobs, found)
+        pair = self._paired(role, scores, tokens, logprobs, found)
         if pair is not None:
             self.listener.paired(*pair)
 
@@ -329,16 +286,6 @@ def _aside() -> Iterator[None]:
     """A place to measure: no graph, and ordinary tensors also where the loop is in inference mode."""
     with torch.inference_mode(False), torch.no_grad():
         yield
-
-
-def _changes(model: nn.Module) -> int:
-    """How often the weights were written to, as far as torch counts it."""
-    return sum(0 if weight.is_inference() else weight._version for weight in model.parameters())
-
-
-def _traced() -> bool:
-    """Whether the forward pass is being compiled or traced, and is no real one."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _logits(output: Any, ids: Tensor) -> Tensor | None:

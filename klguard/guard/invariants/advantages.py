@@ -11,7 +11,7 @@ from torch import Tensor
 from klguard.findings import Severity
 from klguard.guard.events import Advantages, Event, Preflight
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant
-from klguard.guard.invariants.measuring import kept
+from klguard.guard.invariants.measuring import home, kept
 from klguard.guard.kl import valid_tokens
 from klguard.guard.ledger import Readings
 
@@ -217,6 +217,7 @@ class GAETerminal(Invariant):
         rewards = torch.tensor([[0.1, -0.2, 1.0, 0.0, 0.0], [0.3, 1.0, 0.0, 0.0, 0.0]])
         values = torch.tensor([[0.5, 0.4, 0.3, 0.0, 0.0], [0.2, 0.6, 0.0, 0.0, 0.0]])
         mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
+        rewards, values, mask = (one.to(home(self.run.policy)) for one in (rewards, values, mask))
         loud = torch.where(mask, values, 7.0)
         with torch.no_grad():
             clean = self._called(event, rewards, values, mask)

@@ -134,7 +134,9 @@ class CacheInTraining(Invariant):
                 key="cache",
             )
         model = models.inner(self.run.policy)
-        checkpointing = getattr(model, "is_gradient_checkpointing", False)
+        checkpointing = getattr(model, "is_activation_checkpointing", None)
+        if checkpointing is None:  # its name before transformers 5, which warns of it now
+            checkpointing = getattr(model, "is_gradient_checkpointing", False)
         if checkpointing and self._is(event.settings.facts.get("train_mode"), True):
             yield Breach(
                 "generate() ran in train mode with gradient checkpointing, which takes its cache away",

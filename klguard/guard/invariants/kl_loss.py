@@ -11,6 +11,7 @@ from torch import Tensor
 from klguard.findings import Severity
 from klguard.guard.events import Event, Minibatch, Preflight, Rewards
 from klguard.guard.invariants.invariant import Breach, Invariant
+from klguard.guard.invariants.measuring import home
 
 TOYS = (
     ((1.0, 0.0, -1.0), (-0.5, 0.2, 0.3)),
@@ -24,13 +25,16 @@ _PROXY = 0.5
 
 
 def expected_gradients(
-    kl_loss: Callable[..., Tensor], logits: tuple[float, ...], reference: tuple[float, ...]
+    kl_loss: Callable[..., Tensor],
+    logits: tuple[float, ...],
+    reference: tuple[float, ...],
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor, float] | None:
     """On a toy policy: the expectation over sampled tokens of the loss term's gradient, the gradient of the
     reverse KL itself, both (3,), and the mean norm of a single token's gradient. No sampling: the expectation
     is the sum over tokens. None when no token's loss has a gradient."""
-    theta = torch.tensor(logits, requires_grad=True)
-    log_q = torch.tensor(reference).log_softmax(0)
+    theta = torch.tensor(logits, device=device, requires_grad=True)
+    log_q = torch.tensor(reference, device=device).log_softmax(0)
     log_p = theta.log_softmax(0)
     (true,) = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(), theta)
     expected, norm, found = torch.zeros_like(true), 0.0, False
@@ -60,7 +64,7 @@ class KLLossGradient(Invariant):
             return
         self.exercised = True
         with torch.enable_grad():
-            measured = [expected_gradients(event.kl_loss, *toy) for toy in TOYS]
+            measured = [expected_gradients(event.kl_loss, *toy, home(self.run.policy)) for toy in TOYS]
         if any(one is None for one in measured):
             yield Breach(
                 "the KL loss has no gradient with respect to the log-probs of the policy",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from klguard.guard.kl import valid_tokens
 
@@ -26,6 +26,12 @@ def ids(values: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """Row or group numbers (B,) as int64 on `device`."""
     given = values if isinstance(values, Tensor) else torch.tensor(list(values), dtype=torch.int64)
     return given.detach().flatten().to(device=device, dtype=torch.int64, non_blocking=True)
+
+
+def home(policy: nn.Module | None) -> torch.device:
+    """Where the policy is, for trying the loop's own functions: they may bring tensors from there."""
+    first = next(policy.parameters(), None) if policy is not None else None
+    return torch.device("cpu") if first is None else first.device
 
 
 def last_valid(valid: Tensor) -> Tensor:

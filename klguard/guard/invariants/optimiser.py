@@ -155,6 +155,7 @@ class OptimizerParameters(Invariant):
         super().__init__(run)
         self._before: WeakKeyDictionary[torch.optim.Optimizer, list[Tensor]] = WeakKeyDictionary()
         self._owned: set[int] = set()
+        self._owning = False
         self._last_step = -1
         self._steps = 0
         self._still, self._still_rough = Consecutive(2), Consecutive(20)
@@ -185,6 +186,11 @@ class OptimizerParameters(Invariant):
     def measure(self, event: Event) -> None:
         policy, optimizer = self.run.policy, event.optimizer
         if policy is None or event.after:
+            return
+        mine = names(self.run)
+        owns = any(id(p) in mine for p in parameters_of(optimizer))
+        self._owning = self._owning or owns
+        if self._owning and not owns:  # of a value model: it says nothing about the policy
             return
         moving = any(isinstance(g["lr"], Tensor) or g["lr"] > 0 for g in optimizer.param_groups if "lr" in g)
         tensors = spread([p for p in policy.parameters() if p.requires_grad and p.numel()], self.TENSORS)
@@ -292,7 +298,7 @@ class Scheduling(Invariant):
     code = "KLG846"
     watches = (Update,)
     maxima = ("excess",)
-    TENSORS, ELEMENTS, FACTOR = 8, 65536, 10.0
+    TENSORS, ELEMENTS, FACTOR = 8, 16384, 10.0
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from klguard.guard.events import KL, Event, Preflight, Rewards, StepEnd
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
-from klguard.guard.invariants.measuring import Consecutive, kept, last_valid, scalar
+from klguard.guard.invariants.measuring import Consecutive, home, kept, last_valid, scalar
 from klguard.guard.kl import ESTIMATORS, estimate, valid_tokens
 from klguard.guard.ledger import Readings
 
@@ -51,9 +51,9 @@ class ScorePlacement(Invariant):
         errors = torch.stack([(one - expected).abs().amax(1) for one in (plus, minus)])
         error = errors.amin(0)
         wrong = some & (error > tolerance)
-        # the sign of beta that explains more of the tokens that get no score
+        # the sign of beta that explains more of the tokens
         unexplained = torch.stack(
-            [((one.abs() > tolerance[:, None]) & ~last).sum(1) for one in (plus, minus)]
+            [((one - expected).abs() > tolerance[:, None]).sum(1) for one in (plus, minus)]
         )
         residual = torch.where(unexplained[0] <= unexplained[1], plus.sum(1), minus.sum(1))
         told = wrong & (score.abs() > 4 * tolerance)
@@ -103,7 +103,7 @@ class PenaltySign(Invariant):
         if not isinstance(event, Preflight) or event.reward is None:
             return
         self.exercised = True
-        kl = torch.tensor([0.0, 0.25, 0.5, 1.0])
+        kl = torch.tensor([0.0, 0.25, 0.5, 1.0], device=home(self.run.policy))
         with torch.no_grad():
             totals = torch.as_tensor(event.reward(torch.full_like(kl, 0.1), kl)).double().flatten()
         slope = float(totals[-1] - totals[0])
