@@ -245,7 +245,7 @@ class Actor:
             self.sampler = with_dropout(original, float(case.fault.partition("=")[2]))
         self.generator = torch.Generator().manual_seed(seed)
         self.keywords = case.keywords(original, self.common)
-        self.optimizer = torch.optim.Adam(self.policy.model.parameters(), lr=2e-3)
+        self.optimizer = torch.optim.Adam(self.policy.model.parameters(), lr=7e-4)
 
     def batch(self, count: int) -> Scored:
         """`count` responses, drawn by the sampler and scored by the policy."""

@@ -35,6 +35,11 @@ PIT_MEMORY = 0.9
 """Share of the adaptive bet's counts that is kept from one step to the next."""
 BANNED_PRIOR = 0.05
 
+FIGURES = 4
+"""Sums beside the components': surplus, its squares, how many, and the entropy of the tested rows."""
+SURPLUS_ERRORS, SURPLUS_NATS = 4.0, 0.1
+"""How far the mean surplus may be from 0, in standard errors plus nats, when the logits really are one off."""
+
 CPU_BUDGET = 16 * 2**20
 """Bytes of temporaries on the CPU: more than that leaves its cache and is slower."""
 
@@ -97,6 +102,8 @@ class Evidence:
         self._density: Tensor | None = None
         self._seen: set[str] = set()
         self._under_way = 0
+        self._surplus = (0.0, 0.0, 0.0)
+        self.entropy: float | None = None
         self.tokens = 0
         self.nonfinite = 0
 
@@ -114,13 +121,13 @@ class Evidence:
 
     @property
     def width(self) -> int:
-        """Length of `pending`: components, PIT counts, tested tokens, rows that could not be tested."""
-        return len(self.names) + PIT_BINS + 2
+        """Length of `pending`: components, PIT counts, figures, tested tokens, rows that could not be tested."""
+        return len(self.names) + PIT_BINS + FIGURES + 2
 
     @property
     def pending(self) -> Tensor:
         """(width,) float64 sums of this step, on the device of the rows:
-        [log-ratio of every component | PIT counts | tested tokens | valid rows with NaN or +inf]."""
+        [log-ratio of every component | PIT counts | figures | tested tokens | valid rows with NaN or +inf]."""
         if self._pending is None:
             return torch.zeros(self.width, dtype=torch.float64)
         return self._pending
@@ -190,7 +197,7 @@ class Evidence:
         ratios.append((overlap @ self._density_on(overlap.device)).log().unsqueeze(1))
         gains = self._gains(torch.cat(ratios, 1), rows.usable, log1p_eps)
         counts = torch.where(rows.usable.unsqueeze(1), overlap, 0.0).sum(0)
-        self._add(gains, counts, rows.usable.sum(), rows.unusable)
+        self._add(gains, counts, self._figures(rows), rows.usable.sum(), rows.unusable)
         self._banned.add(rows, log1p_eps)
 
     @torch.inference_mode(False)
@@ -223,7 +230,9 @@ class Evidence:
                 ratios[:, column : column + 1] = h.from_log_probs(flat, logprob)
             column += len(h.names)
         gains = self._gains(ratios, usable, log1p_eps)
-        self._add(gains, gains.new_zeros(PIT_BINS), usable.sum(), (valid & ~usable).sum())
+        self._add(
+            gains, gains.new_zeros(PIT_BINS), gains.new_zeros(FIGURES), usable.sum(), (valid & ~usable).sum()
+        )
 
     def _gains(self, ratios: Tensor, usable: Tensor, log1p_eps: float) -> Tensor:
         """(C,) float64 sum over rows of g, from log L of shape (n, C)."""
@@ -234,10 +243,27 @@ class Evidence:
         gains = torch.where(exact, ratios, mixed).clamp_(FLOOR, CEILING) - log1p_eps
         return torch.where(ratios.isnan() | ~usable.unsqueeze(1), 0.0, gains).sum(0)
 
-    def _add(self, gains: Tensor, counts: Tensor, tested: Tensor, unusable: Tensor) -> None:
+    def _add(
+        self, gains: Tensor, counts: Tensor, figures: Tensor, tested: Tensor, unusable: Tensor
+    ) -> None:
         assert self._pending is not None
-        sums = torch.cat([gains, counts, torch.stack([tested, unusable]).to(torch.float64)])
+        sums = torch.cat([gains, counts, figures, torch.stack([tested, unusable]).to(torch.float64)])
         self._pending += sums.to(self._pending.device, non_blocking=True)
+
+    @staticmethod
+    def _figures(rows: Rows) -> Tensor:
+        """(FIGURES,) sums: surplus, its square, rows that have one, entropy.
+
+        The surplus of a row is log p_t(x_{t-1}) + H(p_t): what the logits say of the token before them, measured
+        against what they say of their own draws. Its mean is 0 when x_{t-1} was drawn from p_t, which is what
+        `shift+1` claims. It is not when a policy merely likes to repeat itself.
+        """
+        entropy = torch.where(rows.usable, rows.entropy, 0.0)
+        if rows.before is None:
+            return torch.cat([entropy.new_zeros(3), entropy.sum()[None]])
+        told = rows.usable & rows.before.isfinite()
+        surplus = torch.where(told, rows.before.to(torch.float64) + rows.entropy, 0.0)
+        return torch.stack([surplus.sum(), surplus.square().sum(), told.sum().to(torch.float64), entropy.sum()])
 
     def _density_on(self, device: torch.device) -> Tensor:
         """(PIT_BINS,) the adaptive bet of this step, fixed by the counts of previous steps; its mean is 1."""
@@ -269,8 +295,12 @@ class Evidence:
             raise ValueError(f"sums of shape {tuple(totals.shape)}, expected ({self.width},): give `pending`")
         components = len(self.names)
         self._mixture.advance(totals[:components])
-        self._pit_counts = PIT_MEMORY * self._pit_counts + totals[components : components + PIT_BINS].cpu()
+        counts = totals[components : components + PIT_BINS].cpu()
+        self._pit_counts = PIT_MEMORY * self._pit_counts + counts
         self._density = None
+        *surplus, entropy = totals[components + PIT_BINS : components + PIT_BINS + FIGURES].tolist()
+        self._surplus = tuple(PIT_MEMORY * old + new for old, new in zip(self._surplus, surplus, strict=True))
+        self.entropy = entropy / float(counts.sum()) if counts.sum() > 0 else None
         self.tokens += int(totals[-2])
         self.nonfinite += int(totals[-1])
         if banned is not None:
@@ -317,11 +347,14 @@ class Evidence:
     def causes(self) -> dict[str, float]:
         """Posterior weight of each cause, largest first; they sum to 1. Before any data, the prior.
 
-        Diagnostics take part once the evidence, which does not contain them, has reached ln(1/alpha).
+        Diagnostics take part once the evidence, which does not contain them, has reached ln(1/alpha), and
+        `shift+1` only where the tokens look drawn from the neighbours' logits.
         The weight of all banned tokens together stands under the likeliest of them.
         """
         crossed = self.log_evidence >= -math.log(self.alpha)
         weighted = (self._log_naming if crossed else self._log_prior) + self._mixture.log_values
+        if not self._one_off():
+            weighted = torch.where(torch.tensor([n == "shift+1" for n in self.names]), -math.inf, weighted)
         log_banned, best, token = self._banned_summary
         weighted = torch.cat([weighted, weighted.new_tensor([self._log_banned_prior + log_banned])])
         banned = f"banned_token={token}" if best > 1.0 else "banned_token"
@@ -330,6 +363,15 @@ class Evidence:
             if crossed or weight > 0.0:
                 causes[name] = causes.get(name, 0.0) + weight
         return dict(sorted(causes.items(), key=lambda item: -item[1]))
+
+    def _one_off(self) -> bool:
+        """Whether the mean surplus (see `_figures`) is 0 up to chance."""
+        total, squares, count = self._surplus
+        if count < 2:
+            return True
+        mean = total / count
+        error = math.sqrt(max(squares / count - mean**2, 0.0) / count)
+        return abs(mean) <= SURPLUS_ERRORS * error + SURPLUS_NATS
 
     @property
     def blind(self) -> dict[str, str]:
@@ -348,6 +390,7 @@ class Evidence:
             "mixture": self._mixture.state_dict(),
             "pending": self.pending.cpu().clone(),
             "pit_counts": self._pit_counts.clone(),
+            "surplus": list(self._surplus),
             "tokens": self.tokens,
             "nonfinite": self.nonfinite,
             "vocabulary": self._vocabulary,
@@ -374,6 +417,7 @@ class Evidence:
         self._pending = state["pending"].to(device).clone()
         self._pit_counts = state["pit_counts"].clone()
         self._density = None
+        self._surplus = tuple(state["surplus"])
         self.tokens = int(state["tokens"])
         self.nonfinite = int(state["nonfinite"])
         self._vocabulary = state["vocabulary"] if state["vocabulary"] is not None else self._vocabulary

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from klguard.findings import Finding
 from klguard.guard import events, kl, options, shapes
 from klguard.guard.evidence import Evidence
-from klguard.guard.hooks import OptimizerHooks, extra_forward
+from klguard.guard.hooks import extra_forward
 from klguard.guard.invariants import Run
 from klguard.guard.listening import HALF, Listening, as_mask, detached, event_of
 from klguard.guard.live import caller, findings, read_object
@@ -130,7 +130,6 @@ class Guard(Listening):
             tolerance=tolerance,
         )
         self._depth = 0
-        self._hooks = OptimizerHooks(self)
         self.watch(
             optimizer=optimizer,
             scheduler=scheduler,
@@ -196,7 +195,7 @@ class Guard(Listening):
             self._look_at_setup()
         except BaseException:
             self._leave()
-            self.close("raised")
+            self._end_journal("raised")
             raise
         return self
 
@@ -212,7 +211,12 @@ class Guard(Listening):
         finally:
             self._leave()
             if self._aside:
-                self.close("raised" if failing else "finished")
+                self._end_journal("raised" if failing else "finished")
+
+    def _end_journal(self, outcome: str) -> None:
+        """Where no shield is left, or none is wanted: another error is on its way."""
+        with contextlib.suppress(Exception):
+            self.close(outcome)
 
     def _leave(self) -> None:
         with self._lock:

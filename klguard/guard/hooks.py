@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 if TYPE_CHECKING:
-    from klguard.guard.guard import Guard
+    from klguard.guard.listening import Listening
 
 
 class OptimizerHooks:
@@ -20,7 +20,7 @@ class OptimizerHooks:
     optimizers named by `watch` are seen also when it is not installed.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Listening) -> None:
         self._guard = guard
         self._named: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._own: WeakKeyDictionary[torch.optim.Optimizer, bool] = WeakKeyDictionary()
@@ -38,6 +38,11 @@ class OptimizerHooks:
         self._named.add(inner)
         self._handles.append(inner.register_step_pre_hook(self._before))
         self._handles.append(inner.register_step_post_hook(self._after))
+
+    @property
+    def active(self) -> bool:
+        """Whether the policy's updates are seen."""
+        return bool(self._global) or bool(self._named)
 
     def install(self) -> None:
         """See all optimizers of the policy."""
@@ -87,7 +92,7 @@ class OptimizerHooks:
 
 
 def extra_forward(
-    guard: Guard, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    guard: Listening, model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> Tensor:
     """Logits (B, L, V) of one more forward pass, which leaves random state as it was and which the guard itself
     does not take for one of the loop's."""

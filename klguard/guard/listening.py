@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from klguard.guard import events, kl
+from klguard.guard.hooks import OptimizerHooks
 from klguard.guard.live import caller, findings
 from klguard.guard.shield import LOG, callers, shielded
 from klguard.guard.telling import Telling
@@ -58,6 +59,7 @@ class Listening(Telling):
         self._begun = False
         self._said_blind = False
         self._watcher: Any = None
+        self._hooks = OptimizerHooks(self)
         self._sends = 0
         self._by_hand: set[str] = set()
         self._first_step_over = False
@@ -221,10 +223,12 @@ class Listening(Telling):
         return self._paired_by == source
 
     def _weights(self) -> tuple[int, int]:
-        """Changes whenever the policy's weights do, as far as it can be seen without looking at them."""
+        """Changes whenever the policy's weights do, as far as it can be seen without looking at them: by the
+        updates that the guard is told of, else by torch's count of writes (which sharding disturbs)."""
         policy = self.policy
-        counters = 0 if policy is None else sum(parameter._version for parameter in policy.parameters())
-        return self.version, counters
+        if policy is None or self._hooks.active:
+            return self.version, 0
+        return self.version, sum(parameter._version for parameter in policy.parameters())
 
     def _eps(self, dtype: torch.dtype, separate_engine: bool) -> float:
         if self._tolerance is not None:

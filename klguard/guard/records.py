@@ -50,7 +50,7 @@ def step_record(works: Works, outcome: Outcome, seconds: float) -> dict[str, Any
         "kl_per_sequence": mean,
         "kl_standard_error": error,
         "exact_kl_per_token": kl.mean("exact", "tested"),
-        "entropy": readings.mean("entropy", "entropy_tokens"),
+        "entropy": evidence.entropy,
         "log_evidence": evidence.log_evidence,
         "causes": dict(list(evidence.causes.items())[:_TOP]),
         "bias_per_sequence": harm.nats_per_sequence if harm else None,

@@ -125,7 +125,8 @@ class Rows:
     reference, sampler, stale: (n,) log-prob of the token under the reference policy, as the inference engine
     reported it, under the previous weights; None where not given.
     earlier, later: (n,) log-prob of the token under the scored logits of the position before and after.
-    In these five, NaN says that there is none; whether there is must not depend on the token.
+    before: (n,) log-prob that this row's own logits give to the token of the position before.
+    In these six, NaN says that there is none; whether there is must not depend on the token.
     context: (n, c) ids before the token, prompt and response, -1 where there is nothing.
     eos: (e,) ids that end a response.
 
@@ -142,6 +143,7 @@ class Rows:
     stale: Tensor | None = None
     earlier: Tensor | None = None
     later: Tensor | None = None
+    before: Tensor | None = None
     context: Tensor | None = None
     eos: Tensor | None = None
 
@@ -159,6 +161,12 @@ class Rows:
                 whole = value is None or each.name == "eos"
                 parts[each.name] = value if whole else value[start : start + size]
             yield Rows(**parts)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """(n,) float64 entropy of each row's distribution, nats."""
+        # a clamp is cheaper than looking for the places where p = 0, and as good: 0 * -1e18 = 0
+        return -(self.spectrum.probabilities * self.log_probs.clamp(min=-1e18)).sum(1, dtype=torch.float64)
 
     @property
     def vocabulary(self) -> int:

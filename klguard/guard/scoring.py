@@ -35,6 +35,8 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
     tokens = event.tokens.clamp(0, vocabulary - 1)
     position = (event.mask.cumsum(1) - 1).clamp(min=0)
     earlier, later = _neighbours(event, tokens)
+    before = torch.full_like(later, torch.nan)
+    before[:, 1:] = later[:, :-1]
     context = time + (0 if event.context_ids is None else event.context_ids.shape[1])
     row_bytes = _BYTES_PER_ENTRY * vocabulary + working_bytes(vocabulary, context)
     size = min(rows_per_chunk(vocabulary, 4, budget, 1, device), max(1, budget // row_bytes))
@@ -55,6 +57,7 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
                 stale=_at(event.stale_logprobs, row, column),
                 earlier=earlier[row, column],
                 later=later[row, column],
+                before=before[row, column],
                 context=_context(event, row, column),
                 eos=stop,
             ),

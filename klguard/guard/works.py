@@ -78,7 +78,6 @@ class Works:
         sums, maxima = ["failed"], []
         sums += [f"local.{code}" for code in _LOCAL]
         sums += [f"rollout.{number}" for number in range(ROLLOUTS)]
-        sums += ["entropy", "entropy_tokens"]
         sums += [f"{figure}.{part}" for figure in FIGURES for part in ("sum", "count")]
         for invariant in self.invariants:
             own_sums, own_maxima = invariant.slots()
@@ -156,22 +155,11 @@ class Works:
         ends = None if stop is None else torch.tensor(stop).to(event.logits.device, non_blocking=True)
         for part in tested(event, self.thinning.choose(batch, time), ends, DEFAULT_BUDGET):
             self.evidence.gather(part.rows, eps=eps)
-            self._measure_entropy(part.rows.log_probs, part.rows.valid)
             if part.reference_log_probs is not None:
                 exact, variance = kl.exact_kl_moments(part.rows.log_probs, part.reference_log_probs)
                 chosen = part.rows.log_probs.gather(-1, part.rows.tokens[:, None]).squeeze(-1)
                 self._by_code["KLG601"].token_kls(exact, part.rows.valid)
                 self._by_code["KLG605"].tested(chosen - part.rows.reference, exact, variance, part.rows.valid)
-
-    def _measure_entropy(self, log_probs: Tensor, valid: Tensor) -> None:
-        entropy = -torch.where(log_probs.isfinite(), log_probs.exp() * log_probs, 0.0).sum(-1)
-        usable = valid & entropy.isfinite()
-        self.ledger.add("entropy", torch.where(usable, entropy, 0.0).double().sum())
-        self.ledger.add("entropy_tokens", usable.sum())
-
-    def look_at_mask(self, mask: Tensor) -> None:
-        """A mask, (B, T), as the loop handed it over, before it was taken for bool."""
-        self._by_code["KLG838"].masked(mask)
 
     def matched(self, handle: int, mask: Tensor) -> None:
         """Tokens of the rollout with this handle were scored: `mask` (B, T) says which."""

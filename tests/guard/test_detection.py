@@ -58,8 +58,9 @@ def test_what_is_harmless_is_not_found(name):
     assert figures["guard"]["found"] == 0.0
 
 
-def test_stale_weights_are_found_sooner_and_by_name_when_their_log_probs_are_given():
-    figures = detection.measure("weights one update old, their log-probs given", PLAN)
+def test_stale_weights_are_found_by_name_when_their_log_probs_are_given():
+    longer = detection.Plan(vocabulary=300, runs=2, tokens=6000, rival_tokens=300)
+    figures = detection.measure("weights one update old, their log-probs given", longer)
     assert figures["guard"]["found"] == 1.0
     assert figures["cause_right"] == 1.0, figures["causes_named"]
     assert figures["codes"]["KLG704"] == PLAN.runs

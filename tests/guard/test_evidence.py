@@ -98,6 +98,7 @@ class World:
             position=torch.arange(time).repeat(batch),
             earlier=earlier.flatten(),
             later=later.flatten(),
+            before=torch.cat([torch.full((batch, 1), math.nan), later[:, :-1]], 1).flatten(),
             context=context.flatten(0, 1),
             eos=torch.tensor([EOS]),
             **given,
@@ -793,6 +794,40 @@ def test_measuring_never_asks_for_a_value_and_stays_on_its_device():
     assert evidence.pending.shape == (evidence.width,) and summary.shape == (3,)
     with pytest.raises(RuntimeError):
         bool(evidence.pending[0] > 0)
+
+
+def test_a_policy_that_repeats_itself_is_not_taken_for_shifted_logits():
+    """Scored with noise (dropout in the scoring pass), a policy that gives the last token more than its due: the
+    logits after a token like that token, but not as if it had been drawn from them."""
+    generator = torch.Generator().manual_seed(5)
+    vocabulary, batch, time = 50, 16, 24
+    evidence = Evidence(vocabulary=vocabulary)
+    table = torch.randn(vocabulary, vocabulary, generator=generator) * 1.5 + 3.0 * torch.eye(vocabulary)
+    for _ in range(6):
+        tokens = torch.zeros(batch, time + 1, dtype=torch.long)
+        for t in range(time):
+            drawn = torch.multinomial(table[tokens[:, t]].softmax(-1), 1, generator=generator)
+            tokens[:, t + 1] = drawn[:, 0]
+        logits = table[tokens[:, :-1]]
+        logits = logits + 1.0 * torch.randn(logits.shape, generator=generator)
+        tokens = tokens[:, 1:]
+        own = torch.log_softmax(logits, -1)
+        later = torch.full((batch, time), math.nan)
+        later[:, :-1] = own[:, 1:].gather(-1, tokens[:, :-1, None]).squeeze(-1)
+        before = torch.cat([torch.full((batch, 1), math.nan), later[:, :-1]], 1)
+        rows = Rows(
+            logits=logits.flatten(0, 1),
+            log_probs=own.flatten(0, 1),
+            tokens=tokens.flatten(),
+            valid=torch.ones(batch * time, dtype=torch.bool),
+            position=torch.arange(time).repeat(batch),
+            later=later.flatten(),
+            before=before.flatten(),
+        )
+        evidence.gather(rows, eps=1e-4)
+        evidence.advance(evidence.pending, tuple(evidence.advance_banned(evidence.pending_banned).tolist()))
+    assert evidence.log_evidence > 20
+    assert evidence.causes.get("shift+1", 0.0) < 0.01
 
 
 def test_a_restored_state_follows_its_rows_to_their_device():

@@ -728,7 +728,7 @@ WORK = ("begins_a_step", "drawn", "passed", "_rollout", "_scoring", "_tell", "_p
 
 @pytest.mark.filterwarnings("ignore:the guard failed")
 @pytest.mark.parametrize(
-    "broken", [*WORK, "take_config", "take_processors", "take_criteria", "recognise", "begin"]
+    "broken", [*WORK, "take_config", "take_processors", "take_criteria", "recognise", "begin", "end"]
 )
 def test_failures_of_the_watching_stay_its_own(monkeypatch, broken):
     from klguard.guard.frameworks import capture
@@ -736,7 +736,7 @@ def test_failures_of_the_watching_stay_its_own(monkeypatch, broken):
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise ZeroDivisionError("planted")
 
-    owner = {"recognise": Memory, "begin": capture.Capture}.get(
+    owner = {"recognise": Memory, "begin": capture.Capture, "end": capture.Capture}.get(
         broken, capture.Prepared if broken.startswith("take") else Watcher
     )
     monkeypatch.setattr(owner, broken, fails)

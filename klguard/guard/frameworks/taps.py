@@ -150,7 +150,14 @@ class Generate:
             return self.original(*args, **kwargs)
         finally:
             _INSIDE.generate -= 1
+            self._end(capture)
+
+    def _end(self, capture: Capture) -> None:
+        """Take the capture off the model, also where the guard has stepped aside meanwhile."""
+        try:
             capture.end()
+        except Exception as error:  # noqa: BLE001  the listener decides what becomes of it
+            self._attempt(_raise, error)
 
     def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:
         """As `attempt`; remembers that something failed."""
@@ -172,6 +179,10 @@ class Generate:
 
     def __reduce__(self) -> tuple:
         return getattr, (self.model, "generate")
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _changes(model: nn.Module) -> int:
