@@ -302,7 +302,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG837", "clamp-binds", 33, "ratio",
         "clamps on log-ratio and KL hardly ever bind",
-        "at most 1e-4 of the tokens of 5 steps, or 4 tokens, at |d| >= 20 or k3 >= 10", EVERY,
+        "at most 1e-4 of the tokens of 5 steps, or 4 tokens, at |d| >= 20", EVERY,
         "the KL gradient vanishes exactly where the policy drifted most",
         "find the tokens with impossible log-probs: masked positions, another tokenizer, another model", WARNING,
     ),

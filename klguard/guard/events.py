@@ -191,7 +191,8 @@ class Minibatch(Event):
     first       no update happened since the rollout was scored.
     by_construction  old is the very memory of new: the ratio is 1 whatever the loop does.
     rows        ids of the rows; epoch from 0.
-    reported    the loop's own figures: any of ratio, approx_kl (k3 of old and new), entropy (its mean), kl, clip_fraction.
+    reported    the loop's own figures: any of ratio, approx_kl (k3 of old and new), entropy (its mean), kl,
+                clip_fraction.
     entropy     (B, T) exact entropy per token, where the loop has it.
     kl_term     the KL term as it enters the loss (in_loss) or the reward, with its gradient flag.
     """

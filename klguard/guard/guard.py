@@ -39,10 +39,17 @@ def _plain_logprobs(self: Guard, logits: Tensor, tokens: Tensor, *_: Any, **__: 
 
 
 def _plain_kl(
-    self: Guard, logprobs: Tensor, reference: Tensor, mask: Tensor | None = None, *, estimator: str = "k1"
+    self: Guard,
+    logprobs: Tensor,
+    reference: Tensor,
+    mask: Tensor | None = None,
+    *,
+    estimator: str = "k1",
+    values: Tensor | None = None,
 ) -> Tensor:
     difference = reference.float() - logprobs.float()
-    value = {"k1": lambda: -difference, "k2": lambda: difference**2 / 2}.get(
+    exact = difference if values is None else values
+    value = {"exact": lambda: exact, "k1": lambda: -difference, "k2": lambda: difference**2 / 2}.get(
         estimator, lambda: torch.expm1(difference) - difference
     )()
     return value if mask is None else torch.where(mask > 0, value, torch.zeros_like(value))
@@ -548,7 +555,7 @@ class Guard(Listening):
             ),
         )
 
-    @shielded(lambda self, **_: self._take_part())
+    @shielded(parting=lambda self, **_: self._take_part())
     def step(self, **figures: Any) -> None:
         """The step is over: this is where a violation is told. Under torch.distributed every rank has to call
         it, as often as the others. Figures: rewards, loss, grad_norm, entropy, kl, kl_unit, kl_estimator,

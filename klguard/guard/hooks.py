@@ -47,8 +47,8 @@ class OptimizerHooks:
     def install(self) -> None:
         """See all optimizers of the policy."""
         if not self._global:
-            self._global.append(register_optimizer_step_pre_hook(self._any_before))
-            self._global.append(register_optimizer_step_post_hook(self._any_after))
+            self._global.append(register_optimizer_step_pre_hook(self._before))
+            self._global.append(register_optimizer_step_post_hook(self._after))
 
     def remove(self) -> None:
         """See only those named by `watch`."""
@@ -59,24 +59,18 @@ class OptimizerHooks:
     # of two calls without the other kind between them, the second is passed over.
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer in self._stepping:
-            return
-        self._stepping.add(optimizer)
-        self._guard.updated(optimizer, after=False, owns=self.owns(optimizer))
+        if optimizer not in self._stepping:
+            self._stepping.add(optimizer)
+            self._guard.updated(optimizer, after=False)
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer not in self._stepping:
-            return
-        self._stepping.discard(optimizer)
-        self._guard.updated(optimizer, after=True, owns=self.owns(optimizer))
+        if optimizer in self._stepping:
+            self._stepping.discard(optimizer)
+            self._guard.updated(optimizer, after=True)
 
-    def _any_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer not in self._named and self.owns(optimizer):
-            self._before(optimizer, args, kwargs)
-
-    def _any_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer not in self._named and self.owns(optimizer):
-            self._after(optimizer, args, kwargs)
+    def named(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether it was named by `watch`."""
+        return optimizer in self._named
 
     def owns(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the optimizer updates a parameter of the policy. Without a policy, a named one does."""

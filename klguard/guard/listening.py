@@ -131,10 +131,12 @@ class Listening(Telling):
         if self._step_open and not self._by_hand and not self._works.ranks.active:
             self._settle(self._end_step(caller()))
 
-    @shielded(lambda self, optimizer, after, owns: self._take_part() if self._ends_step(after, owns) else None)
-    def updated(self, optimizer: torch.optim.Optimizer, after: bool, owns: bool) -> None:
-        """optimizer.step() is about to run, or has run. `owns`: some of its parameters are the policy's."""
-        run = self._works.run
+    @shielded(parting=lambda self, optimizer, after: self._part_at(optimizer, after))
+    def updated(self, optimizer: torch.optim.Optimizer, after: bool) -> None:
+        """step() of an optimizer is about to run, or has run."""
+        run, owns = self._works.run, self._hooks.owns(optimizer)
+        if not owns and not self._hooks.named(optimizer):
+            return
         if not any(one is optimizer for one in run.optimizers):
             run.optimizers.append(optimizer)
         self._begin()
@@ -142,6 +144,10 @@ class Listening(Telling):
         self._works.dispatch(events.Update(optimizer=optimizer, after=after))
         if self._ends_step(after, owns):
             self._settle(self._end_step(caller()))
+
+    def _part_at(self, optimizer: torch.optim.Optimizer, after: bool) -> None:
+        if self._ends_step(after, self._hooks.owns(optimizer)):
+            self._take_part()
 
     def _ends_step(self, after: bool, owns: bool) -> bool:
         """Whether this update ends the step: under several ranks, in a loop that tells the guard nothing."""
@@ -268,7 +274,7 @@ class Listening(Telling):
         self._reset_step()
         return outcomes
 
-    @shielded(lambda self, place: self._take_part())
+    @shielded(parting=lambda self, place: self._take_part())
     def _between_steps(self, place: Place | None) -> None:
         """Tell what was found outside any step."""
         outcomes = list(self._works.close(place, counted=False))

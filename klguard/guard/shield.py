@@ -20,9 +20,12 @@ from klguard.guard.violation import NOWHERE, GuardWarning, Violation
 LOG = logging.getLogger("klguard")
 
 
-def shielded(default: Callable[..., Any] | None = None) -> Callable:
+def shielded(
+    default: Callable[..., Any] | None = None, *, parting: Callable[..., Any] | None = None
+) -> Callable:
     """Run a method of a Shielded under its lock. On an error of the guard's own, step aside and answer
-    `default(self, ...)`; so does every later call. Violations and the caller's own mistakes pass."""
+    `default(self, ...)`, or do `parting(self, ...)`; so does every later call. Violations and the caller's own
+    mistakes pass."""
 
     def decorate(method: Callable) -> Callable:
         @functools.wraps(method)
@@ -44,11 +47,23 @@ def shielded(default: Callable[..., Any] | None = None) -> Callable:
                         if outermost:
                             self._inside = False
                             self.seconds += time.perf_counter() - began
-                return default(self, *args, **kwargs) if default else None
+                if default:
+                    return default(self, *args, **kwargs)
+                if parting:
+                    _farewell(parting, self, *args, **kwargs)
+                return None
 
         return call
 
     return decorate
+
+
+def _farewell(parting: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """What is done instead once the guard has stepped aside; nothing of it may reach the loop any more."""
+    try:
+        parting(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001
+        LOG.debug("after stepping aside", exc_info=error)
 
 
 def _ordinary_tensors() -> Any:

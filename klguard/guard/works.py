@@ -161,6 +161,10 @@ class Works:
                 self._by_code["KLG601"].token_kls(exact, part.rows.valid)
                 self._by_code["KLG605"].tested(chosen - part.rows.reference, exact, variance, part.rows.valid)
 
+    def look_at_mask(self, mask: Tensor) -> None:
+        """A mask, (B, T), as the loop handed it over, before it was taken for bool."""
+        self._by_code["KLG838"].masked(mask)
+
     def matched(self, handle: int, mask: Tensor) -> None:
         """Tokens of the rollout with this handle were scored: `mask` (B, T) says which."""
         self.ledger.add(f"rollout.{handle % ROLLOUTS}", mask.sum())

@@ -326,6 +326,7 @@ def test_errors_come_first_and_all_are_carried():
     assert settings == ["policy-nan", "policy-above"], "a warning is not raised"
     assert [f.setting for f in guard.findings] == [*settings, "sampler-nan"]
     assert str(caught.value).count("KLG838") == 2
+    assert pickle.loads(pickle.dumps(caught.value)).findings == caught.value.findings
 
 
 # ------------------------------------------------------------------------------------------------ journal and logger

@@ -22,16 +22,19 @@ WORDS = " ".join(GUIDE.split())
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_the_loop_of_the_guide_runs_and_is_clean(tmp_path, monkeypatch):
     (loop,) = [block for block in BLOCKS if "for step in range" in block]
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        names = {"__name__": "guide"}
-        exec(compile(loop, "guide.py", "exec"), names)
-    finally:
-        torch.set_num_threads(threads)
+    names = {"__name__": "guide"}
+    exec(compile(loop, "guide.py", "exec"), names)
     guard = names["guard"]
     assert guard.failure is None and guard.findings == []
     assert guard.evidence.tokens > 4 * 16 and set(guard.evidence.blind) <= {"sampler", "stale"}
