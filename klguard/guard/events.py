@@ -99,6 +99,8 @@ class Scoring(Event):
     tokens (B, T); mask (B, T) bool; logprobs (B, T) fp32; logits (B, T, V) or None where only log-probs are
     known; reference_logprobs, sampler_logprobs, stale_logprobs (B, T) or None; reference_logits or None.
     temperature that the logits were already divided by, None where not said.
+    divisor     of a pass that was only watched: the sampler's temperature, by which the logits, which are raw,
+                are divided for the guard, as a loop does that mirrors it. `logprobs` are taken after it.
     dtype       precision in which the policy computed (of the logits, or of the parameters).
     """
 
@@ -112,6 +114,7 @@ class Scoring(Event):
     stale_logprobs: Tensor | None = None
     context_ids: Tensor | None = None
     temperature: float | None = None
+    divisor: float | None = None
     dtype: torch.dtype = torch.float32
 
 

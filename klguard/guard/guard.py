@@ -23,6 +23,7 @@ from klguard.guard.hooks import extra_forward
 from klguard.guard.invariants import Run
 from klguard.guard.listening import HALF, Listening, as_mask, detached, event_of
 from klguard.guard.live import caller, findings, read_object
+from klguard.guard.mirrored import temperature_of
 from klguard.guard.ranks import Ranks
 from klguard.guard.records import settings as journal_settings
 from klguard.guard.shield import LOG, shielded
@@ -337,6 +338,8 @@ class Guard(Listening):
         site = None
         if settings is not None:
             site = self._checked(read_object, settings, place=place)
+            if details.get("temperature") is None:
+                details["temperature"] = temperature_of(site.settings)
         event = event_of(
             events.Rollout,
             place,

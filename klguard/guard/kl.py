@@ -197,8 +197,10 @@ def _at(log_p: Tensor, tokens: Tensor) -> Tensor:
     return log_p.gather(-1, index[..., None]).squeeze(-1).masked_fill(outside, torch.nan)
 
 
-def token_log_probs(logits: Tensor, tokens: Tensor, *, budget: int = DEFAULT_BUDGET) -> Tensor:
-    """log p of each token, natural, fp32, (...,), from logits (..., V) and tokens (...,).
+def token_log_probs(
+    logits: Tensor, tokens: Tensor, *, temperature: float | None = None, budget: int = DEFAULT_BUDGET
+) -> Tensor:
+    """log p of each token, natural, fp32, (...,), from logits (..., V), divided by `temperature`, and tokens (...,).
 
     Where a gradient is wanted (grad mode on and logits that require it) this is the plain expression
     `log_softmax(logits.float(), -1).gather(...)`, which keeps what backward needs. Otherwise it is computed
@@ -206,13 +208,18 @@ def token_log_probs(logits: Tensor, tokens: Tensor, *, budget: int = DEFAULT_BUD
     outside [0, V), such as the -100 of a label, gives NaN.
     """
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _at(torch.log_softmax(logits.float(), -1), tokens)
+        rows = logits.float() if temperature is None else logits.float() / temperature
+        return _at(torch.log_softmax(rows, -1), tokens)
+
+    def measure(rows: Tensor, tokens: Tensor, scratch: Scratch) -> Tensor:
+        if temperature is None:
+            rows = scratch.fp32(0, rows)
+        else:
+            rows = scratch.fp32_copy(0, rows).div_(temperature)
+        return _at(torch.log_softmax(rows, -1, out=scratch.take(1, rows)), tokens)
+
     budget = max(budget, 8 * logits.shape[-1])  # two buffers of one row
-    return over_rows(_token_log_probs, logits, per_row=(tokens,), buffers=2, budget=budget)
-
-
-def _token_log_probs(rows: Tensor, tokens: Tensor, scratch: Scratch) -> Tensor:
-    return _at(torch.log_softmax(scratch.fp32(0, rows), -1, out=scratch.take(1, rows)), tokens)
+    return over_rows(measure, logits, per_row=(tokens,), buffers=2, budget=budget)
 
 
 def entropy(logits: Tensor, *, budget: int = DEFAULT_BUDGET) -> Tensor:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from klguard.guard import events, kl
+from klguard.guard.frameworks.accelerate import mixed_precision
 from klguard.guard.hooks import OptimizerHooks
 from klguard.guard.live import caller, findings
+from klguard.guard.mirrored import Temperatures
 from klguard.guard.shield import LOG, callers, shielded
 from klguard.guard.telling import Telling
 from klguard.guard.works import Outcome
@@ -62,6 +64,7 @@ class Listening(Telling):
         self._hooks = OptimizerHooks(self)
         self._sends = 0
         self._by_hand: set[str] = set()
+        self._temperatures = Temperatures()
         self._first_step_over = False
         self._reset_step()
 
@@ -88,6 +91,7 @@ class Listening(Telling):
     def generated(self, event: events.Rollout, site: Site) -> None:
         """generate() returned. Its settings are judged once its tokens have been scored."""
         self._begin()
+        self._temperatures.remember(event.handle, event.temperature)
         self._works.rollout(event, site, findings(site), dispatch=self._alone("rollout"))
 
     @shielded()
@@ -95,12 +99,14 @@ class Listening(Telling):
         self, role: str, logits: Tensor, tokens: Tensor, mask: Tensor, context_ids: Tensor | None, handle: int
     ) -> Tensor | None:
         """Policy or reference scored a rollout that generate() returned: logits (B, T, V), tokens and mask (B, T).
-        The answer is their log-probs (B, T), None where they were not needed."""
+        The answer is their log-probs (B, T), None where they were not needed. The logits are raw: whether the
+        loop divides them by the temperature of the rollout is not seen, so that they are taken as if it does."""
         if role == "policy":
             self._works.matched(handle, mask)
         if "score" in self._by_hand:
             return None
-        logprobs = kl.token_log_probs(logits.detach(), tokens)
+        divisor = self._temperatures.divisor(handle)
+        logprobs = kl.token_log_probs(logits.detach(), tokens, temperature=divisor)
         if role == "policy":
             self._score(
                 events.Scoring(
@@ -109,6 +115,7 @@ class Listening(Telling):
                     mask=mask,
                     logprobs=logprobs,
                     context_ids=context_ids,
+                    divisor=divisor,
                     dtype=self._precision(logits),
                 ),
                 source="watcher",
@@ -244,11 +251,14 @@ class Listening(Telling):
         return HALF_PRECISION if dtype in HALF else SINGLE_PRECISION
 
     def _precision(self, values: Tensor) -> torch.dtype:
-        """The precision the policy computes in: of its logits, of autocast, or of its weights."""
+        """The precision the policy computes in: of its logits, of autocast, of accelerate, or of its weights."""
         if values.dtype in HALF:
             return values.dtype
         if torch.is_autocast_enabled(values.device.type):
             return torch.get_autocast_dtype(values.device.type)
+        mixed = mixed_precision()
+        if mixed is not None:
+            return mixed
         parameters = () if self.policy is None else self.policy.parameters()
         weights = next((p.dtype for p in parameters if p.is_floating_point()), None)
         return weights if weights in HALF else torch.float32
@@ -268,6 +278,7 @@ class Listening(Telling):
             self._works.dispatch(events.Setup(place=caller()))
 
     def _end_step(self, place: Place | None) -> list[Outcome]:
+        self._works.scored_by_hand = "score" in self._by_hand
         outcomes = list(self._works.close(place))
         self._sends = self._works.sends
         self._first_step_over = True

@@ -1,8 +1,8 @@
 """One row of the first rollout, scored once more by hand: alone, without padding, in eval mode.
 
-What the loop scored is then either that, or that of a neighbouring position, or what comes out when the
-padding is attended to or shifts the positions. This tells the causes of a wrong log-probability apart, which
-no statistic can.
+What the loop scored is then either that, or that of a neighbouring position, or of another temperature, or what
+comes out when the padding is attended to or shifts the positions. This tells the causes of a wrong
+log-probability apart, which no statistic can.
 """
 
 from __future__ import annotations
@@ -26,21 +26,33 @@ LOG = logging.getLogger("klguard")
 TOKENS = 32
 """Response tokens that are scored again, at most."""
 
-SLOTS = ("rescored", "off", "before", "after", "unmasked", "unplaced", "padded")
+SLOTS = (
+    "rescored", "off", "before", "after", "unmasked", "unplaced", "temperature",
+    "padded", "asked", "expected", "fitted",
+)  # fmt: skip
 """Sums that an invariant keeps of a rescored row: tokens; the difference from the loop's log-probs, in nats, of
 the right scoring, of the two neighbouring positions, of attending to the padding, of positions counted from
-the padding; and the number of padding tokens of the row."""
+the padding, of the temperature that fits best; the number of padding tokens of the row; and times the number of
+tokens, whether the temperature is known that the loop should divide by, that temperature (1 where it is not
+known), and the one that fits best."""
 
-NAMED = ("before", "after", "unmasked", "unplaced")
+NAMED = ("before", "after", "unmasked", "unplaced", "temperature")
 EXPLAINED = ("right", *NAMED)
 """Diagnoses that name what is wrong, and those by which the log-probs are accounted for without noise."""
 
 _FP32, _HALF_PRECISION = 1e-3, 3e-2
-"""Mean difference, in nats per token, from which the loop's scoring is not the right one."""
+"""Mean difference, in nats per token, that rounding explains."""
 
 _FITS, _CLOSE, _ENOUGH = 0.2, 0.05, 6
 """A wrong way explains the loop's log-probs when it leaves at most this share of the difference, and at most
-this many nats per token (autocast leaves 0.02), over at least so many tokens: a few agree by chance."""
+this many nats per token (autocast leaves 0.02), over at least so many tokens: a few agree by chance. A
+temperature is fitted, so it may leave no more than the right scoring may."""
+
+_TEMPERATURES = (1.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0, 5.0)
+"""Where the search for the loop's temperature begins: near enough to any other for `_REFINED` steps to find it."""
+
+_REFINED, _STEP = 4, 0.01
+"""Gauss-Newton steps, and the relative change of 1/temperature by which a step measures its slope."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +108,24 @@ def rescoring(run: Run) -> Rescoring:
 def diagnosis(readings: Readings, half: bool) -> str:
     """What the loop's log-probs of the rescored row are: "" where none was, "right", "before" or "after" (the
     logits of the position before, or of the token itself), "unmasked" (padding attended to), "unplaced"
-    (positions counted from the padding), or "unexplained"."""
+    (positions counted from the padding), "temperature" (logits divided by another number than the sampler's),
+    or "unexplained". Where nobody said at which temperature the tokens were drawn, any one is right."""
     if not readings["rescored"]:
         return ""
-    mean = {name: readings[name] / readings["rescored"] for name in SLOTS[1:6]}
-    if mean["off"] <= (_HALF_PRECISION if half else _FP32):
+    mean = {name: readings[name] / readings["rescored"] for name in SLOTS}
+    limit = nearness(half)
+    if mean["off"] <= limit:
         return "right"
     best = min(NAMED, key=mean.__getitem__)
-    fits = readings["rescored"] >= _ENOUGH and mean[best] <= min(_FITS * mean["off"], _CLOSE)
-    return best if fits else "unexplained"
+    close = limit if best == "temperature" else _CLOSE
+    if readings["rescored"] < _ENOUGH or mean[best] > min(_FITS * mean["off"], close):
+        return "unexplained"
+    return "right" if best == "temperature" and not readings["asked"] else best
+
+
+def nearness(half: bool) -> float:
+    """Mean difference, in nats per token, from which the loop's scoring is not the right one."""
+    return _HALF_PRECISION if half else _FP32
 
 
 def possible(run: Run) -> bool:
@@ -164,29 +185,74 @@ def _rescore(run: Run, rollout: Rollout, event: Scoring) -> Rescored:
     valid = (pick(event.mask)[:, :count] & pick(usable)[:, None])[0]
     given = pick(event.logprobs)[0, :count].double()
     logits = _three_ways(run, prompt, responses, pick(attention))
-    scale = event.temperature or 1.0
+    told = None if event.divisor else rollout.temperature or event.temperature
+    expected = event.divisor or told or 1.0
     tokens = responses[0].clamp(0, event.logits.shape[-1] - 1)
+    row_of_loop = Given(given, tokens, valid)
 
-    def differ(way: int, positions: Tensor) -> Tensor:
-        """Sum over valid tokens of |loop - by hand|, with the logits at `positions` (count,)."""
+    def at(way: int, positions: Tensor) -> Tensor:
+        """The logits (count, V) at `positions` (count,)."""
         rows = logits[way].index_select(0, positions.clamp(0, logits.shape[1] - 1))
-        rows = rows[:, : event.logits.shape[-1]].float() / scale
-        mine = kl.token_log_probs(rows[None], tokens[None])[0].double()
-        return torch.where(valid, (given - mine).abs().nan_to_num(nan=50.0, posinf=50.0), 0.0).sum()
+        return rows[:, : event.logits.shape[-1]].float()
 
     steps = torch.arange(count, device=device)
     padded = padding.index_select(0, row)
     alone, here = width - padded + steps - 1, width + steps - 1
+    right = at(0, alone)
+    fitted, distance = row_of_loop.fitted(right)
+    number = valid.sum()
     figures = {
-        "rescored": valid.sum(),
-        "off": differ(0, alone),
-        "before": differ(0, alone - 1),
-        "after": differ(0, alone + 1),
-        "unmasked": differ(1, here),
-        "unplaced": differ(2, here),
+        "rescored": number,
+        "off": row_of_loop.distance(right / expected),
+        "before": row_of_loop.distance(at(0, alone - 1) / expected),
+        "after": row_of_loop.distance(at(0, alone + 1) / expected),
+        "unmasked": row_of_loop.distance(at(1, here) / expected),
+        "unplaced": row_of_loop.distance(at(2, here) / expected),
+        "temperature": distance,
         "padded": torch.where(valid.any(), padded.sum(), 0),
+        "asked": number * float(told is not None),
+        "expected": number * expected,
+        "fitted": number * fitted,
     }
     return Rescored(figures)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A row as the loop scored it: log-probs (n,) float64 in nats, the tokens (n,), and which of them count (n,)."""
+
+    logprobs: Tensor
+    tokens: Tensor
+    valid: Tensor
+
+    def distance(self, logits: Tensor) -> Tensor:
+        """Sum over valid tokens of |loop - log_softmax(logits)|, nats; logits (n, V) fp32."""
+        return self._residual(logits).abs().sum()
+
+    def fitted(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The temperature () by which `logits` (n, V) have to be divided to come nearest to the loop's
+        log-probs, and the distance that is left: least squares in 1/temperature, from the best of a few."""
+        slopes = [torch.ones((), dtype=torch.float64, device=logits.device) / t for t in _TEMPERATURES]
+        tried = [self._residual(logits * slope.float()).square().sum() for slope in slopes]
+        slope = torch.stack(slopes).index_select(0, torch.stack(tried).argmin().view(1))[0]
+        for _ in range(_REFINED):
+            slope = self._nearer(logits, slope)
+        return 1 / slope, self.distance(logits * slope.float())
+
+    def _nearer(self, logits: Tensor, slope: Tensor) -> Tensor:
+        """One Gauss-Newton step; at most a halving or doubling."""
+        below, here, above = (
+            self._residual(logits * (slope * factor).float()) for factor in (1 - _STEP, 1.0, 1 + _STEP)
+        )
+        derivative = (above - below) / (2 * _STEP * slope)
+        step = (derivative * here).sum() / derivative.square().sum().clamp(min=1e-30)
+        return slope * (1 - step / slope).clamp(0.5, 2.0)
+
+    def _residual(self, logits: Tensor) -> Tensor:
+        """(n,) loop - log_softmax(logits) at the tokens, 0 where they do not count; bounded where not finite."""
+        mine = kl.token_log_probs(logits[None], self.tokens[None])[0].double()
+        apart = (self.logprobs - mine).nan_to_num(nan=50.0, posinf=50.0, neginf=-50.0)
+        return torch.where(self.valid, apart, 0.0)
 
 
 def _three_ways(run: Run, prompt: Tensor, responses: Tensor, attention: Tensor) -> Tensor:

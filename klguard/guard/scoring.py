@@ -43,7 +43,7 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
     for start in range(0, len(chosen), size):
         at = chosen[start : start + size].to(device, non_blocking=True)
         row, column = at // time, at % time
-        logits = event.logits[row, column]
+        logits = _divided(event.logits[row, column], event)
         reference = event.reference_logits
         yield Tested(
             Rows(
@@ -72,17 +72,25 @@ def _at(values: Tensor | None, row: Tensor, column: Tensor) -> Tensor | None:
 def _neighbours(event: Scoring, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """log p_{t-1}(x_t) and log p_{t+1}(x_t), (B, T); NaN where the neighbour is outside the response."""
     logits, mask = event.logits, event.mask
-    own = logits.gather(-1, tokens[..., None]).squeeze(-1).float()
+    own = _divided(logits.gather(-1, tokens[..., None]).squeeze(-1).float(), event)
     normaliser = own - event.logprobs.detach()
     earlier = torch.full_like(normaliser, torch.nan)
     later = torch.full_like(normaliser, torch.nan)
     if logits.shape[1] > 1:
         both = mask[:, 1:] & mask[:, :-1]
-        before = logits[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1).float() - normaliser[:, :-1]
-        after = logits[:, 1:].gather(-1, tokens[:, :-1, None]).squeeze(-1).float() - normaliser[:, 1:]
+        before, after = (
+            _divided(one.gather(-1, other[..., None]).squeeze(-1).float(), event)
+            for one, other in ((logits[:, :-1], tokens[:, 1:]), (logits[:, 1:], tokens[:, :-1]))
+        )
+        before, after = before - normaliser[:, :-1], after - normaliser[:, 1:]
         earlier[:, 1:] = torch.where(both, before, torch.nan)
         later[:, :-1] = torch.where(both, after, torch.nan)
     return earlier, later
+
+
+def _divided(logits: Tensor, event: Scoring) -> Tensor:
+    """Logits, of any shape, divided by the sampler's temperature where the loop's own division is not seen."""
+    return logits if event.divisor is None else logits.float() / event.divisor
 
 
 def _context(event: Scoring, row: Tensor, column: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ The choice must not depend on what was sampled. "m of the valid tokens" does: it
 ended. So position i of a step, counted along time first and the batch second, is taken with a probability
 that depends on i and on earlier steps only, by the guard's own generator:
 
-    min(1, budget / max(positions of the step before, i + 1))
+    min(share, budget / max(positions of the step before, i + 1))
 
 A first step of unknown length thus costs about budget * (1 + ln(positions / budget)), later ones the budget.
+The share is 1 while the run is young, where faults of the set-up show, and a quarter afterwards: vigilance has
+to stay cheap where a step has few tokens and a large vocabulary.
 """
 
 from __future__ import annotations
@@ -15,6 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+YOUNG = 4
+"""Budgets of positions that a run sees before only a share of them is tested."""
+
+LATER = 0.25
 
 
 class Thinning:
@@ -28,14 +36,16 @@ class Thinning:
         self._generator = torch.Generator().manual_seed(seed)
         self._before = 0
         self._so_far = 0
+        self._seen = 0
 
     def choose(self, batch: int, time: int) -> Tensor:
         """Positions of a (batch, time) block to test, as indices b * time + t, on the host, ascending."""
         order = torch.arange(batch * time).view(time, batch).T + self._so_far
         self._so_far += batch * time
-        if max(self._before, self._so_far) <= self.budget:
+        share = 1.0 if self._seen < YOUNG * self.budget else LATER
+        if share == 1.0 and max(self._before, self._so_far) <= self.budget:
             return torch.arange(batch * time)
-        rate = self.budget / order.clamp(min=self._before - 1).add(1).double()
+        rate = (self.budget / order.clamp(min=self._before - 1).add(1).double()).clamp(max=share)
         drawn = torch.rand(batch, time, dtype=torch.float64, generator=self._generator)
         return (drawn < rate).flatten().nonzero().squeeze(-1)
 
@@ -46,6 +56,7 @@ class Thinning:
     def end_step(self) -> None:
         """The step is over: its size sets the rate of the next."""
         if self._so_far:
+            self._seen += self._so_far
             self._before, self._so_far = self._so_far, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -54,9 +65,11 @@ class Thinning:
             "generator": self._generator.get_state(),
             "before": self._before,
             "so_far": self._so_far,
+            "seen": self._seen,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state."""
         self._generator.set_state(state["generator"].cpu())
         self._before, self._so_far = state["before"], state["so_far"]
+        self._seen = state["seen"]

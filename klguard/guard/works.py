@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from klguard.findings import Finding, Severity
-from klguard.guard import kl, shares
+from klguard.guard import kl, mirrored, shares
 from klguard.guard.catalogue import BY_CODE, CATALOGUE, Entry
 from klguard.guard.courier import Courier
 from klguard.guard.events import Event, Rollout, Scoring, StepEnd
@@ -51,6 +51,7 @@ class Pending:
     sites: list[tuple[int | None, Site, list[Finding]]] = field(default_factory=list)
     widths: tuple[int, ...] = ()
     counted: bool = True
+    scored_by_hand: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Works:
         self.thinning = Thinning(sample_tokens, run.seed + ranks.rank)
         self.courier = Courier(patient=patient)
         self.pending = Pending(run.step)
+        self.scored_by_hand = False
         self.sites: list[Site] = []
         self.sends = 0
 
@@ -177,6 +179,7 @@ class Works:
         `counted` is False for what is settled between steps.
         """
         self.pending.place, self.pending.counted = place, counted
+        self.pending.scored_by_hand = self.scored_by_hand
         vector, self.pending.widths = self._pack()
         self.sends += 1
         label, self.pending = self.pending, Pending(self.run.step + counted)
@@ -234,7 +237,7 @@ class Works:
         sites = self._judged_sites(label, readings)
         self.sites = [site for site, _ in sites] or self.sites
         for _, settings_findings in sites:
-            found += settings_findings
+            found += self._told_of_settings(label, settings_findings)
         if label.counted:
             self.evidence.advance(evidence, tuple(banned.tolist()) if banned.numel() else None)
             found += self._judge_figures(label, readings)
@@ -279,11 +282,21 @@ class Works:
             if handle is None or readings[f"rollout.{handle % ROLLOUTS}"] > 0
         ]
 
+    @staticmethod
+    def _told_of_settings(label: Pending, found: list[Finding]) -> list[Finding]:
+        """What is said of the settings. A temperature is judged on the tokens where the loop hands over what it
+        scored, with the logits divided or not (the evidence, KLG705)."""
+        if label.scored_by_hand:
+            return [item for item in found if item.code != mirrored.CODE]
+        return mirrored.unseen(found)
+
     def _elsewhere(self, label: Pending, readings: Readings, found: list[Finding]) -> Iterator[Finding]:
         """Findings of other ranks: all ranks have to decide alike."""
         here = {item.code for item in found}
         for code in _LOCAL:
             if not readings[f"local.{code}"] or code in here or not self.ranks.active:
+                continue
+            if code == mirrored.CODE and label.scored_by_hand:
                 continue
             entry = BY_CODE.get(code)
             if entry is None:
@@ -297,9 +310,14 @@ class Works:
             )
 
     def _specific(self, found: list[Finding]) -> list[Finding]:
-        """Errors first; where the cumulative KL is impossible, its window is not news."""
+        """Errors first; where the cumulative KL is impossible, its window is not news, and where the loop was
+        seen to score at a wrong temperature, that the tokens show it is not either."""
         codes = {item.code for item in found}
         kept = [f for f in found if not (f.code == "KLG604" and f.setting == "below" and "KLG603" in codes)]
+        scoring = self._by_code["KLG705"]
+        scoring.spoken = scoring.spoken or "KLG705" in codes
+        if scoring.spoken:
+            kept = [f for f in kept if not (f.code == "KLG701" and f.measured.cause.startswith("temperature"))]
         return sorted(kept, key=lambda item: item.severity is not Severity.ERROR)
 
     # ------------------------------------------------------------------------------------------- across restarts

@@ -802,14 +802,14 @@ def test_a_policy_that_repeats_itself_is_not_taken_for_shifted_logits():
     generator = torch.Generator().manual_seed(5)
     vocabulary, batch, time = 50, 16, 24
     evidence = Evidence(vocabulary=vocabulary)
-    table = torch.randn(vocabulary, vocabulary, generator=generator) * 1.5 + 3.0 * torch.eye(vocabulary)
+    table = torch.randn(vocabulary, vocabulary, generator=generator) * 1.5 + 6.0 * torch.eye(vocabulary)
     for _ in range(6):
         tokens = torch.zeros(batch, time + 1, dtype=torch.long)
         for t in range(time):
             drawn = torch.multinomial(table[tokens[:, t]].softmax(-1), 1, generator=generator)
             tokens[:, t + 1] = drawn[:, 0]
         logits = table[tokens[:, :-1]]
-        logits = logits + 1.0 * torch.randn(logits.shape, generator=generator)
+        logits = logits + 1.5 * torch.randn(logits.shape, generator=generator)
         tokens = tokens[:, 1:]
         own = torch.log_softmax(logits, -1)
         later = torch.full((batch, time), math.nan)
