@@ -119,7 +119,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG705", "scoring-temperature", 6, "sampler",
         "the logits are divided by the temperature of the rollout before they are scored",
-        "1e-4 (fp32), 1e-2 (bf16), relative", FIRST_ROLLOUT,
+        "1e-3 nats (fp32), 3e-2 (bf16) from a scoring by hand; what the loop says of it: equal", FIRST_ROLLOUT,
         "the log-probabilities are those of another temperature than the tokens",
         "sample and score at temperature 1, or divide the logits by the rollout's temperature in both passes",
     ),

@@ -26,7 +26,7 @@ from klguard.guard.live import caller, findings, read_object
 from klguard.guard.mirrored import temperature_of
 from klguard.guard.ranks import Ranks
 from klguard.guard.records import settings as journal_settings
-from klguard.guard.shield import LOG, shielded
+from klguard.guard.shield import LOG, callers, shielded
 from klguard.guard.violation import Reaction
 from klguard.guard.works import Works
 
@@ -304,13 +304,32 @@ class Guard(Listening):
     @shielded()
     def preflight(self, **functions: Any) -> None:
         """Try the loop's own functions before training, on a small batch: see `events.Preflight` for what
-        can be given. Raises what it finds at once."""
+        can be given. Raises what it finds at once, and what these functions raise."""
         place = caller()
+        functions = {name: self._users(name, one) for name, one in functions.items()}
         self._begin()
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=devices), self.looking_away():
             self._works.dispatch(event_of(events.Preflight, place, functions))
         self._between_steps(place)
+
+    @staticmethod
+    def _users(name: str, function: Any) -> Any:
+        """A function of the loop, whose errors are the loop's: training has not begun, and they are raised."""
+        if not callable(function):
+            return function
+
+        @functools.wraps(function, updated=())
+        def called(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                if hasattr(error, "add_note"):
+                    error.add_note(f"raised by the `{name}` that was given to guard.preflight()")
+                callers(error)
+                raise
+
+        return called
 
     # ------------------------------------------------------------------------------- events
 

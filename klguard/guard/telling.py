@@ -11,7 +11,7 @@ from klguard.findings import Finding
 from klguard.guard.journal import Journal
 from klguard.guard.metrics import flat, sink
 from klguard.guard.records import step_record, violation_record
-from klguard.guard.shield import Shielded, callers
+from klguard.guard.shield import LOG, Shielded, callers
 from klguard.guard.violation import Reaction, Reporter, Violation
 from klguard.guard.works import Outcome, Works
 
@@ -67,13 +67,26 @@ class Telling(Shielded):
         if outcome.counted:
             record = step_record(self._works, outcome, self.seconds)
             self._metrics = flat(record)
-            if self._sink is not None:
-                self._sink(self._metrics, outcome.step)
+            self._log(outcome.step)
             if journal := self._open_journal():
                 journal.step(record)
         for item in fresh:
             if journal := self._open_journal():
                 journal.violation(item, violation_record(item))
+
+    def _log(self, step: int) -> None:
+        """Hand the step's figures to the loop's logger. One that raises costs the figures there, and not the run:
+        it is not called again."""
+        if self._sink is None:
+            return
+        try:
+            self._sink(self._metrics, step)
+        except Exception as error:  # noqa: BLE001  whatever the user's own logger raises
+            self._sink = None
+            LOG.warning(
+                "klguard no longer hands its figures to the logger, which raised %s: %s",
+                type(error).__name__, error, exc_info=error,
+            )  # fmt: skip
 
     def _open_journal(self) -> Journal | None:
         """The journal, opened again when the guard is used on after `close`."""

@@ -301,7 +301,8 @@ class Works:
             entry = BY_CODE.get(code)
             if entry is None:
                 rule = RULES[code]
-                entry = Entry(code, rule.name, None, "", "", "", "", "", "", rule.severity)
+                severity = Severity.WARNING if code == mirrored.CODE else rule.severity
+                entry = Entry(code, rule.name, None, "", "", "", "", "", "", severity)
             yield finding(
                 entry,
                 Breach("found on another rank, whose own report has the details"),
@@ -317,7 +318,9 @@ class Works:
         scoring = self._by_code["KLG705"]
         scoring.spoken = scoring.spoken or "KLG705" in codes
         if scoring.spoken:
-            kept = [f for f in kept if not (f.code == "KLG701" and f.measured.cause.startswith("temperature"))]
+            kept = [
+                f for f in kept if not (f.code == "KLG701" and f.measured.cause.startswith("temperature"))
+            ]
         return sorted(kept, key=lambda item: item.severity is not Severity.ERROR)
 
     # ------------------------------------------------------------------------------------------- across restarts

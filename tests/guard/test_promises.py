@@ -410,3 +410,32 @@ def violation_of(guard):
     other = Guard(on_violation="record")
     break_it(other)
     return other.findings[0]
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="counts synchronisations of a GPU, and there is none"
+)
+def test_on_a_gpu_a_step_waits_for_the_device_at_most_once():
+    guard = Guard(on_violation="record", eos_token_id=EOS)
+
+    def step(number):
+        generator = torch.Generator("cuda").manual_seed(number)
+        logits = torch.randn(8, 32, 1000, generator=generator, device="cuda")
+        tokens = torch.multinomial(logits.softmax(-1).view(-1, 1000), 1, generator=generator).view(8, 32)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            logprobs = guard.logprobs(logits, tokens, mask, reference_logits=logits + 0.01)
+            guard.kl(logprobs, logprobs, mask)
+            guard.minibatch(logprobs, logprobs.clone(), mask, tokens=tokens, epoch=0, clip_range=0.2)
+            guard.step(rewards=logprobs.sum(1))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    step(0)
+    for number in range(1, 5):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step(number)
+        assert len([w for w in caught if "synchroniz" in str(w.message)]) <= 1
+    assert guard.failure is None

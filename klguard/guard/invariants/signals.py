@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import fmean, median
 from typing import Any
 
@@ -16,6 +17,8 @@ from klguard.guard.invariants.measuring import Consecutive, kept, scalar
 from klguard.guard.kl import valid_tokens
 from klguard.guard.ledger import Readings
 from klguard.guard.randomness import kept_randomness
+
+LOG = logging.getLogger("klguard")
 
 
 class ValueHead(Invariant):
@@ -236,7 +239,7 @@ class RewardOfAnother(Invariant):
 
     It is called twice: a reward that is not the same twice (a sampled judge) says nothing. A difference counts
     above 1e-3 and a tenth of the spread of the step's rewards, since a reward model in half precision depends a
-    little on its batch. Random state is put back as it was.
+    little on its batch. Random state is put back as it was. A `recompute` that raises is not called again.
     """
 
     code = "KLG864"
@@ -249,21 +252,38 @@ class RewardOfAnother(Invariant):
         super().__init__(run)
         self._last: int | None = None
         self._again: tuple[list[int], Tensor, Tensor] | None = None
+        self._raised = False
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         """Have the loop's own function compute some rewards, which may take as long as it likes."""
         self._again = None
         count = len(event.texts) if event.texts is not None else 0
-        due = self._last is None or self.run.step >= self._last + self.EACH
+        due = not self._raised and (self._last is None or self.run.step >= self._last + self.EACH)
         if due and event.recompute is not None and count > 1 and event.scores.shape == (count,):
             self._last = self.run.step
             rows = sorted({round(i * (count - 1) / (self.ROWS - 1)) for i in range(self.ROWS)})
             texts, device = [event.texts[row] for row in rows], event.scores.device
-            with torch.no_grad(), kept_randomness([device]):
-                once, again = (self._answer(event.recompute(list(texts)), device) for _ in range(2))
-            if once.numel() == again.numel() == len(rows):
-                self._again = rows, once, again
+            answers = self._answers(event.recompute, texts, device)
+            if answers is not None and all(answer.numel() == len(rows) for answer in answers):
+                self._again = rows, *answers
         return iter(())
+
+    def _answers(
+        self, recompute: Callable[..., Any], texts: list[str], device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        """What the loop's function says of the texts, twice; None where it raises: in the middle of training that
+        costs this check, and not the run."""
+        with torch.no_grad(), kept_randomness([device]):
+            try:
+                once, again = (self._answer(recompute(list(texts)), device) for _ in range(2))
+            except Exception as error:  # noqa: BLE001  whatever the user's own function raises
+                self._raised = True
+                LOG.warning(
+                    "klguard no longer checks that stored texts give the stored rewards: the `recompute` given to"
+                    " guard.rewards() raised %s: %s", type(error).__name__, error, exc_info=error,
+                )  # fmt: skip
+                return None
+        return once, again
 
     def measure(self, event: Event) -> None:
         scores = event.scores.detach()
