@@ -6,10 +6,11 @@
 Three loops train the same GPT-2 (4 layers of 768, vocabulary 50,257) from the same weights with the same seeds:
 one plain, one that calls the guard's events by hand, one under `with guard:` and otherwise plain. They take
 turns step by step, in an order that changes each round, so that whatever else the machine does meets all three.
-Their weights have to be identical, bit by bit, at the end. This is done for a young run, of which the guard tests
-every position that fits its budget, and for a later one, of which it tests a quarter. The figure is the ratio of the median step times, by
-the clock and in seconds of CPU, which other programs on the machine disturb less. Time inside each of the
-guard's calls says where it goes. Results go to benchmarks/results/guard_overhead.json.
+Their weights have to be identical, bit by bit, at the end. This is done for a young run, of which the guard
+tests every position that fits its budget, and for a later one, of which it tests a quarter. The figure is the
+ratio of the median step times, by the clock and in seconds of CPU, which other programs on the machine disturb
+less. Time inside each of the guard's calls says where it goes. Results go to
+benchmarks/results/guard_overhead.json.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def test_the_picture_is_what_klguard_prints_today():
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("klguard ")])
 def test_every_example_runs(command: str):
     command = command.split("#")[0].strip()
-    run(command if command.startswith("klguard rule") else command + " --no-cache")
+    reads_code = command.startswith(("klguard check", "klguard sites"))
+    run(command + " --no-cache" if reads_code else command)
 
 
 def test_every_rule_and_file_that_is_named_exists():

@@ -243,9 +243,7 @@ class Evidence:
         gains = torch.where(exact, ratios, mixed).clamp_(FLOOR, CEILING) - log1p_eps
         return torch.where(ratios.isnan() | ~usable.unsqueeze(1), 0.0, gains).sum(0)
 
-    def _add(
-        self, gains: Tensor, counts: Tensor, figures: Tensor, tested: Tensor, unusable: Tensor
-    ) -> None:
+    def _add(self, gains: Tensor, counts: Tensor, figures: Tensor, tested: Tensor, unusable: Tensor) -> None:
         assert self._pending is not None
         sums = torch.cat([gains, counts, figures, torch.stack([tested, unusable]).to(torch.float64)])
         self._pending += sums.to(self._pending.device, non_blocking=True)
@@ -263,7 +261,9 @@ class Evidence:
             return torch.cat([entropy.new_zeros(3), entropy.sum()[None]])
         told = rows.usable & rows.before.isfinite()
         surplus = torch.where(told, rows.before.to(torch.float64) + rows.entropy, 0.0)
-        return torch.stack([surplus.sum(), surplus.square().sum(), told.sum().to(torch.float64), entropy.sum()])
+        return torch.stack(
+            [surplus.sum(), surplus.square().sum(), told.sum().to(torch.float64), entropy.sum()]
+        )
 
     def _density_on(self, device: torch.device) -> Tensor:
         """(PIT_BINS,) the adaptive bet of this step, fixed by the counts of previous steps; its mean is 1."""

@@ -365,7 +365,9 @@ class Guard(Listening):
             dict(
                 responses=responses.detach(),
                 mask=None if mask is None else self._valid(mask, mask),
-                stop_ids=options.token_ids(stop_token_ids) if stop_token_ids is not None else self._works.run.stop_ids,
+                stop_ids=options.token_ids(stop_token_ids)
+                if stop_token_ids is not None
+                else self._works.run.stop_ids,
                 settings=None if site is None else site.settings,
                 version=weights_version,
                 **details,
@@ -406,7 +408,9 @@ class Guard(Listening):
         self._by_hand.add("score")
         answer = kl.token_log_probs(logits, tokens)
         with torch.no_grad():
-            reference = None if reference_logits is None else kl.token_log_probs(reference_logits.detach(), tokens)
+            reference = (
+                None if reference_logits is None else kl.token_log_probs(reference_logits.detach(), tokens)
+            )
             self._score(
                 events.Scoring(
                     place=place,

@@ -18,7 +18,9 @@ def check_options(
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance={tolerance!r} is in nats per token: 0 or more, such as 1e-4")
     if len(kl_range) != 2 or not kl_range[0] < kl_range[1]:
-        raise ValueError(f"kl_range={kl_range!r} has to be (low, high) in nats per sequence, such as (0.0, 10.0)")
+        raise ValueError(
+            f"kl_range={kl_range!r} has to be (low, high) in nats per sequence, such as (0.0, 10.0)"
+        )
     if not isinstance(sample_tokens, int) or sample_tokens < 1:
         raise ValueError(f"sample_tokens={sample_tokens!r} counts positions to test in a step: at least 1")
 

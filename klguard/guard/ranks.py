@@ -63,4 +63,6 @@ class Ranks:
         board = packed[sums.numel() :].view(self.size, maxima.numel())
         if not maxima.numel():
             return packed, maxima
-        return packed[: sums.numel()], board.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).amax(0)
+        return packed[: sums.numel()], board.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).amax(
+            0
+        )

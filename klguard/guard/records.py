@@ -12,7 +12,9 @@ from klguard.guard.works import Outcome, Works
 _TOP = 5
 
 
-def settings(run: Run, ranks: int, reaction: Any, sample_tokens: int, tolerance: float | None) -> dict[str, Any]:
+def settings(
+    run: Run, ranks: int, reaction: Any, sample_tokens: int, tolerance: float | None
+) -> dict[str, Any]:
     """What the run is judged by, for the journal's header."""
     return {
         "alpha": run.alpha,

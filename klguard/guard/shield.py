@@ -108,7 +108,9 @@ class Shielded:
             return
         self._aside, self.failure = True, error
         code, name = INTERNAL_ERROR
-        message = f"the guard failed and stepped aside, the run goes on unguarded: {type(error).__name__}: {error}"
+        message = (
+            f"the guard failed and stepped aside, the run goes on unguarded: {type(error).__name__}: {error}"
+        )
         self._note_failure(Finding(code, name, Severity.WARNING, Confidence.HIGH, message, NOWHERE))
         LOG.warning(message, exc_info=error)
         with warnings.catch_warnings():

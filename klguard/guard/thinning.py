@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 YOUNG = 4
 """Budgets of positions that a run sees before only a share of them is tested."""
 

@@ -10,7 +10,13 @@ from klguard.guard.evidence import Evidence
 from klguard.guard.invariants.invariant import Breach
 from klguard.rules import RULES
 
-_CODES = {"shift+1": "KLG703", "shift-1": "KLG703", "sampler": "KLG702", "stale": "KLG704", "reference": "KLG603"}
+_CODES = {
+    "shift+1": "KLG703",
+    "shift-1": "KLG703",
+    "sampler": "KLG702",
+    "stale": "KLG704",
+    "reference": "KLG603",
+}
 
 _SETTINGS = {
     "temperature": ("KLG106", "temperature"),

@@ -253,7 +253,9 @@ class Works:
             for breach in invariant.judge(readings.of(invariant.code)):
                 cause = {"cause": said.cause, "weight": said.weight} if said and invariant.code in _KL else {}
                 harm = self.run.harm if invariant.code in _KL else None
-                found.append(finding(invariant.entry, breach, step=label.step, place=label.place, harm=harm, **cause))
+                found.append(
+                    finding(invariant.entry, breach, step=label.step, place=label.place, harm=harm, **cause)
+                )
         if said is not None and said.code != "KLG603":
             hops = self._written(said.setting)
             place = next((hop.place for hop in hops if hop.place), label.place)

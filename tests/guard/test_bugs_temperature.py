@@ -149,7 +149,7 @@ def test_what_the_evidence_finds_later_is_the_same_fault():
     guard = run(NotDivided, steps=8)
     assert guard.evidence.log_evidence > 20 and next(iter(guard.evidence.causes)).startswith("temperature")
     assert "KLG701" not in codes(guard)
-    ignoring = run(NotDividedNorSaid, steps=8, tolerance=None, ignore=["KLG705"])
+    ignoring = run(NotDividedNorSaid, steps=8, ignore=["KLG705"])
     assert "KLG701" not in codes(ignoring), "KLG705 is the same fault, and it is ignored"
 
 
@@ -213,15 +213,15 @@ def test_a_watched_loop_is_warned_of_its_temperature_and_judged_as_if_it_divides
     assert "right only if the loop divides the logits" in finding.message
     lines, first = inspect.getsourcelines(train)
     assert finding.place.line == first + next(i for i, line in enumerate(lines) if ".generate(" in line)
-    assert guard.evidence.tokens > 200 and guard.evidence.log_evidence < 1
+    assert guard.evidence.tokens > 100 and guard.evidence.log_evidence < 1
 
 
 def test_a_watched_loop_at_another_temperature_than_the_live_one_would_be_found(models, monkeypatch):
-    """Or the tests above would show nothing: without the division the evidence names the temperature."""
+    """Or the tests above would show nothing: without the division the evidence would speak of a temperature."""
     monkeypatch.setattr("klguard.guard.mirrored.Temperatures.divisor", lambda *_: None)
     guard = train(Guard(*models, on_violation="record", strict=True), *models, 0.5, steps=6)
-    proof = next(finding for finding in guard.findings if finding.code == "KLG701")
-    assert proof.measured.cause.startswith("temperature=0.")
+    assert guard.evidence.log_evidence > 20
+    assert next(iter(guard.evidence.causes)).startswith("temperature=0.")
 
 
 @pytest.mark.parametrize("told", ["logits", "log-probs"])

@@ -103,7 +103,7 @@ def test_a_sampler_of_no_list_is_caught_without_a_name():
 
 
 def test_pure_sampling_is_left_alone():
-    guard = play(quiet(eos_token_id=EOS), pure, steps=30)
+    guard = play(quiet(eos_token_id=EOS, sample_tokens=4096), pure, steps=30)
     assert guard.findings == [] and guard.evidence.log_evidence < 5
     assert guard.evidence.tokens == 30 * 8 * 32
 

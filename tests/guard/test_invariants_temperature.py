@@ -56,19 +56,27 @@ def readings(off, temperature, *, asked=1.0, tokens=20.0, **others):
 
 def test_when_a_temperature_explains_the_difference():
     assert diagnosis(readings(0.4, 1e-5), half=False) == "temperature"
-    assert diagnosis(readings(0.4, 1e-5, asked=0.0), half=False) == "right", "nobody said which is the right one"
+    assert diagnosis(readings(0.4, 1e-5, asked=0.0), half=False) == "right", (
+        "nobody said which is the right one"
+    )
     assert diagnosis(readings(0.4, 5e-3), half=False) == "unexplained", "fitted, and still not near"
     assert diagnosis(readings(0.4, 5e-3), half=True) == "temperature"
     assert diagnosis(readings(5e-4, 1e-5), half=False) == "right"
-    assert diagnosis(readings(0.02, 1e-4), half=True) == "right", "rounding in half precision is no temperature"
-    assert diagnosis(readings(0.4, 1e-5, tokens=3.0), half=False) == "unexplained", "three tokens agree by chance"
+    assert diagnosis(readings(0.02, 1e-4), half=True) == "right", (
+        "rounding in half precision is no temperature"
+    )
+    assert diagnosis(readings(0.4, 1e-5, tokens=3.0), half=False) == "unexplained", (
+        "three tokens agree by chance"
+    )
     assert diagnosis(readings(0.4, 1e-5, after=0.0), half=False) == "after"
 
 
 def scoring(temperature, tokens=None, **more):
     tokens = torch.arange(12).view(3, 4) if tokens is None else tokens
     ones = torch.ones(tokens.shape, dtype=torch.bool)
-    return Scoring(logprobs=-torch.ones(tokens.shape), mask=ones, tokens=tokens, temperature=temperature, **more)
+    return Scoring(
+        logprobs=-torch.ones(tokens.shape), mask=ones, tokens=tokens, temperature=temperature, **more
+    )
 
 
 def rollout(temperature, handle=None):

@@ -333,16 +333,16 @@ def test_memory_of_the_evidence_stays_within_the_budget():
 def test_a_saved_and_restored_guard_decides_alike(at, tmp_path):
     def steps(guard, numbers):
         for step in numbers:
-            play(guard, step, sharp=step >= 5, rows=6, time=16)
+            play(guard, step, sharp=step >= 5)
 
     whole = Guard(on_violation="record", eos_token_id=EOS, sample_tokens=60)
-    steps(whole, range(10))
+    steps(whole, range(14))
     first = Guard(on_violation="record", eos_token_id=EOS, sample_tokens=60)
     steps(first, range(at))
     torch.save(first.state_dict(), tmp_path / "guard.pt")
     second = Guard(on_violation="record", eos_token_id=EOS, sample_tokens=60)
     second.load_state_dict(torch.load(tmp_path / "guard.pt", weights_only=True))
-    steps(second, range(at, 10))
+    steps(second, range(at, 14))
     assert second.evidence.log_evidence == whole.evidence.log_evidence
     assert second.evidence.causes == whole.evidence.causes
     together = [f.message for f in [*first.findings, *second.findings]]

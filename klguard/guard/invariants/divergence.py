@@ -60,9 +60,7 @@ class CumulativeKL(Invariant):
         self.exercised = self.exercised or readings["tokens"] > 0
         self.total += readings["k1"]
         self.tokens += readings["tokens"]
-        self._process.advance(
-            torch.tensor([-readings["k1"] - readings["tolerance"]], dtype=torch.float64)
-        )
+        self._process.advance(torch.tensor([-readings["k1"] - readings["tolerance"]], dtype=torch.float64))
         evidence = float(self._process.log_values[0])
         limit = shares.threshold(self.run.alpha, shares.CUMULATIVE)
         if evidence >= limit:

@@ -13,7 +13,7 @@ from torch import Tensor
 from klguard.guard.events import KL, Event, Minibatch, StepEnd
 from klguard.guard.invariants.invariant import Breach, Invariant, Run
 from klguard.guard.invariants.measuring import kept, scalar
-from klguard.guard.kl import ESTIMATORS, estimate, k3, valid_tokens
+from klguard.guard.kl import ESTIMATORS, estimate, valid_tokens
 from klguard.guard.ledger import Readings
 
 UNITS = ("sequence", "token")
