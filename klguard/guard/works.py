@@ -180,7 +180,7 @@ class Works:
         """
         self.pending.place, self.pending.counted = place, counted
         self.pending.scored_by_hand = self.scored_by_hand
-        vector, self.pending.widths = self._pack()
+        vector, self.pending.widths = self._pack(counted)
         self.sends += 1
         label, self.pending = self.pending, Pending(self.run.step + counted)
         arrived = self.courier.send(vector, label)
@@ -209,11 +209,14 @@ class Works:
         for earlier, numbers in self.courier.flush():
             yield self._judge(earlier, numbers)
 
-    def _pack(self) -> tuple[Tensor, tuple[int, ...]]:
+    def _pack(self, counted: bool) -> tuple[Tensor, tuple[int, ...]]:
         """One vector: sums, evidence, three figures of the banned-token test, maxima. One all-reduce."""
         if self.ranks.active:
             self.evidence.place(self.ranks.device(), self.vocabulary)
-        evidence, banned = self.evidence.take_pending()
+        if counted:
+            evidence, banned = self.evidence.take_pending()
+        else:  # evidence waits for its step; the vector has the same length all the same
+            evidence, banned = map(_zeros, (self.evidence.pending, self.evidence.pending_banned))
         sums, maxima = self.ledger.close(evidence.device)
         parts = [sums, evidence.to(sums.device)]
         if self.ranks.active and self.vocabulary:
@@ -223,7 +226,7 @@ class Works:
         summary = total.new_empty(0)
         if self.ranks.active:
             banned = total[fixed:] if self.vocabulary else None
-        if banned is not None:
+        if banned is not None and counted:
             summary = self.evidence.advance_banned(banned).to(total.device)
         widths = (sums.numel(), evidence.numel(), summary.numel(), maxima.numel())
         return torch.cat([total[:fixed], summary, maxima.to(total.device)]), widths
@@ -348,3 +351,7 @@ class Works:
         self.run.step, self.run.version = state["step"], state["version"]
         self.run.rejected = state["rejected"]
         self.pending = Pending(self.run.step)
+
+
+def _zeros(like: Tensor | None) -> Tensor | None:
+    return None if like is None else torch.zeros_like(like)
