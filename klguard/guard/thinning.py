@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-YOUNG = 4
+YOUNG = 20
 """Budgets of positions that a run sees before only a share of them is tested."""
 
 LATER = 0.25
