@@ -93,7 +93,7 @@ def main() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Finds the generation settings that make RLHF rollouts differ from the policy."""
+    """Finds what makes RLHF rollouts differ from the policy: in code, and in the journal of a guarded run."""
 
 
 def _shared(formats: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:

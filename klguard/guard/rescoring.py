@@ -45,8 +45,11 @@ _FP32, _HALF_PRECISION = 1e-3, 3e-2
 
 _FITS, _CLOSE, _ENOUGH = 0.2, 0.05, 6
 """A wrong way explains the loop's log-probs when it leaves at most this share of the difference, and at most
-this many nats per token (autocast leaves 0.02), over at least so many tokens: a few agree by chance. A
-temperature is fitted, so it may leave no more than the right scoring may."""
+this many nats per token (autocast leaves 0.02), over at least so many tokens: a few agree by chance."""
+
+_FAR, _FITTED = 0.1, 0.1
+"""A temperature is fitted, so it may leave no more than the right scoring may; where the difference is at least
+`_FAR` nats per token, which no rounding makes, this share of it: autocast is not always to be seen."""
 
 _TEMPERATURES = (1.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.2, 1.5, 2.0, 3.0, 5.0)
 """Where the search for the loop's temperature begins: near enough to any other for `_REFINED` steps to find it."""
@@ -117,7 +120,9 @@ def diagnosis(readings: Readings, half: bool) -> str:
     if mean["off"] <= limit:
         return "right"
     best = min(NAMED, key=mean.__getitem__)
-    close = limit if best == "temperature" else _CLOSE
+    close = _CLOSE
+    if best == "temperature":
+        close = max(limit, min(_FITTED * mean["off"], _CLOSE)) if mean["off"] >= _FAR else limit
     if readings["rescored"] < _ENOUGH or mean[best] > min(_FITS * mean["off"], close):
         return "unexplained"
     return "right" if best == "temperature" and not readings["asked"] else best

@@ -138,6 +138,46 @@ def test_a_wrong_temperature_is_found_and_nothing_else(kind):
     assert len(guard.findings) == 1
 
 
+class Mixed(Cold):
+    """A correct loop under autocast, which is off again when the guard is told."""
+
+    def forward(self, model, ids, attention):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(model, ids, attention)
+
+    def tell_preflight(self):
+        """Its functions are tried by the tests of the preflight."""
+
+
+class MixedNotDivided(Mixed):
+    divided = None
+
+
+class HalfWeights(Mixed):
+    def make_policy(self):
+        return super().make_policy().bfloat16()
+
+    def forward(self, model, ids, attention):
+        logits, hidden = Cold.forward(self, model, ids, attention)
+        return logits, hidden.float()
+
+
+class HalfWeightsNotDivided(HalfWeights):
+    divided = None
+
+
+@pytest.mark.parametrize("kind", [Mixed, HalfWeights], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_in_half_precision_is_no_temperature(kind, seed, monkeypatch):
+    monkeypatch.setattr(kind, "seed", seed)
+    assert run(kind, steps=1).findings == []
+
+
+@pytest.mark.parametrize("kind", [MixedNotDivided, HalfWeightsNotDivided], ids=lambda k: k.__name__)
+def test_a_wrong_temperature_is_found_in_half_precision_too(kind):
+    assert codes(run(kind, steps=1)) == {"KLG705"}
+
+
 def test_the_message_says_both_temperatures():
     (finding,) = run(DividedForNothing, steps=1).findings
     assert "those of temperature 0.73, but its temperature is 1:" in finding.message

@@ -59,7 +59,9 @@ def test_when_a_temperature_explains_the_difference():
     assert diagnosis(readings(0.4, 1e-5, asked=0.0), half=False) == "right", (
         "nobody said which is the right one"
     )
-    assert diagnosis(readings(0.4, 5e-3), half=False) == "unexplained", "fitted, and still not near"
+    assert diagnosis(readings(0.4, 0.03), half=False) == "temperature", "under autocast that nobody saw"
+    assert diagnosis(readings(0.4, 0.05), half=False) == "unexplained", "fitted, and still not near"
+    assert diagnosis(readings(0.03, 2e-3), half=False) == "unexplained", "autocast alone is as far off"
     assert diagnosis(readings(0.4, 5e-3), half=True) == "temperature"
     assert diagnosis(readings(5e-4, 1e-5), half=False) == "right"
     assert diagnosis(readings(0.02, 1e-4), half=True) == "right", (
