@@ -378,6 +378,9 @@ class PitTilt(Hypothesis):
 
 def default_bank() -> tuple[Hypothesis, ...]:
     """The samplers that inference engines and trainers offer, and the ways in which scores go astray."""
+    # these build on Hypothesis above
+    from klguard.guard.context_rules import EosBoosted, NoRepeatNgram
+
     return (
         Greedy(),
         Temperature((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)),
@@ -388,6 +391,8 @@ def default_bank() -> tuple[Hypothesis, ...]:
         EpsilonCutoff((3e-4, 1e-3)),
         EosSuppressed((1, 4, 8, 16, 32, 64, 128, 256, math.inf)),
         RepetitionPenalty((1.05, 1.1, 1.2, 1.3, 1.5)),
+        NoRepeatNgram((2, 3, 4)),
+        EosBoosted((0, 8, 16, 32)),
         GivenLogProbs("reference", 0.03),
         GivenLogProbs("sampler", 0.03),
         GivenLogProbs("stale", 0.03),

@@ -29,6 +29,8 @@ _SETTINGS = {
     "eos_suppressed": ("KLG302", "min_new_tokens"),
     "repetition_penalty": ("KLG107", "repetition_penalty"),
     "banned_token": ("KLG109", "suppress_tokens"),
+    "no_repeat_ngram": ("KLG108", "no_repeat_ngram_size"),
+    "eos_boosted": ("KLG308", "exponential_decay_length_penalty"),
 }
 """The rule, and the setting, that a cause corresponds to, by the word its name begins with."""
 
@@ -37,6 +39,9 @@ _HELP = {
     " dropout that is on in one of the two, another precision, a sampler with rules of its own",
     "repetition_penalty": "remove the repetition penalty: a trainer cannot undo it in the logits it scores",
     "eos_suppressed": "remove min_length and min_new_tokens: the policy is never told what it costs not to stop",
+    "no_repeat_ngram": "remove no_repeat_ngram_size: the policy is scored as if it could still repeat itself",
+    "eos_boosted": "remove what makes the stop token likelier as the response grows"
+    " (exponential_decay_length_penalty, a logits processor), or cut responses at max_new_tokens instead",
     "banned_token": "remove what suppresses the token (suppress_tokens, bad_words_ids, a grammar), or set its logit to"
     " -inf in the logits that are scored too",
 }

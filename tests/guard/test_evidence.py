@@ -577,9 +577,10 @@ def test_families_without_their_input_are_blind_and_stay_at_one():
     evidence = Evidence()
     evidence.gather(rows, eps=1e-2)
     missing = {"eos_suppressed", "repetition_penalty", "reference", "sampler", "stale", "shift-1", "shift+1"}
+    missing |= {"eos_boosted", "no_repeat_ngram"}
     assert set(evidence.blind) == missing
     for name, value in zip(evidence.names, evidence.pending.tolist(), strict=False):
-        family = name.split("=")[0].split("<")[0]
+        family = name.split("=")[0].split("<")[0].rstrip(">")
         assert (value == 0.0) == (family in missing), name
     with_eos = Evidence(eos=[EOS])
     with_eos.gather(rows, eps=1e-2)
