@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klguard.guard.bank import default_bank
 from klguard.guard.banned import CEILING, BannedTokens
-from klguard.guard.hypotheses import GivenLogProbs, Hypothesis, default_bank, pit_interval
+from klguard.guard.hypotheses import GivenLogProbs, Hypothesis, pit_interval
 from klguard.guard.rows import Rows, constants
 from klguard.guard.start_times import StartTimes
 from klguard.guard.vocabulary import DEFAULT_BUDGET

@@ -37,7 +37,6 @@ __all__ = [
     "TopK",
     "TopP",
     "TypicalP",
-    "default_bank",
 ]
 
 
@@ -374,29 +373,3 @@ class PitTilt(Hypothesis):
         # a width of 0 comes only from tokens of probability 0
         across = rates * (upper - lower).clamp_(min=1e-300).unsqueeze(1)
         return rates * lower.unsqueeze(1) + (torch.expm1(across) / across).log() + norms
-
-
-def default_bank() -> tuple[Hypothesis, ...]:
-    """The samplers that inference engines and trainers offer, and the ways in which scores go astray."""
-    # these build on Hypothesis above
-    from klguard.guard.context_rules import EosBoosted, NoRepeatNgram
-
-    return (
-        Greedy(),
-        Temperature((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)),
-        TopK((1, 2, 5, 10, 20, 40, 50, 64, 100, 200)),
-        TopP((0.5, 0.7, 0.8, 0.9, 0.95, 0.99)),
-        MinP((0.01, 0.05, 0.1)),
-        TypicalP((0.2, 0.5, 0.9, 0.95)),
-        EpsilonCutoff((3e-4, 1e-3)),
-        EosSuppressed((1, 4, 8, 16, 32, 64, 128, 256, math.inf)),
-        RepetitionPenalty((1.05, 1.1, 1.2, 1.3, 1.5)),
-        NoRepeatNgram((2, 3, 4)),
-        EosBoosted((0, 8, 16, 32)),
-        GivenLogProbs("reference", 0.03),
-        GivenLogProbs("sampler", 0.03),
-        GivenLogProbs("stale", 0.03),
-        Neighbour(-1),
-        Neighbour(+1),
-        PitTilt((-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)),
-    )

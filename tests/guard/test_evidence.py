@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from klguard.guard import hypotheses as hy  # noqa: E402
+from klguard.guard.bank import default_bank  # noqa: E402
 from klguard.guard.banned import BannedTokens  # noqa: E402
 from klguard.guard.evidence import Evidence, StartTimes  # noqa: E402
 from klguard.guard.rows import Rows  # noqa: E402
@@ -224,9 +225,9 @@ CAUSES = [*FAULTS, "shift+1", "shift-1", "reference", "sampler", "stale"]
 
 def neighbours(cause):
     """Names that mean the same fault with the next parameter of the grid, and the cause itself."""
-    if not any(cause in hypothesis.names for hypothesis in hy.default_bank()):
+    if not any(cause in hypothesis.names for hypothesis in default_bank()):
         return {cause}
-    names = next(h.names for h in hy.default_bank() if cause in h.names)
+    names = next(h.names for h in default_bank() if cause in h.names)
     at = names.index(cause)
     return set(names[max(at - 1, 0) : at + 2])
 
@@ -696,7 +697,7 @@ def test_the_state_is_a_copy_and_can_be_saved(tmp_path):
 def test_the_state_of_another_bank_is_refused():
     state = Evidence().state_dict()
     with pytest.raises(ValueError, match=r"here only: temperature=0.33"):
-        Evidence(bank=(*hy.default_bank(), hy.Temperature((0.33,)))).load_state_dict(state)
+        Evidence(bank=(*default_bank(), hy.Temperature((0.33,)))).load_state_dict(state)
     with pytest.raises(ValueError, match=r"delta=0.02"):
         Evidence(delta=0.1).load_state_dict(state)
     sized = Evidence()
@@ -724,7 +725,7 @@ def test_wrong_input_is_refused(wrong):
 
 def test_a_longer_bank_of_the_user_takes_part():
     world = World(vocabulary=60, seed=14)
-    evidence = Evidence(bank=(*hy.default_bank(), hy.Temperature((0.6, 0.75))))
+    evidence = Evidence(bank=(*default_bank(), hy.Temperature((0.6, 0.75))))
     for _ in range(8):
         evidence.gather(world.rollout(bend=temperature(0.75)), eps=1e-4)
         end_step(evidence)

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from klguard.guard import hypotheses as hy  # noqa: E402
 from klguard.guard import rows as rows_module  # noqa: E402
+from klguard.guard.bank import default_bank  # noqa: E402
 from klguard.guard.rows import HEAD, Rows, bins_of, running_sum  # noqa: E402
 
 torch.set_num_threads(1)
@@ -77,7 +78,7 @@ def policies():
 
 
 POLICIES = policies()
-BANK = hy.default_bank()
+BANK = default_bank()
 
 
 def means(hypothesis, rows, p, exact=None):

@@ -1,0 +1,45 @@
+"""The bank: which hypotheses the evidence tries, with which parameters."""
+
+from __future__ import annotations
+
+import math
+
+from klguard.guard.context_rules import EosBoosted, NoRepeatNgram
+from klguard.guard.hypotheses import (
+    EosSuppressed,
+    EpsilonCutoff,
+    GivenLogProbs,
+    Greedy,
+    Hypothesis,
+    MinP,
+    Neighbour,
+    PitTilt,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    TypicalP,
+)
+
+
+def default_bank() -> tuple[Hypothesis, ...]:
+    """The samplers that inference engines and trainers offer, and the ways in which scores go astray."""
+    return (
+        Greedy(),
+        Temperature((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)),
+        TopK((1, 2, 5, 10, 20, 40, 50, 64, 100, 200)),
+        TopP((0.5, 0.7, 0.8, 0.9, 0.95, 0.99)),
+        MinP((0.01, 0.05, 0.1)),
+        TypicalP((0.2, 0.5, 0.9, 0.95)),
+        EpsilonCutoff((3e-4, 1e-3)),
+        EosSuppressed((1, 4, 8, 16, 32, 64, 128, 256, math.inf)),
+        RepetitionPenalty((1.05, 1.1, 1.2, 1.3, 1.5)),
+        NoRepeatNgram((2, 3, 4)),
+        EosBoosted((0, 8, 16, 32)),
+        GivenLogProbs("reference", 0.03),
+        GivenLogProbs("sampler", 0.03),
+        GivenLogProbs("stale", 0.03),
+        Neighbour(-1),
+        Neighbour(+1),
+        PitTilt((-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)),
+    )
