@@ -8,12 +8,13 @@ on GPT-2 policies of 2.5 nats over 4,000 tokens. A run is a series of rollouts o
 tokens, given to klguard.Guard as a loop would, at alpha = 1e-6. On the same tokens: the guard's PIT component
 alone, a likelihood ratio of the engine's log-probs alone, and the alarms of others (benchmarks/rivals.py).
 Every figure of theirs stands beside its rate of false alarms in the healthy runs, which come first. Results
-go to benchmarks/results/guard_detection.json.
+go to benchmarks/results/guard_detection.json case by case, so that it may be run in parts (`--cases`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import sys
@@ -33,7 +34,7 @@ import transformers  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.cases import LENGTH, PROMPT, Case, cases  # noqa: E402
-from benchmarks.machine import record  # noqa: E402
+from benchmarks.machine import RESULTS, record  # noqa: E402
 from benchmarks.policies import Policy, Rollout, clipped_loss, make_policy, perturbed, token_log_probs  # noqa: E402
 from benchmarks.rivals import verdicts  # noqa: E402
 from klguard import Guard  # noqa: E402
@@ -51,6 +52,8 @@ NEGLIGIBLE = 5e-4
 """Nats per token below which nothing can be found in 20,000 tokens: ln(1/alpha) and the prior cost about 20."""
 SAMPLER_CODES = {"KLG603", "KLG701", "KLG702", "KLG703", "KLG704"}
 ENGINE_TOLERANCE = 1e-4
+POLICIES = ("vocabulary", "entropy", "stop")
+"""What of the plan has to agree for results to stand in one table."""
 
 
 @dataclass(frozen=True)
@@ -410,6 +413,8 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
     return {
         "case": case.name,
         "code": case.code,
+        "runs": len(runs),
+        "rival_tokens": plan.rival_tokens,
         "kl_nats_per_token": round(outcome.divergence, 5),
         "guard": summary("guard", runs),
         "guard_end_of_step": summary("guard, end of step", runs),
@@ -480,17 +485,41 @@ def verdict(results: Sequence[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     }
 
 
+def remembered(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The cases on record that were measured on the same policies, by name."""
+    path = RESULTS / "guard_detection.json"
+    if not path.exists():
+        return {}
+    old = json.loads(path.read_text(encoding="utf-8"))
+    same = all(old["policies"][name] == getattr(plan, name) for name in POLICIES)
+    return {case["case"]: case for case in old["cases"]} if same else {}
+
+
+def remember(result: dict[str, Any], plan: Plan) -> None:
+    """Put a case on record, in place of what was known of it: a long benchmark may be run in parts."""
+    known = remembered(plan) | {result["case"]: result}
+    ordered = [known[case.name] for case in cases() if case.name in known]
+    missing = [case.name for case in cases() if case.name not in known]
+    policies = {name: getattr(plan, name) for name in POLICIES}
+    goals = verdict(ordered, plan)
+    record(
+        "guard_detection",
+        {"alpha": ALPHA, "policies": policies, "goals": goals, "not_measured": missing, "cases": ordered},
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=Plan.runs)
     parser.add_argument("--tokens", type=int, default=Plan.tokens)
+    parser.add_argument("--rival-tokens", type=int, default=Plan.rival_tokens)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name contains one of these")
     parser.add_argument(
         "--quick", action="store_true", help="5 runs of 4,000 tokens, vocabulary 1,000; not recorded"
     )
     args = parser.parse_args()
-    plan = Plan(runs=args.runs, tokens=args.tokens)
+    plan = Plan(runs=args.runs, tokens=args.tokens, rival_tokens=args.rival_tokens)
     if args.quick:
         plan = Plan(vocabulary=1000, runs=5, tokens=4000, rival_tokens=1500)
     chosen = [c.name for c in cases() if not args.cases or any(part in c.name for part in args.cases)]
@@ -500,10 +529,9 @@ def main() -> int:
         for result in pool.map(partial(measure, plan=plan), chosen):
             results.append(result)
             print(row(result), flush=True)
-    goals = verdict(results, plan)
-    print(*(f"{name}: {value}" for name, value in goals.items()), sep="\n")
-    if not args.quick and not args.cases and args.runs >= Plan.runs:
-        record("guard_detection", {"alpha": ALPHA, "plan": vars(plan), "goals": goals, "cases": results})
+            if not args.quick:
+                remember(result, plan)
+    print(*(f"{name}: {value}" for name, value in verdict(results, plan).items()), sep="\n")
     return 0
 
 
