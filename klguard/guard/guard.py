@@ -212,17 +212,18 @@ class Guard(Listening):
             if self._depth > 1:
                 self._depth -= 1
                 return
+        # whoever stops iterating over a guarded generator ends the loop, in order
+        failing = error is not None and not isinstance(error, GeneratorExit)
+        outcome = "raised"
         try:
-            # whoever stops iterating over a guarded generator ends the loop, in order
-            failing = error is not None and not isinstance(error, GeneratorExit)
             self._finish(failing=failing)
+            outcome = "raised" if failing else "finished"
         finally:
             self._leave()
-            if self._aside:
-                self._end_journal("raised" if failing else "finished")
+            self._end_journal(outcome)
 
     def _end_journal(self, outcome: str) -> None:
-        """Where no shield is left, or none is wanted: another error is on its way."""
+        """End the journal, if that is still to do, where no shield is wanted: another error may be on its way."""
         with contextlib.suppress(Exception):
             self.close(outcome)
 
@@ -275,7 +276,6 @@ class Guard(Listening):
             self._absorb(outcomes)
         else:
             self._settle(outcomes)
-        self.close("raised" if failing else "finished")
 
     # ------------------------------------------------------------------------------- parts of the loop
 
