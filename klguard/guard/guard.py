@@ -489,7 +489,8 @@ class Guard(Listening):
 
         `values` (B, T) are the loop's own estimates, to be checked; the answer is the guard's. With
         estimator="exact" they are the loop's KL over the vocabulary, and also the answer. Tokens that were not
-        yet paired with their reference by `logprobs` or `observe` in this step count for the cumulative KL.
+        yet paired with their reference by `logprobs` or `observe` in this step count for the cumulative KL,
+        except in a term of the loss (with a gradient) and after an update.
         """
         place = caller()
         self._checked(shapes.check_per_token, "logprobs", logprobs)
@@ -511,16 +512,9 @@ class Guard(Listening):
             )
             self._begin()
             self._works.dispatch(event)
-            if self._pair("kl"):
-                self._works.dispatch(
-                    events.Pairs(
-                        place=place,
-                        logprobs=event.logprobs,
-                        reference_logprobs=event.reference_logprobs,
-                        mask=event.mask,
-                        eps=self._eps(self._precision(logprobs), False),
-                    )
-                )
+            # a term of the loss is computed in every epoch: its tokens have been counted, or the weights have moved
+            if not event.requires_grad and self._pair("kl") and self._in_time():
+                self._pairs(place, event.logprobs, event.reference_logprobs, event.mask)
             self._step_open = True
         return answer
 

@@ -189,16 +189,7 @@ class Listening(Telling):
     def _score(self, event: events.Scoring, source: str) -> None:
         self._begin()
         self._step_open = True
-        weights = self._weights()
-        if self._scored_under is None:
-            self._scored_under = weights
-        if weights != self._scored_under:
-            if not self._said_late:
-                self._said_late = True
-                LOG.warning(
-                    "klguard leaves out log-probs that were computed after an update in the same step: only the"
-                    " weights that sampled can be tested. Score the rollout before the first update"
-                )
+        if not self._in_time():
             return
         if self._scored_by == "watcher" != source:  # the loop knows more: the reference's logits, the context
             self._works.discard_evidence()
@@ -211,6 +202,19 @@ class Listening(Telling):
             self._works.score(event, self._eps(event.dtype, event.sampler_logprobs is not None))
         if event.reference_logprobs is not None and self._pair(source):
             self._pairs(event.place, event.logprobs, event.reference_logprobs, event.mask)
+
+    def _in_time(self) -> bool:
+        """Whether the weights are still those under which this step's first tokens were scored."""
+        weights = self._weights()
+        if self._scored_under is None:
+            self._scored_under = weights
+        if weights != self._scored_under and not self._said_late:
+            self._said_late = True
+            LOG.warning(
+                "klguard leaves out log-probs that were computed after an update in the same step: only the"
+                " weights that sampled can be tested. Score the rollout before the first update"
+            )
+        return weights == self._scored_under
 
     def _alone(self, what: str) -> bool:
         """Whether the loop leaves telling of this to the watcher. In its first step that is not known yet: what

@@ -489,3 +489,24 @@ def test_log_probs_after_an_update_are_left_out_and_that_is_said_once(caplog):
     said = [r.message for r in caplog.records if "after an update in the same step" in r.message]
     assert len(said) == 2, "once in each step"
     assert guard.evidence.tokens == 2 * 24
+
+
+def test_a_kl_term_of_the_loss_and_log_probs_after_an_update_do_not_count_for_the_cumulative_kl():
+    """In every epoch the loss has a KL term over the same tokens; under weights that have moved it may be of any
+    sign, and says nothing about the sampler."""
+    weight = torch.nn.Linear(2, 2)
+    guard = Guard(weight, on_violation="record", strict=True)
+    low = torch.full((4, 16), -3.0)
+    for _ in range(4):
+        guard.kl(low, low + 0.0)
+        for _ in range(3):
+            guard.kl(low.clone().requires_grad_(), low + 2.0, estimator="k3")
+        with torch.no_grad():
+            weight.weight.add_(1.0)
+        guard.kl(low, low + 2.0)
+        guard.step()
+    assert guard.findings == []
+    for _ in range(2):
+        guard.kl(low, low + 2.0)
+        guard.step()
+    assert [finding.code for finding in guard.findings] == ["KLG603"]
