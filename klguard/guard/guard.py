@@ -276,6 +276,7 @@ class Guard(Listening):
             self._absorb(outcomes)
         else:
             self._settle(outcomes)
+        self.close("raised" if failing else "finished")
 
     # ------------------------------------------------------------------------------- parts of the loop
 
