@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from klguard.guard.bank import default_bank
-from klguard.guard.banned import CEILING, BannedTokens
+from klguard.guard.banned import CEILING, BannedTokens, named
 from klguard.guard.hypotheses import GivenLogProbs, Hypothesis, pit_interval
 from klguard.guard.rows import Rows, constants
 from klguard.guard.start_times import StartTimes
@@ -135,7 +135,7 @@ class Evidence:
 
     @property
     def pending_banned(self) -> Tensor | None:
-        """(V,) float64 sums of this step for banned tokens; None until the vocabulary is known."""
+        """(W,) float64 sums of this step for single tokens; None until the vocabulary is known."""
         return self._banned.pending if self._banned is not None else None
 
     def take_pending(self) -> tuple[Tensor, Tensor | None]:
@@ -279,7 +279,7 @@ class Evidence:
     @torch.no_grad()
     def advance_banned(self, increments: Tensor) -> Tensor:
         """(3,) float64 on the device: log of the mean over the vocabulary of the banned-token components,
-        the largest of them (nats) and its id. increments: (V,) `pending_banned` summed over ranks. Once a
+        the largest of them (nats) and its id. increments: (W,) `pending_banned` summed over ranks. Once a
         step, before `advance`; clears `pending_banned`."""
         if self._banned is None or increments.shape != self._banned.pending.shape:
             raise ValueError(
@@ -358,9 +358,9 @@ class Evidence:
             weighted = torch.where(torch.tensor([n == "shift+1" for n in self.names]), -math.inf, weighted)
         log_banned, best, token = self._banned_summary
         weighted = torch.cat([weighted, weighted.new_tensor([self._log_banned_prior + log_banned])])
-        banned = f"banned_token={token}" if best > 1.0 else "banned_token"
+        single = named(token, self._vocabulary) if best > 1.0 and self._vocabulary else "banned_token"
         causes: dict[str, float] = {}
-        for name, weight in zip((*self.names, banned), weighted.softmax(0).tolist(), strict=True):
+        for name, weight in zip((*self.names, single), weighted.softmax(0).tolist(), strict=True):
             if crossed or weight > 0.0:
                 causes[name] = causes.get(name, 0.0) + weight
         return dict(sorted(causes.items(), key=lambda item: -item[1]))

@@ -29,6 +29,7 @@ _SETTINGS = {
     "eos_suppressed": ("KLG302", "min_new_tokens"),
     "repetition_penalty": ("KLG107", "repetition_penalty"),
     "banned_token": ("KLG109", "suppress_tokens"),
+    "biased_token": ("KLG109", "sequence_bias"),
     "no_repeat_ngram": ("KLG108", "no_repeat_ngram_size"),
     "eos_boosted": ("KLG308", "exponential_decay_length_penalty"),
 }
@@ -44,6 +45,8 @@ _HELP = {
     " (exponential_decay_length_penalty, a logits processor), or cut responses at max_new_tokens instead",
     "banned_token": "remove what suppresses the token (suppress_tokens, bad_words_ids, a grammar), or set its logit to"
     " -inf in the logits that are scored too",
+    "biased_token": "remove the bias on the token (sequence_bias, logit_bias), or add it to the logits that are"
+    " scored too",
 }
 """What to do about a cause, where it is something else than for the rest of the code."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from klguard.findings import Finding, Severity
 from klguard.guard import kl, mirrored, shares
+from klguard.guard.banned import hypotheses
 from klguard.guard.catalogue import BY_CODE, CATALOGUE, Entry
 from klguard.guard.courier import Courier
 from klguard.guard.events import Event, Rollout, Scoring, StepEnd
@@ -195,7 +196,7 @@ class Works:
         others have read it: they step aside at the same call."""
         device = self.ranks.device()
         sums, maxima = self.ledger.widths
-        length = sums + self.evidence.width + (self.vocabulary or 0)
+        length = sums + self.evidence.width + hypotheses(self.vocabulary or 0)
         news = torch.zeros(length, dtype=torch.float64, device=device)
         news[self.ledger.slot("failed")] = 1.0
         nothing = torch.full((maxima,), -torch.inf, dtype=torch.float64, device=device)

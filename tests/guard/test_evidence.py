@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from klguard.guard import hypotheses as hy  # noqa: E402
 from klguard.guard.bank import default_bank  # noqa: E402
-from klguard.guard.banned import BannedTokens  # noqa: E402
+from klguard.guard.banned import BIASES, BannedTokens, hypotheses  # noqa: E402
 from klguard.guard.evidence import Evidence, StartTimes  # noqa: E402
 from klguard.guard.rows import Rows  # noqa: E402
 from klguard.guard.start_times import log_rest, log_weight  # noqa: E402
@@ -448,7 +448,29 @@ def test_a_step_against_a_plain_loop_over_tokens():
     expected = torch.log((1 - delta) / (1 - p) + delta)
     expected.scatter_(1, rows.tokens[:, None], math.log(delta))
     expected = (expected * rows.valid[:, None]).sum(0) - tested * math.log1p(eps)
+    for bias in BIASES:
+        excess = math.expm1(bias)
+        favoured = -torch.log1p(excess * p)
+        favoured.scatter_add_(1, rows.tokens[:, None], torch.full_like(p[:, :1], bias))
+        favoured = (favoured * rows.valid[:, None]).sum(0) - tested * math.log1p(eps)
+        expected = torch.cat([expected, favoured])
     assert torch.allclose(evidence.pending_banned, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [60, 300])
+def test_a_favoured_token_is_found_and_named(vocabulary):
+    """2 nats added to one token's logit, as sequence_bias and logit_bias do."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    evidence = Evidence()
+    for _ in range(12):
+        logits = torch.randn(256, vocabulary, generator=generator) * 1.5
+        bent = logits.clone()
+        bent[:, 17] += 2.0
+        tokens = torch.multinomial(bent.softmax(-1), 1, generator=generator)[:, 0]
+        evidence.gather(rows_of(logits, tokens), eps=1e-4)
+        end_step(evidence)
+    assert evidence.log_evidence > 20
+    assert next(iter(evidence.causes)) == "biased_token=17"
 
 
 def test_a_banned_token_beyond_the_head_is_counted_from_below():
@@ -460,16 +482,16 @@ def test_a_banned_token_beyond_the_head_is_counted_from_below():
     expected = torch.log(0.98 / (1 - p) + 0.02)
     expected.scatter_(1, tokens[:, None], math.log(0.02))
     expected = expected.sum(0)
-    assert (banned.pending <= expected + 1e-7).all()
-    assert (expected - banned.pending <= 0.005 * expected.abs()).all()
+    assert (banned.pending[:3000] <= expected + 1e-7).all()
+    assert (expected - banned.pending[:3000] <= 0.005 * expected.abs()).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 8.0, 40.0])
-def test_the_mean_ratio_of_a_banned_token_is_at_most_one(scale):
+def test_the_mean_ratio_of_a_banned_or_a_favoured_token_is_at_most_one(scale):
     vocabulary = 40
     logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(3)) * scale
     p = torch.softmax(logits.double(), -1)[0]
-    mean = torch.zeros(vocabulary, dtype=torch.float64)
+    mean = torch.zeros(hypotheses(vocabulary), dtype=torch.float64)
     for token in range(vocabulary):
         banned = BannedTokens(vocabulary, torch.device("cpu"), 0.02)
         banned.add(rows_of(logits, torch.tensor([token])), 0.0)
@@ -605,7 +627,7 @@ def test_bad_rows_count_nothing_and_are_counted():
     evidence = Evidence()
     evidence.gather(rows, eps=1e-3)
     evidence.gather(extra, eps=1e-3)
-    assert torch.equal(both(evidence)[:-31], both(clean)[:-31])
+    assert torch.equal(both(evidence)[:-91], both(clean)[:-91])
     assert torch.equal(evidence.pending_banned, clean.pending_banned)
     assert float(evidence.pending[-1]) == 4.0
     end_step(evidence)
@@ -649,7 +671,7 @@ def test_a_rank_without_rows_has_sums_of_the_same_shape():
     evidence = Evidence()
     evidence.place("cpu", 77)
     assert evidence.pending.shape == (evidence.width,)
-    assert evidence.pending_banned.shape == (77,)
+    assert evidence.pending_banned.shape == (hypotheses(77),)
     end_step(evidence)
     assert evidence.log_evidence == pytest.approx(0.0, abs=1e-12)
 
