@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from klguard.findings import Finding
-from klguard.guard import events, kl, options, shapes
+from klguard.guard import events, kl, models, options, shapes
 from klguard.guard.evidence import Evidence
 from klguard.guard.hooks import extra_forward
 from klguard.guard.invariants import Run
@@ -250,7 +250,7 @@ class Guard(Listening):
 
         self._hooks.install()
         run = self._works.run
-        if isinstance(run.policy, nn.Module) and hasattr(options.bare(run.policy), "generate"):
+        if isinstance(run.policy, nn.Module) and hasattr(models.inner(run.policy), "generate"):
             self._watcher = Watcher(self, run.policy, run.reference, stop_ids=run.stop_ids)
             self._watcher.install()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from klguard.guard import events, kl
 from klguard.guard.frameworks.accelerate import mixed_precision
 from klguard.guard.hooks import OptimizerHooks
+from klguard.guard.invariants.invariant import HALF
 from klguard.guard.live import caller, findings
 from klguard.guard.mirrored import Temperatures
 from klguard.guard.shield import LOG, callers, shielded
@@ -25,8 +26,6 @@ SEPARATE_ENGINE = 1e-2
 HALF_PRECISION = 1e-3
 SINGLE_PRECISION = 1e-4
 """Tolerances where the policy itself drew the tokens, by the precision it computes in."""
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 def event_of(kind: type[events.Event], place: Place | None, fields: Mapping[str, Any]) -> events.Event:

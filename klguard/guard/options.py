@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from klguard.guard.models import inner
+
 
 def check_options(
     alpha: float, tolerance: float | None, kl_range: tuple[float, float], sample_tokens: int
@@ -32,20 +34,9 @@ def token_ids(value: int | Sequence[int] | Tensor) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(sorted({int(one) for one in value}))
 
 
-def bare(module: nn.Module) -> nn.Module:
-    """The model inside the wrappers of torch.compile and DDP."""
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and not hasattr(module, "generate"):
-            inner = getattr(module, "module", None)
-        if not isinstance(inner, nn.Module):
-            return module
-        module = inner
-
-
 def stop_ids(policy: nn.Module | None, tokenizer: Any) -> tuple[int, ...] | None:
     """The tokens that end a response, from the policy's generation config, else from the tokenizer."""
-    config = getattr(bare(policy), "generation_config", None) if policy is not None else None
+    config = getattr(inner(policy), "generation_config", None)
     for owner in (config, tokenizer):
         value = getattr(owner, "eos_token_id", None)
         if value is not None:
@@ -55,6 +46,6 @@ def stop_ids(policy: nn.Module | None, tokenizer: Any) -> tuple[int, ...] | None
 
 def vocabulary(policy: nn.Module | None) -> int | None:
     """Number of logits of the policy, where its output layer tells."""
-    find = getattr(bare(policy), "get_output_embeddings", None) if policy is not None else None
+    find = getattr(inner(policy), "get_output_embeddings", None)
     weight = getattr(find() if find else None, "weight", None)
     return None if weight is None else int(weight.shape[0])
