@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from klguard.guard.context_rules import EosBoosted, NoRepeatNgram
+from klguard.guard.context_rules import EosBoosted, ForcedEos, NoRepeatNgram, PromptFavoured, PromptNgram
 from klguard.guard.hypotheses import (
     EosSuppressed,
     EpsilonCutoff,
@@ -23,7 +23,11 @@ from klguard.guard.hypotheses import (
 
 
 def default_bank() -> tuple[Hypothesis, ...]:
-    """The samplers that inference engines and trainers offer, and the ways in which scores go astray."""
+    """The samplers that inference engines and trainers offer, and the ways in which scores go astray.
+
+    A watermark is not among them: it favours a part of the vocabulary chosen anew at each position by a secret
+    key, so only the engine's own log-probs (`sampler`) tell its distribution.
+    """
     return (
         Greedy(),
         Temperature((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)),
@@ -35,7 +39,10 @@ def default_bank() -> tuple[Hypothesis, ...]:
         EosSuppressed((1, 4, 8, 16, 32, 64, 128, 256, math.inf)),
         RepetitionPenalty((1.05, 1.1, 1.2, 1.3, 1.5)),
         NoRepeatNgram((2, 3, 4)),
+        PromptNgram((1, 2, 3, 4)),
+        PromptFavoured((0.8, 0.9, 1.1, 1.2, 1.3, 1.5)),
         EosBoosted((0, 8, 16, 32)),
+        ForcedEos(),
         GivenLogProbs("reference", 0.03),
         GivenLogProbs("sampler", 0.03),
         GivenLogProbs("stale", 0.03),

@@ -41,15 +41,13 @@ FIGURES = 4
 SURPLUS_ERRORS, SURPLUS_NATS = 4.0, 0.1
 """How far the mean surplus may be from 0, in standard errors plus nats, when the logits really are one off."""
 
-CPU_BUDGET = 16 * 2**20
-"""Bytes of temporaries on the CPU: more than that leaves its cache and is slower."""
-
 FLOOR = -1000.0
 """Smallest log-ratio of one token, nats: keeps sums finite, and e^-1000 is 0 to every digit that is kept."""
 
 WHY_BLIND = {
     "log_probs": "needs the policy's logits",
     "context": "needs context_ids, the tokens before the response",
+    "prompt": "needs context_ids, the tokens before the response",
     "eos": "needs eos_token_id",
     "reference": "needs the reference's log-probs",
     "sampler": "the engine's log-probs were not given",
@@ -110,11 +108,12 @@ class Evidence:
 
     def _priors(self) -> tuple[Tensor, float, Tensor]:
         """(C,) log prior in the evidence (-inf for diagnostics), that of banned tokens, and (C,) log prior
-        for naming, in which diagnostics have their own."""
+        for naming, in which diagnostics have their own and usual values of a setting a larger one."""
         shares = [h.prior * w / sum(h.weights) for h in self.bank for w in h.weights]
         valid = [h.valid for h in self.bank for _ in h.weights] + [True]
-        naming = torch.tensor([*shares, PIT_PRIOR], dtype=torch.float64)
-        counted = torch.where(torch.tensor(valid), naming, 0.0)
+        usual = [h.prior * w / sum(h.naming) for h in self.bank for w in h.naming]
+        every, naming = (torch.tensor([*one, PIT_PRIOR], dtype=torch.float64) for one in (shares, usual))
+        counted = torch.where(torch.tensor(valid), every, 0.0)
         total = float(counted.sum()) + BANNED_PRIOR
         return (counted / total).log(), math.log(BANNED_PRIOR / total), (naming / total).log()
 
@@ -188,7 +187,7 @@ class Evidence:
             rows = replace(rows, eos=constants(self.eos, device).to(torch.int64))
         self.place(device, rows.vocabulary)
         self._seen.update(h.needs for h in self.bank if getattr(rows, h.needs) is not None)
-        for piece in rows.pieces(min(budget, CPU_BUDGET) if device.type == "cpu" else budget):
+        for piece in rows.pieces(budget):
             self._gather_piece(piece, log1p_eps)
 
     def _gather_piece(self, rows: Rows, log1p_eps: float) -> None:

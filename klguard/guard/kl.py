@@ -22,7 +22,15 @@ import torch
 from torch import Tensor
 
 from klguard.guard.shapes import check_log_probs, check_mask, check_shapes
-from klguard.guard.vocabulary import DEFAULT_BUDGET, Scratch, largest_logits, over_rows, slices_of_row
+from klguard.guard.vocabulary import (
+    DEFAULT_BUDGET,
+    Scratch,
+    blocks,
+    largest_logits,
+    over_rows,
+    rows_per_chunk,
+    slices_of_row,
+)
 
 __all__ = [
     "ESTIMATORS",
@@ -309,14 +317,29 @@ def exact_kl_moments(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
                    taken out, see `exact_kl`. Rows further from a sum of 1 are taken as they are: their KL can
                    fall below 0, which is how they are found out.
 
-    Conventions of `exact_kl`; where the KL is +inf, so is the variance (nats squared per token). Works on all
-    rows at once, with three temporaries of their size: pass rows in `vocabulary.chunks`.
+    Conventions of `exact_kl`; where the KL is +inf, so is the variance (nats squared per token). On a GPU it works
+    on all rows at once, with three temporaries of their size: pass rows in `vocabulary.chunks`. On the CPU it takes
+    as many at a time as stay in its cache.
     """
     log_p, log_q = upcast(log_p), upcast(log_q)
-    q_excess = _rounding(log_q.exp().sum(-1))
-    p = log_p.exp()
+    if log_p.device.type != "cpu" or log_p.dim() < 2 or not log_p.numel():
+        return _moments(log_p, log_q)
+    leading, vocabulary = log_p.shape[:-1], log_p.shape[-1]
+    rows = rows_per_chunk(vocabulary, log_p.element_size(), device=log_p.device)
+    kl, variance = log_p.new_empty(leading), log_p.new_empty(leading)
+    for box in blocks(tuple(leading), rows):
+        kl[box], variance[box] = _moments(log_p[box], log_q[box])
+    return kl, variance
+
+
+def _moments(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """`exact_kl_moments` of all rows at once."""
+    p = torch.exp(log_q)
+    q_excess = _rounding(p.sum(-1))
+    torch.exp(log_p, out=p)
     p_excess = _rounding(p.sum(-1))
-    difference = log_p.clamp(min=_FLOOR) - log_q.clamp(min=_FLOOR)
+    difference = log_p.clamp(min=_FLOOR)
+    difference.sub_(log_q.clamp(min=_FLOOR))
     largest = difference.amax(-1)
     whole = torch.exp(p_excess)
     mean = (p * difference).sum(-1) / whole

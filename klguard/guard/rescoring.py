@@ -11,7 +11,7 @@ import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,7 @@ class Rescoring:
         if self._event is not None:
             return self._result if self._event() is event else None
         rollout, self._rollout = self._rollout, None
+        rollout = None if rollout is None else _rows_of(rollout, event)
         if rollout is None or not _fits(rollout, event):
             return None
         self._event = weakref.ref(event)
@@ -137,6 +138,20 @@ def possible(run: Run) -> bool:
     """Whether one more pass of the policy may be made, on this rank alone and from ids alone."""
     policy = run.policy
     return run.forward is not None and models.text_decoder(policy) and not models.sharded(policy)
+
+
+def _rows_of(rollout: Rollout, event: Scoring) -> Rollout:
+    """The part of the rollout that `event` scored, as far as it says which."""
+    if event.rows is None:
+        return rollout
+
+    def pick(values: Tensor) -> Tensor:
+        return values.index_select(0, event.rows.to(values.device, non_blocking=True))
+
+    prompts, attention = pick(rollout.prompts), pick(rollout.attention_mask)
+    return replace(
+        rollout, responses=pick(rollout.responses), prompts=prompts, attention_mask=attention, mask=None
+    )
 
 
 def _fits(rollout: Rollout, event: Scoring) -> bool:
@@ -190,8 +205,9 @@ def _rescore(run: Run, rollout: Rollout, event: Scoring) -> Rescored:
     valid = (pick(event.mask)[:, :count] & pick(usable)[:, None])[0]
     given = pick(event.logprobs)[0, :count].double()
     logits = _three_ways(run, prompt, responses, pick(attention))
-    told = None if event.divisor else rollout.temperature or event.temperature
-    expected = event.divisor or told or 1.0
+    watched = event.divisor is not None and event.temperature is None
+    told = None if watched else rollout.temperature or event.temperature
+    expected = told or event.divisor or 1.0
     tokens = responses[0].clamp(0, event.logits.shape[-1] - 1)
     row_of_loop = Given(given, tokens, valid)
 

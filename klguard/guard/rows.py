@@ -28,18 +28,50 @@ LAST_BIN = 32 * BINS_PER_NAT - 1
 CACHE = 4 * 2**20
 """Bytes of temporaries that one pass over rows may take on the CPU before it slows down."""
 
+GROUP = 16
+"""How many entries of a row are compared together before the likeliest are looked for."""
+
 SLACK = 1e-12
 """Added to a mass found by subtraction: more than its rounding error, so that the ratio stays below the truth."""
 
 
-def working_bytes(vocabulary: int, context: int = 0) -> int:
+def working_bytes(vocabulary: int, context: int = 0, device: torch.device | str = "cpu") -> int:
     """Upper estimate of the temporary memory of one tested row, in bytes, for choosing the size of a chunk.
 
     Per vocabulary entry: the distance from the maximum (4), the probability (4), its float64 copy (8) and the
-    index of its bin (8). The log-probs (4) and logits are the caller's. The rest is the histogram, the head,
+    index of its bin (8); on the CPU all but the probability belong to a few rows at a time, within CACHE bytes
+    for all rows together. The log-probs (4) and logits are the caller's. The rest is the histogram, the head,
     and what is derived from them.
     """
-    return 24 * vocabulary + 10 * 8 * (LAST_BIN + 1) + 24 * 8 * HEAD + 80 * context + 8192
+    per_entry = 4 if torch.device(device).type == "cpu" else 24
+    return per_entry * vocabulary + 10 * 8 * (LAST_BIN + 1) + 24 * 8 * HEAD + 100 * context + 8192
+
+
+def cached_rows(rows: int, vocabulary: int, device: torch.device) -> int:
+    """How many of `rows` rows a pass over the vocabulary takes at once: all, but on the CPU what fits its cache."""
+    return max(1, rows if device.type != "cpu" else min(rows, CACHE // (24 * max(1, vocabulary))))
+
+
+def likeliest(log_probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(n, count) the largest log-probs of each row (n, V), descending, and their ids; NaN counts as the largest.
+
+    A selection on the CPU costs as much as all else that is done with a row. There entries are first compared in
+    groups: the largest `count` lie in the `count` groups with the largest maxima, whatever ties.
+    """
+    n, vocabulary = log_probs.shape
+    groups = -(-vocabulary // GROUP)
+    if log_probs.device.type != "cpu" or groups < 4 * count:
+        return log_probs.topk(min(count, vocabulary), dim=1)
+    whole = (GROUP - 1) * groups
+    maxima = log_probs[:, :whole].unflatten(1, (GROUP - 1, groups)).amax(1)
+    rest = log_probs[:, whole:]
+    torch.maximum(maxima[:, : rest.shape[1]], rest, out=maxima[:, : rest.shape[1]])
+    best = maxima.topk(count, dim=1, sorted=False).indices
+    members = torch.arange(GROUP, device=log_probs.device).unsqueeze(1) * groups
+    ids = (best.unsqueeze(1) + members).flatten(1)
+    there = log_probs.gather(1, ids.clamp(max=vocabulary - 1)).masked_fill_(ids >= vocabulary, -math.inf)
+    top, at = there.topk(count, dim=1)
+    return top, ids.gather(1, at).clamp_(max=vocabulary - 1)
 
 
 @lru_cache(maxsize=256)
@@ -59,7 +91,7 @@ class Spectrum:
     more_ties: (n,) number of tokens outside the head with exactly the log-prob of its last entry.
     mass: (n, LAST_BIN + 1) probability by bin of d. below: (n, LAST_BIN + 1) the running sum.
     total: (n,) the whole mass, 1 up to the rounding of the log-softmax.
-    bin: (n,) bin of the token. column: (V,) sum over rows of the probabilities.
+    entropy: (n,) -sum p log p, nats. bin: (n,) bin of the token. column: (V,) sum over rows of the probabilities.
     probabilities: (n, V) fp32.
     """
 
@@ -71,6 +103,7 @@ class Spectrum:
     mass: Tensor
     below: Tensor
     total: Tensor
+    entropy: Tensor
     bin: Tensor
     column: Tensor
     probabilities: Tensor
@@ -128,6 +161,7 @@ class Rows:
     before: (n,) log-prob that this row's own logits give to the token of the position before.
     In these six, NaN says that there is none; whether there is must not depend on the token.
     context: (n, c) ids before the token, prompt and response, -1 where there is nothing.
+    prompt: (n, P) those of them that are the prompt's, its padding included.
     eos: (e,) ids that end a response.
 
     Token ids outside the vocabulary and rows with NaN or +inf are not tested; `unusable` counts them.
@@ -145,12 +179,13 @@ class Rows:
     later: Tensor | None = None
     before: Tensor | None = None
     context: Tensor | None = None
+    prompt: Tensor | None = None
     eos: Tensor | None = None
 
     def pieces(self, budget: int) -> Iterator[Rows]:
         """These rows in parts whose temporaries, as `working_bytes` counts them, stay within `budget` bytes."""
         context = self.context.shape[1] if self.context is not None else 0
-        size = max(1, budget // working_bytes(self.vocabulary, context))
+        size = max(1, budget // working_bytes(self.vocabulary, context, self.log_probs.device))
         if size >= len(self.tokens):
             yield self
             return
@@ -165,8 +200,7 @@ class Rows:
     @cached_property
     def entropy(self) -> Tensor:
         """(n,) float64 entropy of each row's distribution, nats."""
-        # a clamp is cheaper than looking for the places where p = 0, and as good: 0 * -1e18 = 0
-        return -(self.spectrum.probabilities * self.log_probs.clamp(min=-1e18)).sum(1, dtype=torch.float64)
+        return self.spectrum.entropy
 
     @property
     def vocabulary(self) -> int:
@@ -183,14 +217,10 @@ class Rows:
         return self.log_probs.gather(1, self.safe_tokens.unsqueeze(1)).squeeze(1).to(torch.float64)
 
     @cached_property
-    def _top(self) -> tuple[Tensor, Tensor]:
-        return self.log_probs.topk(min(HEAD, self.vocabulary), dim=1)
-
-    @cached_property
     def usable(self) -> Tensor:
         """(n,) bool: valid, a token of the vocabulary, and a row that is a distribution. A log-softmax with
         one NaN or +inf is NaN throughout, so its maximum tells."""
-        return self.valid & (self.tokens == self.safe_tokens) & torch.isfinite(self._top[0][:, 0])
+        return self.valid & (self.tokens == self.safe_tokens) & torch.isfinite(self.spectrum.head[:, 0])
 
     @cached_property
     def unusable(self) -> Tensor:
@@ -201,24 +231,30 @@ class Rows:
     @torch.no_grad()
     def spectrum(self) -> Spectrum:
         """The one pass over the vocabulary."""
-        head, head_ids = self._top
         n, vocabulary = self.log_probs.shape
-        blank = self.log_probs.new_zeros(n, 1)
-        shift = blank.masked_fill(~self.usable.unsqueeze(1), math.inf)
+        zeros, count = self.log_probs.new_zeros, min(HEAD, vocabulary)
+        step = cached_rows(n, vocabulary, self.log_probs.device)
+        allowed = self.valid & (self.tokens == self.safe_tokens)
+        head, head_ids, head_mass = (
+            zeros(n, count),
+            zeros(n, count, dtype=torch.int64),
+            zeros(n, count).double(),
+        )
+        mass = zeros(n, LAST_BIN + 1, dtype=torch.float64)
+        column = zeros(vocabulary, dtype=torch.float64)
+        ties, entropy, bins = zeros(n), zeros(n), torch.zeros_like(self.safe_tokens)
         probabilities = torch.empty_like(self.log_probs, memory_format=torch.contiguous_format)
-        mass = blank.new_zeros(n, LAST_BIN + 1, dtype=torch.float64)
-        head_mass = torch.zeros_like(head, dtype=torch.float64)
-        column = blank.new_zeros(vocabulary, dtype=torch.float64)
-        ties, bins = blank.squeeze(1).clone(), torch.zeros_like(self.safe_tokens)
-        step = max(1, n if blank.device.type != "cpu" else CACHE // (20 * max(1, vocabulary)))
         room = torch.empty_like(self.log_probs[:step], memory_format=torch.contiguous_format)
         index, wide = torch.empty_like(room, dtype=torch.int64), torch.empty_like(room, dtype=torch.float64)
         for start in range(0, n, step):
             part = slice(start, start + step)
-            log_probs, top, ids = self.log_probs[part], head[part], head_ids[part]
-            here = slice(0, len(top))
+            log_probs = self.log_probs[part]
+            here = slice(0, len(log_probs))
+            top, ids = likeliest(log_probs, count)
+            head[part], head_ids[part] = top, ids
+            shift = torch.where(allowed[part] & top[:, 0].isfinite(), 0.0, math.inf).to(top).unsqueeze(1)
             index[here].copy_(bin_numbers_(torch.sub(top[:, :1], log_probs, out=room[here])))
-            torch.sub(log_probs, shift[part], out=probabilities[part]).exp_().nan_to_num_(0.0)
+            torch.sub(log_probs, shift, out=probabilities[part]).exp_().nan_to_num_(0.0)
             wide[here].copy_(probabilities[part])
             mass[part].scatter_add_(1, index[here], wide[here])
             column += wide[here].sum(0)
@@ -226,6 +262,9 @@ class Rows:
             bins[part] = index[here].gather(1, self.safe_tokens[part].unsqueeze(1)).squeeze(1)
             # as numbers, not as truth values: their sum is much faster on the CPU
             ties[part] = torch.eq(log_probs, top[:, -1:], out=room[here]).sum(1)
+            # a clamp is cheaper than looking for the places where p = 0, and as good: 0 * -1e18 = 0
+            torch.clamp(log_probs, min=-1e18, out=room[here])
+            entropy[part] = room[here].mul_(probabilities[part]).sum(1)
         below = running_sum(mass)
         return Spectrum(
             head=head,
@@ -236,6 +275,7 @@ class Rows:
             mass=mass,
             below=below,
             total=below[:, -1],
+            entropy=-entropy.to(torch.float64),
             bin=bins,
             column=column,
             probabilities=probabilities,

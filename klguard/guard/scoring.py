@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from klguard.guard.events import Scoring
 from klguard.guard.rows import Rows, working_bytes
-from klguard.guard.vocabulary import rows_per_chunk
+from klguard.guard.vocabulary import ROW_MULTIPLE
+
+_CHANCE = 32
+"""Drawn tokens that have to stand at the end of the context in their order before it is taken for the whole sequence."""
 
 _BYTES_PER_ENTRY = 24
-"""Of a tested row's logits, log-softmax, the reference's, and what the exact KL and the entropy need."""
+"""Of a tested row's logits, log-softmax, the reference's, and what the exact KL needs."""
+
+CPU_BYTES = 8 * 2**20
+"""Of one chunk's logits on the CPU. The hypotheses make some hundred small tensors of a chunk, whatever its size, so it
+has to be much larger than the few rows at a time that passes over the vocabulary take."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
 
     Nothing waits for the device: which rows are valid is data, how many are chosen was decided before.
     """
+    event = replace(event, context_ids=_prompt(event))
     batch, time, vocabulary = event.logits.shape
     device = event.logits.device
     tokens = event.tokens.clamp(0, vocabulary - 1)
@@ -37,14 +45,14 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
     earlier, later = _neighbours(event, tokens)
     before = torch.full_like(later, torch.nan)
     before[:, 1:] = later[:, :-1]
-    context = time + (0 if event.context_ids is None else event.context_ids.shape[1])
-    row_bytes = _BYTES_PER_ENTRY * vocabulary + working_bytes(vocabulary, context)
-    size = min(rows_per_chunk(vocabulary, 4, budget, 1, device), max(1, budget // row_bytes))
+    width = time + (0 if event.context_ids is None else event.context_ids.shape[1])
+    size = _chunk(vocabulary, width, budget, device)
     for start in range(0, len(chosen), size):
         at = chosen[start : start + size].to(device, non_blocking=True)
         row, column = at // time, at % time
         logits = _divided(event.logits[row, column], event)
         reference = event.reference_logits
+        context = _context(event, row, column)
         yield Tested(
             Rows(
                 logits=logits,
@@ -58,11 +66,21 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
                 earlier=earlier[row, column],
                 later=later[row, column],
                 before=before[row, column],
-                context=_context(event, row, column),
+                context=context,
+                prompt=None if event.context_ids is None else context[:, : event.context_ids.shape[1]],
                 eos=stop,
             ),
             None if reference is None else torch.log_softmax(reference[row, column].float(), -1),
         )
+
+
+def _chunk(vocabulary: int, context: int, budget: int, device: torch.device) -> int:
+    """How many rows to take at once; at least 1."""
+    row = _BYTES_PER_ENTRY * vocabulary + working_bytes(vocabulary, context, device)
+    size = budget // row
+    if device.type == "cpu":
+        size = min(size, CPU_BYTES // (4 * vocabulary))
+    return max(1, size - size % ROW_MULTIPLE if size > ROW_MULTIPLE else size)
 
 
 def _at(values: Tensor | None, row: Tensor, column: Tensor) -> Tensor | None:
@@ -91,6 +109,22 @@ def _neighbours(event: Scoring, tokens: Tensor) -> tuple[Tensor, Tensor]:
 def _divided(logits: Tensor, event: Scoring) -> Tensor:
     """Logits, of any shape, divided by the sampler's temperature where the loop's own division is not seen."""
     return logits if event.divisor is None else logits.float() / event.divisor
+
+
+def _prompt(event: Scoring) -> Tensor | None:
+    """The context ids without the response, for callers that give whole sequences: -1 in its place.
+
+    A context that holds the tokens themselves would make each rule on it a bet on what it has already seen. That
+    the last T ids are the T tokens in every row, padding aside, is no coincidence where enough of them were drawn.
+    """
+    ids, tokens = event.context_ids, event.tokens
+    if ids is None or ids.shape[1] < tokens.shape[1]:
+        return ids
+    before = ids.shape[1] - tokens.shape[1]
+    same = (ids[:, before:].to(tokens.device) == tokens) | ~event.mask
+    whole = same.all() & (event.mask.sum() >= _CHANCE)
+    late = torch.arange(ids.shape[1], device=tokens.device) >= before
+    return ids.to(tokens.device).masked_fill(whole & late, -1)
 
 
 def _context(event: Scoring, row: Tensor, column: Tensor) -> Tensor:

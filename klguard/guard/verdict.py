@@ -32,6 +32,9 @@ _SETTINGS = {
     "biased_token": ("KLG109", "sequence_bias"),
     "no_repeat_ngram": ("KLG108", "no_repeat_ngram_size"),
     "eos_boosted": ("KLG308", "exponential_decay_length_penalty"),
+    "encoder_repetition_penalty": ("KLG107", "encoder_repetition_penalty"),
+    "encoder_no_repeat_ngram": ("KLG108", "encoder_no_repeat_ngram_size"),
+    "forced_eos": ("KLG110", "forced_eos_token_id"),
 }
 """The rule, and the setting, that a cause corresponds to, by the word its name begins with."""
 
@@ -41,6 +44,10 @@ _HELP = {
     "repetition_penalty": "remove the repetition penalty: a trainer cannot undo it in the logits it scores",
     "eos_suppressed": "remove min_length and min_new_tokens: the policy is never told what it costs not to stop",
     "no_repeat_ngram": "remove no_repeat_ngram_size: the policy is scored as if it could still repeat itself",
+    "encoder_repetition_penalty": "remove encoder_repetition_penalty: a trainer cannot undo it in the logits it scores",
+    "encoder_no_repeat_ngram": "remove encoder_no_repeat_ngram_size: the policy is scored as if it could still repeat"
+    " the prompt",
+    "forced_eos": "remove forced_eos_token_id, or mask the token at the last position: the policy never chose it",
     "eos_boosted": "remove what makes the stop token likelier as the response grows"
     " (exponential_decay_length_penalty, a logits processor), or cut responses at max_new_tokens instead",
     "banned_token": "remove what suppresses the token (suppress_tokens, bad_words_ids, a grammar), or set its logit to"

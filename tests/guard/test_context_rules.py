@@ -1,4 +1,4 @@
-"""Bans of repeated n-grams and boosts of the stop token: validity by enumeration, transformers, and detection."""
+"""Rules on the prompt, on repeated n-grams and on the stop token: validity by enumeration, transformers, detection."""
 
 import math
 
@@ -6,7 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from klguard.guard.context_rules import EosBoosted, NoRepeatNgram  # noqa: E402
+from klguard.guard.context_rules import (  # noqa: E402
+    EosBoosted,
+    ForcedEos,
+    NoRepeatNgram,
+    PromptFavoured,
+    PromptNgram,
+)
 from klguard.guard.evidence import Evidence  # noqa: E402
 from tests.guard.test_evidence import World, end_step  # noqa: E402
 from tests.guard.test_hypotheses import POLICIES, every_token, full_rows, means, plain, same, warped  # noqa: E402
@@ -18,7 +24,8 @@ torch.set_num_threads(1)
 def test_the_mean_ratio_is_at_most_one(name):
     p = torch.softmax(POLICIES[name].double(), -1)
     rows = full_rows(name)
-    for hypothesis in (NoRepeatNgram(), EosBoosted((0, 2))):
+    penalties = PromptFavoured((0.5, 0.9, 1.3, 3.0))
+    for hypothesis in (NoRepeatNgram(), EosBoosted((0, 2)), PromptNgram(), penalties, ForcedEos((2, 3))):
         assert (means(hypothesis, rows, p) <= 1.0 + 1e-6).all()
     # two ids in turns: everything that followed the last one before is banned
     few = torch.arange(20).remainder(2)[None].expand(len(p), -1)
@@ -41,6 +48,70 @@ def test_no_repeat_ngram_is_that_of_transformers(size):
         same(NoRepeatNgram((size,)).log_ratio(every_token(logits, context=padded))[:, 0], theirs, 1e-5)
         banned += int((theirs == -math.inf).sum())
     assert banned > 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_encoder_no_repeat_ngram_is_that_of_transformers(size):
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    generator = torch.Generator().manual_seed(size)
+    banned = 0
+    for length in (2, 3, 5, 30):
+        ids = torch.randint(0, 4, (3, length), generator=generator)
+        prompt = max(1, length // 2)
+        logits = plain(3, 12)
+        if prompt < size:
+            continue
+        theirs = warped(processors.EncoderNoRepeatNGramLogitsProcessor(size, ids[:, :prompt]), logits, ids)
+        padded = torch.cat([ids, torch.full((3, 5), -1)], 1)
+        rows = every_token(logits, context=padded, prompt=prompt)
+        same(PromptNgram((size,)).log_ratio(rows)[:, 0], theirs, 1e-5)
+        banned += int((theirs == -math.inf).sum())
+    assert banned > 0
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.1, 1.5])
+def test_encoder_repetition_penalty_is_that_of_transformers(penalty):
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    generator = torch.Generator().manual_seed(3)
+    for logits in (plain(3, 60), plain(3, 60, scale=20.0), POLICIES["-inf"], plain(3, 60).to(torch.bfloat16)):
+        m, vocabulary = logits.shape
+        ids = torch.randint(0, vocabulary, (m, 30), generator=generator)
+        processor = processors.EncoderRepetitionPenaltyLogitsProcessor(penalty, ids[:, :12])
+        theirs = warped(processor, logits, ids)
+        rows = every_token(logits, context=torch.cat([ids, torch.full((m, 3), -1)], 1), prompt=12)
+        ours = PromptFavoured((penalty,)).log_ratio(rows)[:, 0]
+        possible = torch.softmax(logits.double(), -1).flatten() > 1e-30
+        assert possible.any() and ((ours[possible] - theirs[possible]).abs() < 5e-3).all()
+        kept = theirs.nan_to_num(-math.inf).view(m, -1).amax(1) < 10.0
+        near = possible & kept.repeat_interleave(vocabulary)
+        assert near.any() and ((ours[near] - theirs[near]).abs() < 2e-5).all()
+
+
+def test_forced_stop_token_is_that_of_transformers_at_the_last_position():
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    logits = plain(3, 40)
+    prompt, limit = 7, 9
+    processor = processors.ForcedEOSTokenLogitsProcessor(prompt + limit, 1)
+    hypothesis = ForcedEos((limit, 10 * limit))
+    for position in (limit - 2, limit - 1):
+        ids = torch.zeros(3, prompt + position, dtype=torch.int64)
+        ours = hypothesis.log_ratio(every_token(logits, stop=(1,), position=position))
+        theirs = warped(processor, logits, ids)
+        if position == limit - 1:
+            same(ours[:, 0], theirs, 1e-5)
+        else:
+            assert ours[:, 0].isnan().all() and theirs.abs().max() == 0.0
+        assert ours[:, 1].isnan().all()
+
+
+def test_without_the_prompt_nothing_is_said_of_it():
+    rows = every_token(plain(2, 9), context=torch.zeros(2, 4, dtype=torch.int64))
+    for hypothesis in (PromptNgram(), PromptFavoured()):
+        assert hypothesis.log_ratio(rows).isnan().all()
+    evidence = Evidence()
+    evidence.gather(rows, eps=1e-4)
+    assert "context_ids" in evidence.blind["encoder_repetition_penalty"]
+    assert "context_ids" in evidence.blind["encoder_no_repeat_ngram"]
 
 
 def test_boosted_stop_tokens_are_a_bias_from_the_position_on():
@@ -67,7 +138,31 @@ def boosted(logits, context, t):
     return logits
 
 
-@pytest.mark.parametrize("cause, bend", [("no_repeat_ngram=2", without_repeats), ("eos_boosted>=8", boosted)])
+def without_the_prompt(logits, context, t):
+    return logits.scatter(1, context[:, :2], -math.inf)
+
+
+def for_the_prompt(logits, context, t):
+    at = logits.gather(1, context[:, :2])
+    return logits.scatter(1, context[:, :2], torch.where(at > 0, at * 1.5, at / 1.5))
+
+
+def stopped_at_the_end(logits, context, t):
+    logits = logits.clone()
+    logits[:, 1:] -= math.inf if t == 15 else 0.0
+    return logits
+
+
+@pytest.mark.parametrize(
+    "cause, bend",
+    [
+        ("no_repeat_ngram=2", without_repeats),
+        ("eos_boosted>=8", boosted),
+        ("encoder_no_repeat_ngram=1", without_the_prompt),
+        ("encoder_repetition_penalty=1.5", for_the_prompt),
+        ("forced_eos=16", stopped_at_the_end),
+    ],
+)
 def test_it_is_found_and_named(cause, bend):
     for seed in range(2):
         world = World(vocabulary=40, seed=seed, eos_logit=1.0)
@@ -82,7 +177,15 @@ def test_it_is_found_and_named(cause, bend):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: NoRepeatNgram((1,)), lambda: EosBoosted((-1,)), lambda: EosBoosted((0,), (0.0,))]
+    "make",
+    [
+        lambda: NoRepeatNgram((1,)),
+        lambda: EosBoosted((-1,)),
+        lambda: EosBoosted((0,), (0.0,)),
+        lambda: PromptNgram((0,)),
+        lambda: PromptFavoured((1.0,)),
+        lambda: ForcedEos((0,)),
+    ],
 )
 def test_parameters_that_are_no_sampler_are_refused(make):
     with pytest.raises(ValueError):

@@ -101,6 +101,7 @@ class World:
             later=later.flatten(),
             before=torch.cat([torch.full((batch, 1), math.nan), later[:, :-1]], 1).flatten(),
             context=context.flatten(0, 1),
+            prompt=context.flatten(0, 1)[:, :2],
             eos=torch.tensor([EOS]),
             **given,
         )
@@ -600,7 +601,8 @@ def test_families_without_their_input_are_blind_and_stay_at_one():
     evidence = Evidence()
     evidence.gather(rows, eps=1e-2)
     missing = {"eos_suppressed", "repetition_penalty", "reference", "sampler", "stale", "shift-1", "shift+1"}
-    missing |= {"eos_boosted", "no_repeat_ngram"}
+    missing |= {"eos_boosted", "forced_eos", "no_repeat_ngram"}
+    missing |= {"encoder_repetition_penalty", "encoder_no_repeat_ngram"}
     assert set(evidence.blind) == missing
     for name, value in zip(evidence.names, evidence.pending.tolist(), strict=False):
         family = name.split("=")[0].split("<")[0].rstrip(">")

@@ -17,7 +17,7 @@ STOP = (1, 3, 3, -1, 10**6)
 """Stop ids with a duplicate, and two that are no ids of the vocabulary."""
 
 
-def every_token(logits, *, context=None, stop=STOP, position=2, other=None):
+def every_token(logits, *, context=None, prompt=None, stop=STOP, position=2, other=None):
     """Rows for each token of each row of logits (m, V): (m * V) rows, row-major, tokens innermost."""
     m, vocabulary = logits.shape
     wide = logits.repeat_interleave(vocabulary, 0)
@@ -27,6 +27,7 @@ def every_token(logits, *, context=None, stop=STOP, position=2, other=None):
     if other is not None:
         given = torch.log_softmax(other.float(), -1).repeat_interleave(vocabulary, 0)
         given = given.gather(1, tokens[:, None]).squeeze(1)
+    context = context.repeat_interleave(vocabulary, 0) if context is not None else None
     return Rows(
         logits=wide,
         log_probs=log_probs,
@@ -38,7 +39,8 @@ def every_token(logits, *, context=None, stop=STOP, position=2, other=None):
         stale=given,
         earlier=given,
         later=given,
-        context=context.repeat_interleave(vocabulary, 0) if context is not None else None,
+        context=context,
+        prompt=context[:, :prompt] if prompt is not None else None,
         eos=torch.tensor(stop),
     )
 
@@ -95,7 +97,7 @@ def full_rows(name):
     m, vocabulary = logits.shape
     context = torch.randint(-1, vocabulary, (m, 2 * vocabulary), generator=generator)
     other = torch.randn(m, vocabulary, generator=generator)
-    return every_token(logits, context=context, other=other)
+    return every_token(logits, context=context, prompt=vocabulary, other=other)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -140,7 +142,7 @@ def test_no_ratio_is_nan_where_the_hypothesis_has_an_opinion():
             ratio = hypothesis.log_ratio(rows)
             assert ratio.dtype == torch.float64
             assert ratio.shape == (len(rows.tokens), len(hypothesis.names))
-            if hypothesis.family not in ("eos_suppressed", "eos_boosted"):
+            if hypothesis.family not in ("eos_suppressed", "eos_boosted", "forced_eos"):
                 assert not ratio.isnan().any(), (name, hypothesis.family)
 
 
@@ -418,3 +420,54 @@ def test_the_ties_of_the_last_of_the_head_are_counted_outside_it():
 def test_parameters_that_are_no_sampler_are_refused(make):
     with pytest.raises(ValueError):
         make()
+
+
+# The pass over the vocabulary
+
+
+def test_the_likeliest_are_those_of_topk():
+    """Vocabularies on both sides of where entries are compared in groups, and none that the groups divide."""
+    for vocabulary in (150, 12_785, 12_800, 20_001, 50_257):
+        for logits in (plain(3, vocabulary), plain(3, vocabulary).to(torch.bfloat16).float()):
+            logits[0, ::7] = -math.inf
+            logits[1] = -math.inf
+            logits[1, 5:60] = 1.0
+            logits[2, [0, 9, vocabulary - 1]] += 30.0
+            log_probs = torch.log_softmax(logits, -1)
+            top, ids = rows_module.likeliest(log_probs, HEAD)
+            count = min(HEAD, vocabulary)
+            assert torch.equal(top, log_probs.topk(count, 1).values)
+            assert torch.equal(log_probs.gather(1, ids), top)
+            assert all(len(row.unique()) == count for row in ids[[0, 2]])
+
+
+def test_a_row_of_nan_stays_visible_among_the_likeliest():
+    log_probs = torch.log_softmax(plain(2, 20_000), -1)
+    log_probs[1] = math.nan
+    top, ids = rows_module.likeliest(log_probs, HEAD)
+    assert top[1].isnan().all() and top[0].isfinite().all()
+    assert ids.min() >= 0 and ids.max() < 20_000
+
+
+@pytest.mark.parametrize("vocabulary", [37, 20_000])
+def test_rows_taken_a_few_at_a_time_give_the_same_spectrum(monkeypatch, vocabulary):
+    logits = plain(11, vocabulary)
+    logits[3] = math.nan
+    given = dict(
+        logits=logits,
+        log_probs=torch.log_softmax(logits, -1),
+        tokens=torch.arange(11),
+        valid=torch.arange(11) != 4,
+        position=torch.arange(11),
+    )
+    whole = Rows(**given).spectrum
+    monkeypatch.setattr(rows_module, "CACHE", 24 * vocabulary * 4)
+    parts = Rows(**given).spectrum
+    for name in ("head", "head_ids", "head_mass", "mass", "total", "bin", "column", "more_ties"):
+        one, other = getattr(whole, name), getattr(parts, name)
+        assert torch.allclose(one.double(), other.double(), rtol=1e-6, atol=1e-9, equal_nan=True), name
+    usable = Rows(**given).usable
+    assert usable.tolist() == [row not in (3, 4) for row in range(11)]
+    log_p = torch.log_softmax(logits.double(), -1)
+    exact = -(log_p.exp() * log_p).sum(1)
+    assert (parts.entropy[usable] - exact[usable]).abs().max() < 1e-5

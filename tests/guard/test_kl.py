@@ -476,3 +476,15 @@ def test_nothing_waits_for_the_device():
         assert kl.per_sequence_sum(values, mask).shape == (2,)
     with pytest.raises((RuntimeError, NotImplementedError)):
         log_probs.sum().item()
+
+
+def test_moments_do_not_depend_on_how_many_rows_are_taken_at_once():
+    generator = torch.Generator().manual_seed(5)
+    log_p, log_q = (torch.randn(5, 9, 40_000, generator=generator).log_softmax(-1) for _ in range(2))
+    assert kl.rows_per_chunk(40_000) < 45
+    together = kl.exact_kl_moments(log_p, log_q)
+    for row in ((0, 0), (2, 7), (4, 8)):
+        alone = kl.exact_kl_moments(log_p[row], log_q[row])
+        for one, other in zip(together, alone, strict=True):
+            assert one.shape == (5, 9)
+            assert abs(float(one[row] - other)) < 1e-6 * (1 + abs(float(other)))
