@@ -46,13 +46,13 @@ def project_files(root: Path, files: Iterable[Path], respect_gitignore: bool) ->
     if is_project(root):
         return discover([root], respect_gitignore=respect_gitignore).files
     directories = {os.path.dirname(os.path.abspath(file)) for file in files}
-    return [
-        Path(entry.path)
-        for directory in sorted(directories)
-        if os.path.isdir(directory)
-        for entry in os.scandir(directory)
-        if entry.name.endswith(ENDINGS) and entry.is_file()
-    ]
+    found: list[Path] = []
+    for directory in sorted(directories):
+        with suppress(OSError):  # no directory, or not one that may be read
+            names = sorted(name for name in os.listdir(directory) if name.endswith(ENDINGS))
+            paths = (os.path.join(directory, name) for name in names)
+            found += [Path(path) for path in paths if os.path.isfile(path)]
+    return found
 
 
 def project_documents(root: Path) -> list[tuple[str, int, int]] | None:

@@ -38,8 +38,11 @@ class Local(Engine):
         return Resolved({name: walk(name, layers, LEFT_ALONE) for name in names})
 
     def is_off(self, setting: str, value: Any, versions: Mapping[str, str]) -> bool:
-        """As in transformers; None, which stands for a setting left alone, is always off."""
-        return value is None or super().is_off(setting, value, versions)
+        """As in transformers; None, which stands for a setting left alone, is always off, and so is what turns
+        a setting off in the engines that may stand behind."""
+        if value is None or (setting == "top_k" and value == -1):  # off in vLLM and SGLang
+            return True
+        return super().is_off(setting, value, versions)
 
     def sampling(self, values: Mapping[str, Value], versions: Mapping[str, str] = NOTHING) -> bool | None:
         """Whether tokens are drawn at random: assumed, unless a do_sample that was written says otherwise."""

@@ -62,6 +62,11 @@ def one_of(*values: Any) -> Predicate:
     return _quiet(lambda value: any(equals(value, wanted) for wanted in values))
 
 
+def about_one(value: Any) -> bool:
+    """1, or 1 up to a guard against division by zero, as in TRL's `args.temperature + 1e-7`."""
+    return isinstance(value, int | float) and abs(value - 1) < 1e-5
+
+
 def at_least(bound: float) -> Predicate:
     """A number not below `bound`."""
     return _quiet(lambda value: value >= bound)

@@ -12,6 +12,7 @@ from klguard.engines.engine import NOTHING, Engine, Resolved
 from klguard.engines.layers import of_kind, verdict
 from klguard.engines.predicates import (
     LARGER_THAN_ANY_VOCABULARY,
+    about_one,
     above,
     at_least,
     at_most,
@@ -34,7 +35,7 @@ NUMBERS = (
     Setting(
         "temperature",
         1.0,
-        off=one_of(None, 1),
+        off=either(none, about_one),
         safe="1.0",
         source="SamplingParams.temperature",
         doc="divides the logits; below 1e-6 it is greedy search",

@@ -17,6 +17,7 @@ from klguard.engines.layers import verdict
 from klguard.engines.precedence import Merge
 from klguard.engines.predicates import (
     LARGER_THAN_ANY_VOCABULARY,
+    about_one,
     above,
     at_least,
     at_most,
@@ -46,7 +47,7 @@ WARPERS = (
     Setting(
         "temperature",
         1.0,
-        off=one_of(None, 1),
+        off=either(none, about_one),
         safe="1.0",
         sampling_only=True,
         source="TemperatureLogitsWarper",

@@ -13,6 +13,7 @@ from klguard.engines.engine import NOTHING, Engine, Resolved
 from klguard.engines.layers import of_kind, verdict, without
 from klguard.engines.predicates import (
     LARGER_THAN_ANY_VOCABULARY,
+    about_one,
     above,
     at_least,
     at_most,
@@ -36,7 +37,7 @@ NUMBERS = (
     Setting(
         "temperature",
         1.0,
-        off=one_of(None, 1),
+        off=either(none, about_one),
         safe="1.0",
         source="SamplingParams.temperature",
         doc="divides the logits; below 1e-5 it is greedy search",

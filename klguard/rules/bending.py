@@ -17,11 +17,28 @@ from klguard.engines.engine import verdict as for_all
 from klguard.findings import Confidence, Severity
 from klguard.rules.rule import Hazard, Rule, Verdict, judge, milder
 from klguard.rules.words import engine_of, neutral, safe, subject
-from klguard.settings import Absent, Default, HopKind, Known, OneOf, Settings, SiteKind, Unknown, Value
+from klguard.settings import (
+    Absent,
+    Default,
+    HopKind,
+    Known,
+    OneOf,
+    Opaque,
+    Settings,
+    SiteKind,
+    Unknown,
+    Value,
+)
 
 COEFFICIENTS = ("beta", "kl_coef", "init_kl_coef")
 PREFERENCE_LOSSES = frozenset({"online-dpo", "xpo"})
 """Families of TRL whose loss compares pairs: it needs no sample from the policy, the KL they log does."""
+NUMBERS = frozenset(
+    "temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff top_h repetition_penalty "
+    "encoder_repetition_penalty presence_penalty frequency_penalty no_repeat_ngram_size "
+    "encoder_no_repeat_ngram_size min_length min_new_tokens min_tokens num_beams penalty_alpha".split()
+)
+"""Settings that are numbers: an object in their place is a number that is not known."""
 ENGINES_THEMSELVES = frozenset({"", "transformers", "vllm", "sglang", "local"})
 
 
@@ -133,6 +150,8 @@ class BendingRule(Rule):
                 yield Bent(self, name, self.weigh(found, settings, name))
 
     def _judged(self, name: str, value: Any, settings: Settings) -> bool:
+        if isinstance(value, Opaque) and name in NUMBERS:
+            return False  # some number, which nobody knows
         return self.offends(name, value, settings) and not rejected(settings, name, value)
 
     def weigh(self, found: Verdict, settings: Settings, name: str) -> Verdict:

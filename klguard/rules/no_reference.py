@@ -100,11 +100,16 @@ class NoReference(Rule):
 
 
 def _needs_one(settings: Settings) -> bool:
-    """Whether the trainer neither makes a reference nor can switch an adapter off to get one."""
-    if fact(settings, "peft") is True:
+    """Whether the trainer neither makes a reference nor can switch an adapter off to get one.
+
+    A trainer of the project's own may make one, whatever its name; `ref_model` was never an argument of
+    those that need a `ref_policy`.
+    """
+    written = {name for layer in settings.layers for name in layer.values}
+    if fact(settings, "peft") is True or settings.engine == "local" or "ref_model" in written:
         return False
     old_argument = _bare_name(settings) in ("PPOv2Trainer", "RLOOTrainer")
-    return settings.engine == "local" or (old_argument and fact(settings, "flavour") in NEEDS_ONE)
+    return old_argument and fact(settings, "flavour") in NEEDS_ONE
 
 
 def _bare_name(settings: Settings) -> str:

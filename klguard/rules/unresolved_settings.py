@@ -48,7 +48,8 @@ class UnresolvedSettings(Rule):
     severity = Severity.NOTE
 
     def check(self, settings: Settings) -> Iterator[Hazard]:
-        if settings.kind is SiteKind.TRAINER:
+        if settings.kind is SiteKind.TRAINER or settings.class_name == "generation_config":
+            # An assignment to `model.generation_config.x` says nothing of the other fields: the call that reads it does.
             return
         ends = _trails(settings)
         if ends:

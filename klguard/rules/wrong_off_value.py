@@ -9,7 +9,7 @@ from klguard.rules.bending import BendingRule, may_draw, rejected
 from klguard.rules.programs import by_hand, ppo, vllm
 from klguard.rules.rule import Example, Hazard, Rule, judge
 from klguard.rules.words import engine_of, neutral, release, safe, shown
-from klguard.settings import HopKind, Known, Settings, SiteKind, Value, members
+from klguard.settings import HopKind, Known, Settings, SiteKind, Unknown, Value, members
 
 
 class WrongOffValue(Rule):
@@ -54,6 +54,8 @@ class WrongOffValue(Rule):
             if found is None or not offenders:
                 continue
             why = engine_of(settings).error(name, offenders[0].value, settings.versions) or ""
+            if "raises" in why and any(isinstance(m, Unknown) for m in members(value)):
+                continue  # it would have stopped the program: the value nobody knows is the one in use
             start = (
                 f"`{name}={shown(offenders)}` is"
                 if found.certain

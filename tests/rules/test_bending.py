@@ -343,3 +343,20 @@ def test_trlx_leaves_top_k_to_transformers(hazards):
 def test_the_guidance_of_a_home_made_sampler_may_be_that_of_images(hazards):
     assert hazards("KLG111", "local", guidance_scale=4.0) == []
     assert hazards("KLG111", do_sample=True, guidance_scale=4.0)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang", "local"])
+def test_a_guard_against_division_by_zero_is_no_temperature(hazards, engine):
+    kind = SiteKind.SAMPLING_PARAMS if engine in ("vllm", "sglang") else SiteKind.GENERATE
+    assert hazards("KLG106", engine, kind, do_sample=True, temperature=1.0 + 1e-7) == []
+    assert hazards("KLG106", engine, kind, do_sample=True, temperature=1.001)
+
+
+def test_a_number_that_is_an_object_is_a_number_nobody_knows(hazards):
+    assert hazards("KLG106", do_sample=True, temperature=Opaque("schedule", "object")) == []
+    assert hazards("KLG111", do_sample=True, logits_processor=Opaque("[mask]", "object"))
+
+
+def test_minus_one_is_off_in_a_sampler_of_unknown_make(hazards):
+    assert hazards("KLG101", "local", top_k=-1) == []
+    assert hazards("KLG101", "local", top_k=20)

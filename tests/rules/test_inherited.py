@@ -223,6 +223,12 @@ def test_a_wrong_value_on_some_path_is_a_warning(hazards):
     )
 
 
+def test_a_placeholder_beside_an_unknown_value_is_nothing(hazards):
+    """It would have stopped the program: the value in use is the one that is not seen."""
+    placeholder = OneOf((Known(-1), Unknown(Reason.RUNTIME, "set elsewhere")))
+    assert hazards("KLG505", "vllm", SiteKind.SAMPLING_PARAMS, max_tokens=placeholder) == []
+
+
 def test_a_value_for_vllm_is_right_where_the_command_line_chooses_the_engine(hazards):
     switch = Known(False, (Hop(HopKind.ARGPARSE, None, "default of --use_vllm"),))
     assert hazards("KLG505", **GRPO, generation_kwargs={"top_k": -1}, use_vllm=switch) == []

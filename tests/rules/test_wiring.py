@@ -61,6 +61,18 @@ def test_a_trainer_that_makes_its_own_reference_may_be_given_none(hazards, name)
     assert hazards("KLG402", **site, facts={"reference": None}) == []
 
 
+def test_a_ref_model_was_never_an_argument_of_those_that_need_a_reference(hazards):
+    site = {"engine": "trl", "kind": SiteKind.TRAINER, "class_name": "trl.RLOOTrainer"}
+    old = {"versions": {"trl": "0.20.0"}, "facts": {"reference": None}}
+    assert hazards("KLG402", **site, **old, ref_policy=None)
+    assert hazards("KLG402", **site, **old, ref_model=None) == []
+
+
+def test_a_trainer_of_the_projects_own_may_make_a_reference(hazards):
+    site = {"engine": "local", "kind": SiteKind.TRAINER, "class_name": "RLOOTrainer", "beta": 0.05}
+    assert hazards("KLG402", **site, facts={"reference": None}) == []
+
+
 @pytest.mark.parametrize(
     "facts",
     [

@@ -15,9 +15,9 @@ from klguard.read.python.dataflow import Flow
 from klguard.read.python.naming import REFERENCE_WORDS, Scopes, file_names, scopes_around
 from klguard.read.python.project import Project
 from klguard.read.python.scopes import scopes_of
-from klguard.read.python.source import Module, dotted
+from klguard.read.python.source import FunctionInfo, Module, dotted
 from klguard.read.python.spots import CallSite, Spot
-from klguard.read.python.training import receiver_words
+from klguard.read.python.training import PAIRS, receiver_words
 from klguard.read.python.watchers import (
     Hit,
     PairlessWatcher,
@@ -53,6 +53,44 @@ def never_runs(module: Module, node: ast.AST) -> bool:
                 if any(isinstance(s, (ast.Raise, ast.Return, ast.Continue, ast.Break)) for s in before):
                     return True
     return False
+
+
+def expected_to_fail(module: Module, node: ast.AST) -> bool:
+    """Does `node` stand inside `with pytest.raises(...)` or `self.assertRaises(...)`?"""
+    return any(
+        callee_name(item.context_expr) in ("raises", "assertRaises", "assertRaisesRegex")
+        for _, parent in scopes_of(module).ancestry(node)
+        if isinstance(parent, (ast.With, ast.AsyncWith))
+        for item in parent.items
+        if isinstance(item.context_expr, ast.Call)
+    )
+
+
+def _around(module: Module, node: ast.AST) -> ast.AST:
+    """The function around `node`, or at the top level of a file the statement that holds it."""
+    info = module.enclosing(node)
+    if info is not None:
+        return info.node
+    return next((child for child, parent in scopes_of(module).ancestry(node) if parent is module.tree), node)
+
+
+def compares_pairs(graph: CallGraph, module: Module, node: ast.AST) -> bool:
+    """Is the loss at `node` one over pairs of answers, as DPO's: `logsigmoid(chosen - rejected)`?
+
+    Looked for in the code around it, and in the visible functions of a loss that are called there.
+    """
+    around = _around(module, node)
+    losses = [c for c in ast.walk(around) if isinstance(c, ast.Call) and "loss" in callee_name(c).lower()]
+    called = (graph.target(module, call) for call in losses)
+    scopes = [around, *(info.node for info in called if isinstance(info, FunctionInfo))]
+    names = {
+        found
+        for scope in scopes
+        for each in ast.walk(scope)
+        for found in [getattr(each, "id", None) or getattr(each, "attr", None) or getattr(each, "arg", None)]
+        if isinstance(found, str)
+    }
+    return bool(names & {"logsigmoid", "log_sigmoid"}) and any(PAIRS.search(name) for name in names)
 
 
 def trains(module: Module) -> bool:
@@ -102,9 +140,12 @@ class ContextAnalysis:
             return Verdict(Context.UNKNOWN, "the call stands behind a raise or return and never runs")
         watcher = TokenWatcher(self.graph)
         Flow(self.graph, watcher, chain).run(Spot(module, call))
-        strong = next((hit for hit in watcher.hits if not hit.weak), None)
-        if strong is not None:
-            return self._trained_on(module, call, chain, strong)
+        strong = [hit for hit in watcher.hits if not hit.weak]
+        if strong and all(compares_pairs(self.graph, hit.module, hit.node) for hit in strong):
+            where = _where(strong[0].module, strong[0].node, module)
+            return Verdict(Context.INFERENCE, f"its texts become pairs for the preference loss {where}")
+        if strong:
+            return self._trained_on(module, call, chain, strong[0])
         reference = bool(receiver_words(call) & REFERENCE_WORDS)
         weak = next((h for h in watcher.hits if not reference and self._counts(module, call, chain, h)), None)
         if weak is not None:
@@ -159,7 +200,9 @@ class ContextAnalysis:
         for each in (module, *(m for m, _ in climbed)):
             names += file_names(each)
         told = Scopes(tuple(names)).tells()
-        return None if told is None else Verdict(*told)
+        if told is None or (told[0] is Context.ROLLOUT and info is None and not trains(module)):
+            return None  # a script that trains nothing is no rollout for its file's name
+        return Verdict(*told)
 
     def _by_fate(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict:
         """What became of the text, where neither training nor a name was met."""
@@ -193,7 +236,8 @@ class ContextAnalysis:
         Flow(self.graph, watcher, chain).run(Spot(module, call))
         verdicts = []
         for m, sampler, frame in (watcher.samplers or watcher.wrappers)[:MAX_SAMPLERS]:
-            verdict = self.classify_through(m, sampler, SiteKind.GENERATE, tuple(reversed(frame.entered)))
+            way = (*reversed(frame.entered), *chain[len(frame.climbed) :])
+            verdict = self.classify_through(m, sampler, SiteKind.GENERATE, way)
             where = _where(m, sampler, module)
             verdicts.append(Verdict(verdict.context, f"used by the call {where}: {verdict.why}"))
         for context in (Context.ROLLOUT, Context.EVALUATION, Context.INFERENCE):
@@ -210,6 +254,8 @@ class ContextAnalysis:
 
     def _trainer(self, module: Module, call: ast.Call, kind: SiteKind, chain: Chain) -> Verdict:
         """A trainer trains on what it samples, unless nothing here trains it; likewise its configuration."""
+        if expected_to_fail(module, call):
+            return Verdict(Context.UNKNOWN, "a test that expects it to fail")
         name = callee_name(call)
         origin = self.project.resolve(dotted(callee(call)), module) if dotted(callee(call)) else ""
         if isinstance(origin, str) and origin.startswith("trlx"):

@@ -22,7 +22,10 @@ OLD = re.compile(
 TOTAL = re.compile(r"loss|reward|penalt|return|score|objective|advantage", re.IGNORECASE)
 LOSS = re.compile(r"loss|objective", re.IGNORECASE)
 AVERAGES = frozenset({"mean", "sum", "masked_mean", "masked_sum", "nanmean"})
-BENDS = frozenset("exp expm1 square pow abs clamp clip clamp_min relu huber_loss softplus".split())
+BENDS = frozenset(
+    "exp expm1 square pow abs clamp clip clamp_min relu huber_loss softplus logsigmoid log_sigmoid sigmoid tanh "
+    "binary_cross_entropy_with_logits mse_loss smooth_l1_loss".split()
+)
 SHAPES = frozenset({"detach", "float", "to", "squeeze", "unsqueeze"})
 
 
@@ -77,11 +80,13 @@ def _names(node: ast.AST, ratios: Container[str]) -> bool:
 
 
 def _linear(scope: Scope, name: str) -> bool:
-    """Whether the log-ratio is nowhere exponentiated, squared or cut, as it is in k2 and k3."""
+    """Whether neither the log-ratio nor what is made of it is exponentiated, squared or cut, as in k2 and k3, or
+    put through a sigmoid, as in the losses over pairs."""
+    made = {each for each in flows_into(scope, name) if not LOSS.search(each.rpartition(".")[2])} | {name}
     for node in own_nodes(scope):
         bends = isinstance(node, ast.Call) and called_name(node) in BENDS
         powers = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)
-        if (bends or powers) and uses(node, name):
+        if (bends or powers) and any(uses(node, each) for each in made):
             return False
     return True
 

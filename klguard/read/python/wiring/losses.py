@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 from klguard.read.python.project import Project
-from klguard.read.python.source import Module, dotted, walk
+from klguard.read.python.source import Module, dotted
+from klguard.read.python.trees import walk
 from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
 from klguard.read.python.wiring.estimators import kl_estimator
 from klguard.read.python.wiring.loops import names_in, takes_gradient, training_scopes
