@@ -9,7 +9,7 @@ from pathlib import Path
 from klguard.findings import INTERNAL_ERROR, Confidence, Finding, Severity, SiteRef
 from klguard.literals import value_text
 from klguard.rules import Hazard, Rule
-from klguard.settings import Place, Site, SiteKind
+from klguard.settings import HopKind, Place, Site, SiteKind
 
 
 def judge(sites: Iterable[Site], rules: Iterable[Rule]) -> Iterator[Finding]:
@@ -40,7 +40,10 @@ def judge(sites: Iterable[Site], rules: Iterable[Rule]) -> Iterator[Finding]:
 
 def _judged(site: Site) -> bool:
     """A project's own class that bears the name of a library's means whatever its author made of it; only a
-    sampler of the project's own is known to sample."""
+    sampler of the project's own is known to sample. What is assigned to a model's generation_config is judged where
+    calls are seen to read it."""
+    if "read_by" in site.settings.facts:
+        return False
     return site.settings.engine != "local" or site.settings.kind is SiteKind.GENERATE
 
 
@@ -48,7 +51,9 @@ def _finding(rule: Rule, hazard: Hazard, site: SiteRef) -> Finding:
     """A hazard with its place: where the first offending value was written, else the site."""
     written = [value.hops[0].place for value in hazard.values if value.hops and value.hops[0].place]
     hops = hazard.values[0].hops if hazard.values else ()
-    place = hops[0].place if hops and hops[0].place else site.place
+    # Where a trail ends is where klguard gave up, not where somebody wrote a value.
+    travelled = [hop for hop in hops if hop.kind is not HopKind.END]
+    place = travelled[0].place if travelled and travelled[0].place else site.place
     return Finding(
         code=rule.code,
         name=rule.name,

@@ -49,6 +49,7 @@ class HopKind(str, Enum):
     FLAG = "flag"
     CHECKPOINT = "checkpoint"
     LIVE = "live"
+    END = "end"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,8 @@ def _site(site: Site, codes: list[str], paint: Paint) -> Iterator[str]:
         yield f"  {paint('also:', 'cyan')} {name} = {clean(value_text(fact))}"
     for layer in settings.layers:
         if layer.rest is not None:
-            yield f"  {paint('may hold more:', 'yellow')} {clean(str(layer.rest))}"
+            origin = paint(clean(_origin(layer.rest)), "dim")
+            yield f"  {paint('may hold more:', 'yellow')} {clean(str(layer.rest))}  {origin}".rstrip()
     if codes:
         yield f"  {paint('findings:', 'red')} {', '.join(codes)}"
 

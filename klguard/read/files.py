@@ -11,20 +11,20 @@ import io
 import os
 import re
 import stat
-import tokenize
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
-
-from pathspec import GitIgnoreSpec
+from typing import TYPE_CHECKING, NamedTuple
 
 from klguard.findings import Confidence, Finding, Severity
-from klguard.read.notebook import CellSpan, NotANotebook
-from klguard.read.notebook import parse as parse_notebook
 from klguard.settings import Place
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+    from klguard.read.notebook import CellSpan
 
 ENDINGS = (".py", ".ipynb")
 """What is picked up below a directory. Stubs (.pyi) hold no calls."""
@@ -173,6 +173,9 @@ def read_text(text: str, path: str) -> SourceText | Failure:
         return Failure("KLG002", f"is not text: {what}", path, None, line, column)
     if not path.endswith(".ipynb"):
         return SourceText(path, text, text)
+    from klguard.read.notebook import NotANotebook
+    from klguard.read.notebook import parse as parse_notebook
+
     try:
         notebook = parse_notebook(text)
     except NotANotebook as error:
@@ -216,6 +219,8 @@ def _decode(data: bytes, encoding: str | None) -> str:
 
 def _declared_encoding(data: bytes) -> str:
     """The encoding that a byte order mark or a comment in the first two lines declares, else UTF-8."""
+    import tokenize
+
     head = io.BytesIO(b"\n".join(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n", 2)[:2]))
     try:
         return tokenize.detect_encoding(head.readline)[0]
@@ -260,7 +265,7 @@ def discover(
     followed.
     """
     base = os.path.abspath(root if root is not None else os.curdir)
-    excluded = GitIgnoreSpec.from_lines(exclude)
+    excluded = _spec(exclude)
     found = Discovery()
     named: dict[str, str] = {}
     links: list[str] = []
@@ -283,10 +288,28 @@ def discover(
     return found
 
 
+class _Nothing(NamedTuple):
+    """A pattern file without a pattern, for which pathspec need not be imported."""
+
+    include: None = None
+    patterns: tuple[()] = ()
+
+    def check_file(self, path: str) -> _Nothing:
+        return self
+
+
+def _spec(lines: Sequence[str]) -> GitIgnoreSpec | _Nothing:
+    if not any(line.strip() and not line.startswith("#") for line in lines):
+        return _Nothing()
+    from pathspec import GitIgnoreSpec
+
+    return GitIgnoreSpec.from_lines(lines)
+
+
 class _Patterns(NamedTuple):
     """Patterns of one file, and how a path below the walked directory reads from where that file is."""
 
-    spec: GitIgnoreSpec
+    spec: GitIgnoreSpec | _Nothing
     prefix: str
     cut: int
 
@@ -366,21 +389,25 @@ def _relative(path: str, base: str) -> str | None:
     return path[len(below) :].replace(os.sep, "/") if path.startswith(below) else None
 
 
-def _exclusion(top: str, base: str, excluded: GitIgnoreSpec) -> _Patterns:
+def _exclusion(top: str, base: str, excluded: GitIgnoreSpec | _Nothing) -> _Patterns:
     relative = _relative(os.path.abspath(top), base)
     return _overruled(excluded, relative) if relative else _Patterns(excluded, "", 1)
 
 
-def _overruled(spec: GitIgnoreSpec, relative: str) -> _Patterns:
+def _overruled(spec: GitIgnoreSpec | _Nothing, relative: str) -> _Patterns:
     """The patterns of `spec` as seen from the directory `relative`, which was named on the command line.
 
     To name a directory overrules the patterns that would leave it out; the others stay in force inside it.
     """
+    if isinstance(spec, _Nothing):
+        return _Patterns(spec, relative + "/", 1)
+    from pathspec import GitIgnoreSpec
+
     kept = [pattern for pattern in spec.patterns if pattern.match_file(relative + "/") is None]
     return _Patterns(GitIgnoreSpec(kept), relative + "/", 1)
 
 
-def _is_excluded(path: str, base: str, excluded: GitIgnoreSpec) -> bool:
+def _is_excluded(path: str, base: str, excluded: GitIgnoreSpec | _Nothing) -> bool:
     """Whether a named path is left out under `force_exclude`, by a pattern or by one of the default names."""
     relative = _relative(os.path.abspath(path), base)
     if not relative:
@@ -436,22 +463,22 @@ def _line_of(path: str) -> str:
         return file.readline().strip()
 
 
-def _gitignore(path: str) -> GitIgnoreSpec:
+def _gitignore(path: str) -> GitIgnoreSpec | _Nothing:
     """The patterns in a file. Those that make no sense are passed over, as git does."""
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             lines = file.read().split("\n")
     except OSError:
-        return GitIgnoreSpec([])
+        return _Nothing()
     try:
-        return GitIgnoreSpec.from_lines(lines)
+        return _spec(lines)
     except ValueError:
-        return GitIgnoreSpec.from_lines(line for line in lines if _is_pattern(line))
+        return _spec([line for line in lines if _is_pattern(line)])
 
 
 def _is_pattern(line: str) -> bool:
     try:
-        GitIgnoreSpec.from_lines([line])
+        _spec([line])
     except ValueError:
         return False
     return True

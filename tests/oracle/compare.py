@@ -12,7 +12,19 @@ from typing import Any
 from klguard.read.files import reported
 from klguard.read.python import read_sites
 from klguard.read.python.project import Project
-from klguard.settings import Absent, Default, Known, LayerKind, OneOf, Opaque, Site, Unknown, Value, members
+from klguard.settings import (
+    Absent,
+    Default,
+    Known,
+    LayerKind,
+    OneOf,
+    Opaque,
+    Site,
+    Unknown,
+    Value,
+    join,
+    members,
+)
 
 from .programs import Source
 from .recorder import Observation
@@ -20,6 +32,7 @@ from .runner import RUNS, observe, written
 from .scope import KINDS
 
 Reader = Callable[[Path, list[Path]], Iterable[Site]]
+OBJECT = "generation_config"
 _MISSING = object()
 
 
@@ -105,14 +118,30 @@ def _innermost(sites: Iterable[Site], line: int) -> Site | None:
 
 
 def _is_call(site: Site) -> bool:
-    return site.settings.kind.value == "generate"
+    """A partial is a site too, but what is in force is seen where it is called."""
+    return site.settings.kind.value == "generate" and not site.call.endswith("partial")
 
 
 def _compare_site(site: Site, calls: list[Observation], verdict: Verdict) -> None:
-    layer = next((each for each in site.settings.layers if each.kind is LayerKind.KWARGS), None)
+    _compare_layer(site, LayerKind.KWARGS, [each.kwargs for each in calls], verdict)
+    _compare_layer(site, LayerKind.OBJECT, [_inside(each.kwargs.get(OBJECT)) for each in calls], verdict)
+    _compare_layer(site, LayerKind.CHECKPOINT, [each.own for each in calls], verdict)
+
+
+def _inside(config: Any) -> dict[str, Any]:
+    """What is set in a GenerationConfig: None means unset."""
+    return (
+        {} if config is None else {name: value for name, value in vars(config).items() if value is not None}
+    )
+
+
+def _compare_layer(site: Site, kind: LayerKind, calls: list[dict[str, Any]], verdict: Verdict) -> None:
+    layer = next((each for each in site.settings.layers if each.kind is kind), None)
     values: Mapping[str, Value] = layer.values if layer else {}
     absent: Value = layer.rest if layer and layer.rest is not None else Absent()
-    names = [name for name in KINDS if name in values or any(name in each.kwargs for each in calls)]
+    if kind is LayerKind.OBJECT:
+        values = {name: _unset(value) for name, value in values.items()}
+    names = [name for name in KINDS if name in values or any(name in each for each in calls)]
     for name in names:
         value = values.get(name, absent)
         possible = members(value)
@@ -121,13 +150,21 @@ def _compare_site(site: Site, calls: list[Observation], verdict: Verdict) -> Non
             verdict.unknown += 1
             verdict.reasons.update(str(each) for each in possible if isinstance(each, Unknown))
             continue
-        shown = [each.kwargs.get(name, _MISSING) for each in calls]
+        shown = [each.get(name, _MISSING) for each in calls]
         refuted = [each for each in shown if not any(_agrees(member, each) for member in possible)]
         if refuted:
             place = f"{site.place.path}:{site.place.line}"
             verdict.wrong.append(Wrong(place, name, _text(refuted[0]), describe(value)))
         elif not all(any(_agrees(member, each) for each in shown) for member in possible):
             verdict.wide += 1
+
+
+def _unset(value: Value) -> Value:
+    """In a settings object None is no setting."""
+    return join(
+        Absent() if isinstance(each, (Known, Default)) and each.value is None else each
+        for each in members(value)
+    )
 
 
 def _agrees(claim: Value, seen: Any) -> bool:

@@ -12,7 +12,7 @@ import random
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .scope import SETTINGS
@@ -27,13 +27,23 @@ class Observation:
     file: str
     line: int
     kwargs: dict[str, Any]
+    own: dict[str, Any] = field(default_factory=dict)
+
+
+class OwnConfig(types.SimpleNamespace):
+    """Stands for `model.generation_config`: holds what the program sets."""
+
+    def update(self, **kwargs: Any) -> None:
+        """As in transformers."""
+        vars(self).update(kwargs)
 
 
 class Model:
-    """Stands for a language model: `generate` notes its keyword arguments."""
+    """Stands for a language model: `generate` notes its keyword arguments, and what its own config holds."""
 
     def __init__(self, observations: list[Observation]) -> None:
         self._observations = observations
+        self.generation_config = OwnConfig()
 
     def eval(self) -> Model:
         """As in torch: returns the model itself."""
@@ -43,7 +53,12 @@ class Model:
         """Note the caller and a copy of the settings."""
         frame = sys._getframe(1)
         self._observations.append(
-            Observation(frame.f_code.co_filename, frame.f_lineno, copy.deepcopy(kwargs))
+            Observation(
+                frame.f_code.co_filename,
+                frame.f_lineno,
+                copy.deepcopy(kwargs),
+                copy.deepcopy(vars(self.generation_config)),
+            )
         )
         return [1, 2]
 
@@ -132,6 +147,8 @@ def make(seed: int, observations: list[Observation]) -> types.ModuleType:
         model=model,
         engine=types.SimpleNamespace(model=model),
         load=lambda name: model,
+        Model=lambda: Model(observations),
+        from_pretrained=lambda name: Model(observations),
         ids=[3, 1, 2],
         flag=flag,
         more=more,

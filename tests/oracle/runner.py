@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ import tempfile
 import types
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,12 @@ def observe(root: Path, main: str, seed: int) -> list[Observation]:
     File names come back relative to `root`; in a notebook `file` ends in `#cell` and the index of the cell.
     """
     observations: list[Observation] = []
-    with _isolated(root, make(seed, observations)), _environment(seed), _limited():
+    with _isolated(root, make(seed, observations)), _environment(seed), _lenient(root), _limited():
         if main.endswith(".ipynb"):
             _run_notebook(root / main)
         else:
             _run_script(root / main)
-    return [
-        Observation(str(Path(seen.file).relative_to(root)), seen.line, seen.kwargs) for seen in observations
-    ]
+    return [replace(seen, file=str(Path(seen.file).relative_to(root))) for seen in observations]
 
 
 def _run_script(path: Path) -> None:
@@ -138,6 +138,20 @@ def _environment(seed: int) -> Iterator[None]:
     finally:
         for name in names:
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _lenient(root: Path) -> Iterator[None]:
+    """transformers takes every value of a setting: which ones it refuses is not what is looked at."""
+    if not any(b"GenerationConfig" in path.read_bytes() for path in root.rglob("*.[pi]*y*")):
+        yield
+        return
+    config = importlib.import_module("transformers").GenerationConfig
+    validate, config.validate = config.validate, lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        config.validate = validate
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klguard.read.files import CellSpan, Failure, SourceText, discover, read, read_bytes, read_text, reported
+from klguard.read.files import Failure, SourceText, discover, read, read_bytes, read_text, reported
+from klguard.read.notebook import CellSpan
 
 
 @pytest.fixture

@@ -109,19 +109,39 @@ class Arrivals(Translation):
                 written = {key: other for key, other in written.items() if other is not value}
         if kind is SiteKind.GENERATE and "sampling_params" in written:
             objects.append(written.pop("sampling_params"))
+        configuration = self._configuration(written, state) if kind is SiteKind.TRAINER else None
         values, rest = self._flat(written, arguments.rest, state)
         if engine == "local" and isinstance(callee, Func):
             for key, default in callee.code.defaults.items():
                 values.setdefault(key, self.to_value(default, state))
         if rest is None and engine == "transformers" and kind is SiteKind.GENERATE:
             rest = self._added_on_the_way(node, callee, state)
-        layers = [Layer(LayerKind.KWARGS, values, rest)]
+        layers = [Layer(LayerKind.KWARGS, values, rest), *([configuration] if configuration else [])]
         layers += [
             layer for value in _distinct(objects) if (layer := self._object_layer(value, state)) is not None
         ]
         if kind is SiteKind.GENERATE and (layer := self._live_checkpoint(callee, state)) is not None:
             layers.append(layer)
         return tuple(layers)
+
+    def _configuration(self, written: Mapping[str, Abstract], state: State) -> Layer | None:
+        """What the configuration holds that a trainer is given, as `args` or `config`."""
+        value = next((written[name] for name in ("args", "config") if name in written), None)
+        if value is None or (isinstance(value, Const) and value.value is None):
+            return None
+        attributes = self._attributes(value, state)
+        if not isinstance(value, Ref) or attributes is None:
+            doubt = next((m for m in members(value) if isinstance(m, Unk)), None)
+            return Layer(
+                LayerKind.OBJECT,
+                {},
+                self._unknown(doubt or Unk(Reason.RUNTIME, "the trainer's configuration")),
+            )
+        obj = state.heap[value.oid]
+        known = {name: entry for name, entry in attributes.entries.items() if isinstance(name, str)}
+        own = attributes.rest is not None and isinstance(obj, InstObj) and attributes.rest.detail == obj.text
+        values, rest = self._flat(known, None if own else attributes.rest, state)
+        return Layer(LayerKind.OBJECT, values, rest)
 
     def _flat(
         self, written: Mapping[str, Abstract], unseen: Unk | None, state: State
@@ -162,7 +182,7 @@ class Arrivals(Translation):
         """What a GenerationConfig, SamplingParams or dict object holds when it is used."""
         if isinstance(value, Const) and value.value is None:
             return None
-        if isinstance(value, Unk) and value.name == "generation_config":
+        if isinstance(value, Unk) and value.name == "generation_config" and not self._own_field(value, state):
             # model.generation_config itself: the same as passing none.
             return None
         found = [self.dict_of(member, state) or self._attributes(member, state) for member in members(value)]
@@ -182,6 +202,12 @@ class Arrivals(Translation):
         ]
         return join_layers([(layer,) for layer in layers])[0]
 
+    def _own_field(self, value: Unk, state: State) -> bool:
+        """Whether `self.generation_config` belongs to an instance of the project, such as a trainer, whose base
+        class sets it out of sight."""
+        obj = state.heap.get(value.owner.oid) if isinstance(value.owner, Ref) else None
+        return isinstance(obj, InstObj) and isinstance(obj.cls, Ref)
+
     def _live_checkpoint(self, callee: Abstract, state: State) -> Layer | None:
         """`model.generation_config`, as far as the code has changed it before the call."""
         owner = callee.owner if isinstance(callee, (Unk, Method)) else None
@@ -198,7 +224,8 @@ class Arrivals(Translation):
         if not isinstance(changed, DictObj):
             return None
         values = {key: self.to_value(value, state) for key, value in changed.entries.items()}
-        return Layer(LayerKind.CHECKPOINT, values)
+        rest = self._unknown(changed.rest) if changed.rest is not None else None
+        return Layer(LayerKind.CHECKPOINT, values, rest)
 
     def _attrs_of(self, owner: Abstract | None, state: State) -> Any:
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None

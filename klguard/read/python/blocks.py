@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import libcst as cst
 
 from klguard.read.python.control import Catcher, Frame, arrive, statements
-from klguard.read.python.loops import Loops, is_generator
-from klguard.read.python.values import Abstract, Const, State, Unk
+from klguard.read.python.loops import Loops
+from klguard.read.python.values import (
+    Abstract,
+    Const,
+    Ext,
+    Ref,
+    State,
+    Tup,
+    Unk,
+    join,
+    join_states,
+    members,
+)
 from klguard.settings import HopKind, Reason
 
 
@@ -17,9 +29,22 @@ class Blocks(Loops):
 
     def _run_Try(self, node: cst.Try | cst.TryStar, state: State, frame: Frame) -> bool:
         marks = (len(frame.returns), [(len(x.breaks), len(x.continues)) for x in frame.loops])
-        arrived = self._try_and_handlers(node, state, frame)
         if node.finalbody is None:
-            return arrive(state, arrived)
+            return arrive(state, self._try_and_handlers(node, state, frame))
+        guarded = bool(self.catchers)
+        if guarded:
+            catcher = Catcher(state)
+            self.catchers.append(catcher)
+        try:
+            arrived = self._try_and_handlers(node, state, frame)
+        finally:
+            if guarded:
+                self.catchers.remove(catcher)
+                catcher.close()
+        if guarded:
+            self._passed_by(catcher)
+            # Somebody further out catches what passes by: on its way the last block runs too.
+            self.run_suite(node.finalbody.body, catcher.state, frame)
         for index in range(marks[0], len(frame.returns)):
             left, value = frame.returns[index]
             self.run_suite(node.finalbody.body, left, frame)
@@ -34,50 +59,141 @@ class Blocks(Loops):
 
     _run_TryStar = _run_Try
 
+    def _passed_by(self, catcher: Catcher) -> None:
+        """What is raised changes something on its way out: further out it is not as it was where it was raised."""
+        for outer in self.catchers if catcher.raised else ():
+            outer.unseen = True
+
     def _try_and_handlers(self, node: cst.Try | cst.TryStar, state: State, frame: Frame) -> list[State]:
-        catcher, alive = self._run_caught(node.body, state, frame)
+        catcher, alive = self.run_caught(lambda s: self.run_suite(node.body, s, frame), state)
         arrived: list[State] = []
         if alive and (node.orelse is None or self.run_suite(node.orelse.body, state, frame)):
             arrived.append(state.copy())
         for handler in node.handlers:
-            caught = catcher.copy()
+            caught, raised = self._caught(node, handler, catcher, frame)
             if handler.name is not None and isinstance(handler.name.name, cst.Name):
-                self.bind(handler.name.name.value, Unk(Reason.RUNTIME, "the exception"), caught, frame)
+                self.bind(handler.name.name.value, raised, caught, frame)
             if self.run_suite(handler.body, caught, frame):
                 arrived.append(caught)
         return arrived
 
-    def _run_caught(self, body: cst.BaseSuite, state: State, frame: Frame) -> tuple[State, bool]:
-        """Run a block out of which an exception may come after any statement: (the join of the states there,
-        whether its end is reached)."""
+    def _caught(
+        self, node: cst.Try | cst.TryStar, handler: Any, catcher: Catcher, frame: Frame
+    ) -> tuple[State, Abstract]:
+        """(The state, the exception) with which a handler begins. A class of the project comes from those places only
+        where it is seen to be raised, others from everywhere."""
+        unknown = Unk(Reason.RUNTIME, "the exception")
+        anywhere = catcher.state.copy(), unknown
+        if catcher.unseen or handler.type is None or isinstance(node, cst.TryStar):
+            return anywhere
+        wanted = self.eval(handler.type, anywhere[0], frame)
+        if isinstance(wanted, Ext) and (only := self._only_raise(node.body)) is not None:
+            return self._arguments_raised(only, wanted, catcher, frame) or anywhere
+        if not isinstance(wanted, Ref):
+            return anywhere
+        states: list[State] = []
+        found: list[Abstract] = []
+        for raised, state in catcher.raised:
+            for member in members(raised) if raised is not None else (None,):
+                fits = None if member is None else self.is_made_of(member, wanted, state)
+                if fits is None or member is None:
+                    return anywhere
+                if fits:
+                    found.append(member)
+                    states.append(state)
+        merged = join_states(states)
+        return anywhere if merged is None else (merged.copy(), join(found))
+
+    def _only_raise(self, body: cst.BaseSuite) -> cst.Call | None:
+        """`raise Error(a, b)` where nothing else in the block can raise an exception."""
+        line = body.body[0] if len(body.body) == 1 else None
+        small = line.body[0] if isinstance(line, cst.SimpleStatementLine) else line
+        call = small.exc if isinstance(small, cst.Raise) else None
+        plain = isinstance(call, cst.Call) and all(
+            isinstance(arg.value, cst.Name) and not arg.star and arg.keyword is None for arg in call.args
+        )
+        return call if plain and isinstance(call, cst.Call) else None
+
+    def _arguments_raised(
+        self, call: cst.Call, wanted: Ext, catcher: Catcher, frame: Frame
+    ) -> tuple[State, Abstract] | None:
+        made_of = self.eval(call.func, catcher.state, frame)
+        if not isinstance(made_of, Ext) or made_of.name != wanted.name or len(catcher.raised) != 1:
+            return None
+        state = catcher.raised[0][1].copy()
+        given = Tup(tuple(self.eval(arg.value, state, frame) for arg in call.args))
+        return state, self.new_instance(wanted.name, {"args": given}, state, text=wanted.name)
+
+    new_instance: Callable[..., Ref]
+    is_made_of: Callable[[Abstract, Ref, State], bool | None]
+
+    def run_caught(self, block: Callable[[State], bool], state: State) -> tuple[Catcher, bool]:
+        """Run a block out of which an exception may come after any statement: (what is caught there, whether its end
+        is reached)."""
         catcher = Catcher(state)
         self.catchers.append(catcher)
         try:
-            alive = self.run_suite(body, state, frame)
+            alive = block(state)
         finally:
             self.catchers.remove(catcher)
             catcher.close()
-        return catcher.state, alive
+        return catcher, alive
 
     def _run_With(self, node: cst.With, state: State, frame: Frame) -> bool:
-        swallows = False
-        managers: list[cst.BaseExpression] = []
-        for item in node.items:
-            value = self.eval(item.item, state, frame)
-            if is_generator(value):
-                managers.append(item.item)
-            swallows = swallows or self.text(item.item).startswith(("suppress(", "contextlib.suppress("))
-            entered = self.enter(value, state, frame)
-            if item.asname is not None:
-                self.assign(item.asname.name, entered, state, frame)
-        if not swallows:
-            alive = self.run_suite(node.body, state, frame)
-            for manager in managers:
-                # What stands behind the yield runs when the block ends.
-                self.eval(manager, state, frame)
+        def enter(index: int, current: State) -> bool:
+            if index == len(node.items):
+                return self.run_suite(node.body, current, frame)
+            item = node.items[index]
+            value = self.eval(item.item, current, frame)
+            return self.run_managed(item, value, lambda s: enter(index + 1, s), current, frame)
+
+        return enter(0, state)
+
+    def run_managed(
+        self,
+        item: cst.WithItem,
+        manager: Abstract,
+        block: Callable[[State], bool],
+        state: State,
+        frame: Frame,
+    ) -> bool:
+        """Enter a manager, run the block, and leave it again."""
+        entered = self.enter(manager, state, frame)
+        if item.asname is not None:
+            self.assign(item.asname.name, entered, state, frame)
+        if self.text(item.item).startswith(("suppress(", "contextlib.suppress(")):
+            caught, alive = self.run_caught(block, state)
+            return arrive(state, [state.copy(), caught.state] if alive else [caught.state])
+        if self.leaves_quietly(manager, state):
+            alive = block(state)
+            # What stands behind the yield of a generator runs when the block ends.
+            self.resume(manager, state)
             return alive
-        caught, alive = self._run_caught(node.body, state, frame)
-        return arrive(state, [state.copy(), caught] if alive else [caught])
+        return self._run_left(manager, block, state, frame)
+
+    leaves_quietly: Callable[[Abstract, State], bool]
+    leave: Callable[[Abstract, bool, State, Frame], bool | None]
+
+    def _run_left(
+        self, manager: Abstract, block: Callable[[State], bool], state: State, frame: Frame
+    ) -> bool:
+        """A block behind which a method of the project runs, however it is left."""
+        returns, loops = len(frame.returns), [(len(x.breaks), len(x.continues)) for x in frame.loops]
+        catcher, alive = self.run_caught(block, state)
+        caught = catcher.state
+        self._passed_by(catcher)
+        for left, _ in frame.returns[returns:]:
+            self.leave(manager, False, left, frame)
+        for current, (breaks, continues) in zip(frame.loops, loops, strict=False):
+            for left in current.breaks[breaks:] + current.continues[continues:]:
+                self.leave(manager, False, left, frame)
+        arrived = []
+        if alive:
+            self.leave(manager, False, state, frame)
+            arrived.append(state.copy())
+        if self.leave(manager, True, caught, frame) is not False:
+            arrived.append(caught)
+        return arrive(state, arrived)
 
     def _run_Match(self, node: cst.Match, state: State, frame: Frame) -> bool:
         subject = self.eval(node.subject, state, frame)

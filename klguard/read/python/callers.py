@@ -15,6 +15,7 @@ from typing import Literal
 from klguard.read.python.project import Project
 from klguard.read.python.scopes import FUNCTIONS, parameters, scopes_of
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
+from klguard.read.python.trees import walk_level
 
 MAX_MODULES = 25
 """Files looked into for one name."""
@@ -25,7 +26,12 @@ MAX_CALLERS = 12
 COMMON_METHODS = frozenset(
     "generate sample step forward __call__ run call train eval update add append push put get pop "
     "extend insert from_pretrained process predict evaluate encode decode reset save load fit act learn "
-    "store write close start stop send build".split()
+    "store write close start stop send build "
+    # what tensors, arrays, strings and containers have under the same name
+    "mean sum std var min max exp log sqrt abs pow clamp clip gather scatter softmax log_softmax logits sigmoid relu "
+    "view reshape squeeze unsqueeze flatten permute transpose expand repeat masked_fill where argmax argmin topk "
+    "sort cumsum backward detach clone item numpy tolist cpu cuda to float half long int bool type contiguous size "
+    "split join strip replace format count index items keys values copy clear remove insert read".split()
 )
 """Method names that say nothing about the class."""
 
@@ -86,6 +92,7 @@ class CallGraph:
         self._classes: dict[int, Receiver] = {}
         self._mentions: dict[str, tuple[Module, ...]] = {}
         self._targets: dict[int, FunctionInfo | ClassInfo | None] = {}
+        self._writes: dict[ClassInfo, dict[str, list[ast.Assign | ast.AnnAssign]]] = {}
         self._keep: list[object] = []  # ids above stay valid only while their nodes live
 
     def near(self, module: Module, word: str, hint: str = "") -> Iterator[Module]:
@@ -233,16 +240,11 @@ class CallGraph:
 
     def _class_of_attribute(self, cls: ClassInfo, attribute: str, depth: int) -> Receiver:
         for each in (cls, *self.bases(cls)):
-            for node in ast.walk(each.node):
+            for node in self._attribute_writes(each).get(attribute, ()):
                 if isinstance(node, ast.Assign):
-                    for target in node.targets:
-                        if isinstance(target, ast.Attribute) and dotted(target) == f"self.{attribute}":
-                            if (found := self.class_of(each.module, node.value, depth - 1)) is not None:
-                                return found
-                elif isinstance(node, ast.AnnAssign) and dotted(node.target) in (
-                    attribute,
-                    f"self.{attribute}",
-                ):
+                    if (found := self.class_of(each.module, node.value, depth - 1)) is not None:
+                        return found
+                else:
                     found = (
                         self.project.resolve(text, each.module)
                         if (text := _annotation(node.annotation))
@@ -251,6 +253,23 @@ class CallGraph:
                     if isinstance(found, ClassInfo) and not _is_protocol(found):
                         return found
         return None
+
+    def _attribute_writes(self, cls: ClassInfo) -> dict[str, list[ast.Assign | ast.AnnAssign]]:
+        """Attribute -> the assignments to it in the body of a class and in its methods."""
+        writes = self._writes.get(cls)
+        if writes is None:
+            writes = self._writes[cls] = {}
+            for node in walk_level(cls.node):
+                if isinstance(node, ast.Assign):
+                    names = {dotted(target) for target in node.targets if isinstance(target, ast.Attribute)}
+                    written = {name[5:] for name in names if name.startswith("self.")}
+                elif isinstance(node, ast.AnnAssign):
+                    written = {dotted(node.target).removeprefix("self.")}
+                else:
+                    continue
+                for name in written:
+                    writes.setdefault(name, []).append(node)
+        return writes
 
     # -- what a call enters ----------------------------------------------------------------------------------
 

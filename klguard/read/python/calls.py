@@ -130,6 +130,8 @@ class Calls(Expressions):
         self.visited: set[Any] = set()
         self.too_long: set[Any] = set()
         self._cached: dict[tuple, Abstract] = {}
+        self._counting: dict[Code, list[tuple[int, tuple]]] = {}
+        self._counted: dict[Code, int] = {}
 
     def spend(self) -> None:  # type: ignore[override]
         self.steps_left -= 1
@@ -194,6 +196,7 @@ class Calls(Expressions):
         """Call every possibility of `callee`, each on its own copy of the state."""
         options = members(callee)
         token = self.observe(node, callee, arguments, state, frame)
+        self._spot = (frame.unit, node)
         if len(options) == 1:
             result = self._call_one(callee, arguments, node, state, frame)
         else:

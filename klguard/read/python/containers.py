@@ -35,6 +35,7 @@ from klguard.read.python.values import (
     Unk,
     join,
     members,
+    reachable,
 )
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Reason
 
@@ -427,8 +428,13 @@ class Containers(Roots):
                 )
 
     def escape(self, values: Sequence[Abstract], where: str, state: State) -> None:  # type: ignore[override]
+        inside: list[Abstract] = []
+        for oid in reachable(values, state):
+            obj = state.heap[oid]
+            inside += obj.entries.values() if isinstance(obj, DictObj) else ()
+            inside += (obj.items or ()) if isinstance(obj, ListObj) else ()
         super().escape(values, where, state)
-        for value in values:
+        for value in (*values, *inside):
             self.doubt_items(value, where, state)
 
     def instance_attribute(  # type: ignore[override]

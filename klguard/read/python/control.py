@@ -40,9 +40,12 @@ class Loop:
 
 
 class Catcher:
-    """The join of all states in which the body of a `try` may be left."""
+    """The join of all states in which the body of a `try` may be left; what is `raised` in it and where, as far as it
+    is seen, and whether something runs in it, or on the way to it, that is `unseen`."""
 
     def __init__(self, state: State) -> None:
+        self.raised: list[tuple[Abstract | None, State]] = []
+        self.unseen = False
         self.state = state.copy()
         self._written: set[Any] = set()
         self._watchers = state.heap.watchers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -149,15 +149,31 @@ class Conversions(Records):
             else items
         )
         plain = [self.plain(value, state) for value in keys]
-        if any(value is NOT_PLAIN for value in plain) or (key is not None and not isinstance(key, CALLABLE)):
-            return join(items)
         choose = max if self.text(node.func).endswith("max") else min
+        if any(value is NOT_PLAIN for value in plain) or (key is not None and not isinstance(key, CALLABLE)):
+            return join(items if key is not None else self._not_beaten(items, plain, choose, state))
         try:
             best = items[choose(range(len(items)), key=plain.__getitem__)]
         except TypeError:
             return None
         soft = tuple(step for step in self.soft_steps(items, state) if step not in best.steps)
         return replace(best, steps=(*best.steps, *soft)) if not isinstance(best, Alt) else best
+
+    def _not_beaten(
+        self, items: Sequence[Abstract], plain: Sequence[Any], choose: Callable[..., Any], state: State
+    ) -> list[Abstract]:
+        """What `max(0, x)` can be where x is not certain: not a possibility of x below 0."""
+        options = [member for item in items for member in members(item)]
+        try:
+            bound = choose(value for value in plain if value is not NOT_PLAIN)
+            kept = []
+            for option in options:
+                value = self.plain(option, state)
+                if value is NOT_PLAIN or choose(value, bound) == value:
+                    kept.append(option)
+            return kept
+        except (TypeError, ValueError):
+            return options
 
     def _len(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 1:

@@ -47,7 +47,10 @@ class Expressions(Operations):
             handler = self._handlers[type(node)] = getattr(self, "_eval_" + type(node).__name__, None)
         if handler is None:
             return Unk(Reason.UNSUPPORTED, self.text(node))
-        return handler(node, state, frame)
+        value = handler(node, state, frame)
+        if type(value) is Unk and not value.steps:
+            return replace(value, steps=(Step(HopKind.END, frame.unit, node, "not known from here on"),))
+        return value
 
     # -- literals and displays ---------------------------------------------------------------------------------
 

@@ -147,8 +147,15 @@ class Flow:
         return False
 
     def _run_Raise(self, node: cst.Raise, state: State, frame: Frame) -> bool:
-        if node.exc is not None:
-            self.eval(node.exc, state, frame)
+        raised = self.eval(node.exc, state, frame) if node.exc is not None else None
+        if isinstance(node.exc, cst.Call) and isinstance(node.exc.func, (cst.Name, cst.Attribute)):
+            made_by = self.eval(node.exc.func, state, frame)
+            raised = made_by if isinstance(made_by, Ext) else raised
+        if self.catchers:
+            left = state.copy()
+            for catcher in self.catchers:
+                catcher.see(state)
+                catcher.raised.append((raised, left))
         return False
 
     def _run_Break(self, node: cst.Break, state: State, frame: Frame) -> bool:

@@ -11,6 +11,7 @@ import libcst as cst
 from klguard.read.python.calls import IDENTITY_DECORATORS, Arguments, Calls
 from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.source import FunctionInfo, Module
+from klguard.read.python.unfollowed import touched
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -42,6 +43,13 @@ MAX_CHAIN = 12
 
 RECURSION_DEPTH = 2
 """Activations of one function that are told apart."""
+
+COUNTED_DEPTH = 10
+"""Activations of one function that are told apart while every one has other constants for arguments: a recursion
+that counts ends by itself."""
+
+COUNTED_ENTRIES = 60
+"""Times a function is entered deeper than RECURSION_DEPTH: one that calls itself twice soon has too many."""
 
 ASIDE_BUDGET = 400
 """Statements executed of a function behind which there is no site."""
@@ -112,14 +120,17 @@ class Functions(Calls):
         link = (code, node, frame.module, frame.unit)
         depth = sum(1 for entry in frame.chain if entry[0] is code)
         leads = self.leads_to_site(code)
-        if depth == RECURSION_DEPTH and leads:
+        limit = self._depth_limit(code, depth, arguments, frame)
+        if depth == limit and leads:
             # Deeper calls may bring anything: one visit with unknown arguments stands for them all.
             unknown = Unk(Reason.RECURSION, f"{code.name}()")
+            self._unseen()
             self.escape(arguments.all(), f"passed to {code.name}()", state)
             arguments = Arguments(rest=unknown, more_positional=unknown)
-        elif depth >= RECURSION_DEPTH or len(frame.chain) >= MAX_CHAIN or not self.worth(code, frame):
+        elif depth >= limit or len(frame.chain) >= MAX_CHAIN or not self.worth(code, frame):
             reason = Reason.RECURSION if depth else Reason.BUDGET
-            self.escape(arguments.all(), f"passed to {code.name}()", state)
+            self._unseen()
+            self._doubt_unfollowed(callee, arguments, state)
             return Unk(reason, f"{code.name}()", oid=("call", next(self._fresh)))
         self.visited.add(code)
         if any("cache" in decorator for decorator in code.decorators) and not code.wrapped:
@@ -127,6 +138,65 @@ class Functions(Calls):
         if not leads:
             return self._invoke_aside(callee, arguments, link, state, frame)
         return self._enter_function(callee, arguments, link, state, frame)
+
+    def _depth_limit(self, code: Code, depth: int, arguments: Arguments, frame: Frame) -> int:
+        """Activations of a function that are told apart. Notes the constants that this one is called with."""
+        constants = tuple(
+            (place, identity(value))
+            for place, value in (*enumerate(arguments.positional), *arguments.keywords.items())
+            if isinstance(value, Const)
+        )
+        around = [entry for entry in self._counting.get(code, ()) if entry[0] < depth]
+        counts = bool(constants) and all(constants != before for _, before in around)
+        self._counting[code] = [*around, (depth, constants)]
+        if depth < RECURSION_DEPTH or not counts or len(around) < depth:
+            return RECURSION_DEPTH
+        self._counted[code] = self._counted.get(code, 0) + 1
+        return COUNTED_DEPTH if self._counted[code] <= COUNTED_ENTRIES else RECURSION_DEPTH
+
+    def _doubt_unfollowed(self, callee: Func, arguments: Arguments, state: State) -> None:
+        """Make unknown what a function that is not followed may change: what it is passed, and what it reaches by
+        name."""
+        code = callee.code
+        where = f"passed to {code.name}()"
+        self.escape(arguments.all(), where, state)
+        for name, attribute, rebound in touched(code.info.node) if code.info is not None else ():
+            is_self = callee.bound is not None and bool(code.params.params)
+            if is_self and name == code.params.params[0].name.value:
+                value, scope = callee.bound, None
+            else:
+                scope = next((s for s in callee.closure if name in state.variables(s)), None)
+                value = state.variables(scope).get(name) if scope is not None else None
+            if value is None or isinstance(value, Later):
+                continue
+            gone = Unk(Reason.ESCAPED, f"changed by {code.name}()")
+            if rebound and not attribute and scope is not None:
+                state.bind(scope, name, gone)
+            elif attribute:
+                self._doubt_attribute(value, attribute, gone if rebound else None, where, state)
+            else:
+                self.escape([value], where, state)
+
+    def _doubt_attribute(
+        self, owner: Abstract, name: str, gone: Unk | None, where: str, state: State
+    ) -> None:
+        """An attribute may have another value, or what it holds may be changed."""
+        for member in members(owner):
+            obj = state.heap.get(member.oid) if isinstance(member, Ref) else None
+            attrs = state.heap.get(obj.attrs) if isinstance(obj, (InstObj, ClassObj)) else None
+            if not isinstance(obj, (InstObj, ClassObj)) or not isinstance(attrs, DictObj):
+                continue
+            held = attrs.entries.get(name)
+            if gone is not None:
+                entry = gone if held is None else join((held, gone))
+                state.heap[obj.attrs] = DictObj({**attrs.entries, name: entry}, attrs.rest)
+            elif held is not None:
+                self.escape([held], where, state)
+
+    def _unseen(self) -> None:
+        """Something of the project runs that is not followed: it may raise anything."""
+        for catcher in self.catchers:
+            catcher.unseen = True
 
     def _invoke_cached(
         self, callee: Func, arguments: Arguments, link: tuple[Any, ...], state: State, frame: Frame
@@ -156,15 +226,14 @@ class Functions(Calls):
         before, limit = self.steps_left, min(self.steps_left, ASIDE_BUDGET)
         branch = state.copy()
         self.steps_left = limit
-        catchers, self.catchers = self.catchers, []
         try:
             result = self._enter_function(callee, arguments, link, branch, frame)
         except BudgetSpent:
+            self._unseen()
             self.too_long.add(code.info or code)
-            self.escape(arguments.all(), f"passed to {code.name}()", state)
+            self._doubt_unfollowed(callee, arguments, state)
             return Unk(Reason.BUDGET, f"{code.name}()", oid=("call", next(self._fresh)))
         finally:
-            self.catchers = catchers
             self.steps_left = before - (limit - max(self.steps_left, 0))
         state.become(branch)
         return result
@@ -265,7 +334,14 @@ class Functions(Calls):
             star: Abstract = extra if arguments.more_positional is None else arguments.more_positional
             state.bind(inner.id, params.star_arg.name.value, star)
         if params.star_kwarg is not None:
-            state.bind(inner.id, params.star_kwarg.name.value, self.new_dict(keywords, state, arguments.rest))
+            rest = arguments.rest
+            if rest is not None and not rest.steps:
+                name = params.star_kwarg.name.value
+                ends = Step(
+                    HopKind.END, callee.code.unit, params.star_kwarg, f"**{name} of {callee.code.name}()"
+                )
+                rest = replace(rest, steps=(ends,))
+            state.bind(inner.id, params.star_kwarg.name.value, self.new_dict(keywords, state, rest))
 
     def _by_keyword(
         self,
@@ -280,11 +356,15 @@ class Functions(Calls):
         default = callee.code.defaults.get(name)
         passed = keywords.pop(name, None)
         unknown = arguments.rest or (arguments.more_positional if by_position else None)
+        ends = Step(HopKind.END, callee.code.unit, param, f"parameter {name} of {callee.code.name}()")
         absent = (
             default
             if default is not None
             else Unk(
-                Reason.PARAMETER if unknown is None else unknown.reason, name, oid=("param", inner.id, name)
+                Reason.PARAMETER if unknown is None else unknown.reason,
+                name,
+                (ends,) if unknown is None or not unknown.steps else unknown.steps,
+                oid=("param", inner.id, name),
             )
         )
         if passed is None:
@@ -292,7 +372,12 @@ class Functions(Calls):
                 return (
                     absent
                     if unknown is None
-                    else replace(unknown, detail=unknown.detail or name, oid=("param", inner.id, name))
+                    else replace(
+                        unknown,
+                        detail=unknown.detail or name,
+                        steps=unknown.steps or (ends,),
+                        oid=("param", inner.id, name),
+                    )
                 )
             return join((default, unknown))
         given = [member for member in members(passed) if not isinstance(member, Missing)]

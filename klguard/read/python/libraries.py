@@ -11,15 +11,18 @@ from typing import Any
 
 import libcst as cst
 
+from klguard.engines import ENGINES
 from klguard.read.python.calls import Arguments
 from klguard.read.python.command_lines import PARSERS
 from klguard.read.python.control import Frame
 from klguard.read.python.conversions import TEXT_READERS
 from klguard.read.python.dataclass_parsers import DataclassParsers
 from klguard.read.python.documents import load_document
+from klguard.read.python.generators import STACKS
 from klguard.read.python.methods import READING
 from klguard.read.python.values import (
     Abstract,
+    ClassObj,
     Const,
     DictObj,
     Ext,
@@ -33,7 +36,9 @@ from klguard.read.python.values import (
     Tup,
     Unk,
     join,
+    join_states,
     members,
+    truth,
 )
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Reason
 
@@ -90,6 +95,11 @@ QUIET_METHODS = frozenset(
 )
 """Methods of objects that are not visible which, by their name, only read what they are given."""
 
+
+SETTINGS_OBJECTS = frozenset({"GenerationConfig", "SamplingParams", "BeamSearchParams"})
+"""Classes whose fields are settings of generation."""
+
+SETTING_NAMES = frozenset(name for engine in ENGINES.values() for name in engine.settings)
 
 _STEADY = frozenset(
     {"open", "path", "field", "dataclass-field", "nullcontext", "dict_keys", "dict_items", "dict_values"}
@@ -222,8 +232,10 @@ class Libraries(DataclassParsers):
         if not self.harmless(callee, text):
             self.escape(args.all(), f"passed to {text}", state)
         known = dict(args.keywords) if last == maker else {}
-        settings = maker in ("GenerationConfig", "SamplingParams", "BeamSearchParams")
-        rest = args.rest if settings and last == maker else Unk(Reason.RUNTIME, text)
+        settings = maker in SETTINGS_OBJECTS
+        rest = args.rest if last == maker else None
+        if rest is None and not settings:
+            rest = Unk(Reason.RUNTIME, text)
         steps = (Step(HopKind.LITERAL, frame.unit, node, "made here"),)
         return self.new_instance(made_by, known, state, rest=rest, text=text, steps=steps)
 
@@ -250,7 +262,9 @@ class Libraries(DataclassParsers):
             return self.dataclass_parser(obj, callee.name, args, node, state, frame)
         if obj.made_by in ("transformers.GenerationConfig", "dict-like") and callee.name == "to_dict":
             attrs = self.dict_of(Ref(obj.attrs), state) or DictObj()
-            return self.new_dict(dict(attrs.entries), state, attrs.rest)
+            # A GenerationConfig lists every field it has, with None or a default by version.
+            unset = None if obj.made_by == "dict-like" else Unk(Reason.RUNTIME, self.text(node))
+            return self.new_dict(dict(attrs.entries), state, attrs.rest or unset)
         if obj.made_by == "transformers.GenerationConfig" and callee.name == "update":
             self.merge_keywords(Ref(obj.attrs), args, state)
             return Const(None)
@@ -264,6 +278,8 @@ class Libraries(DataclassParsers):
         obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
         if isinstance(obj, InstObj) and obj.cls is not None:
             method = self.class_attribute(obj.cls, "__enter__", state)
+            if not isinstance(method, Func):
+                method = self.class_attribute(obj.cls, "__aenter__", state)
             if isinstance(method, Func):
                 return self.invoke(replace(method, bound=value), Arguments(), None, state, frame)
         if isinstance(obj, InstObj) and obj.made_by == "nullcontext":
@@ -271,6 +287,84 @@ class Libraries(DataclassParsers):
         if isinstance(value, Tup) and len(value.items) == 1:
             return value.items[0]
         return value
+
+    def leaves_quietly(self, manager: Abstract, state: State) -> bool:  # type: ignore[override]
+        """Whether nothing of the project runs when a `with` over this value ends."""
+        return all(
+            self._exit_of(member, state) is None and self.kind_of(member, state) not in STACKS
+            for member in members(manager)
+        )
+
+    def leave(  # type: ignore[override]
+        self, manager: Abstract, raised: bool, state: State, frame: Frame
+    ) -> bool | None:
+        """Run `__exit__`, with an exception or without: whether it swallows it, None where that is not known."""
+        told: Abstract = Unk(Reason.RUNTIME, "the exception") if raised else Const(None)
+        answers, states = [], []
+        for member in members(manager):
+            branch = state.copy()
+            method = self._exit_of(member, state)
+            result: Abstract = Const(None)
+            if isinstance(member, Ref) and self.kind_of(member, state) in STACKS:
+                self._unwind(member, branch, frame)
+                result = Unk(Reason.RUNTIME, "whether an exception is swallowed")
+            if isinstance(method, Func):
+                arguments = Arguments([told] * 3)
+                result = self.invoke(replace(method, bound=member), arguments, None, branch, frame)
+            answers.append(truth(result, branch))
+            states.append(branch)
+        merged = join_states(states)
+        assert merged is not None
+        state.become(merged)
+        return answers[0] if len(set(answers)) == 1 else None
+
+    def _stack_method(
+        self, owner: Ref, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract | None:
+        """`ExitStack.enter_context`, `push` and `callback`: something runs when the stack is left."""
+        if name in ("close", "pop_all", "aclose"):
+            self._unwind(owner, state, frame)
+        if name not in ("enter_context", "push", "callback") or not args.positional:
+            return None
+        first, *rest = args.positional
+        kept = self._stacked.setdefault(owner.oid, [])
+        kept.append((name, first, replace(args, positional=rest), node))
+        return self.enter(first, state, frame) if name == "enter_context" else first
+
+    def _unwind(self, stack: Ref, state: State, frame: Frame) -> None:
+        """What a stack was given runs, as far as this path has given it."""
+        for name, first, args, node in reversed(self._stacked.get(stack.oid, [])):
+            branch = state.copy()
+            if name == "callback":
+                self.call(first, args, node, branch, frame)
+            else:
+                self.resume(first, branch)
+                if not self.leaves_quietly(first, branch):
+                    self.leave(first, False, branch, frame)
+                elif name == "push":
+                    self.escape([first], "changed when the stack is left", branch)
+            merged = join_states([state, branch])
+            assert merged is not None
+            state.become(merged)
+
+    def is_made_of(self, value: Abstract, wanted: Ref, state: State) -> bool | None:  # type: ignore[override]
+        """Whether a value is an instance of a class of the project, None where that is not known."""
+        obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
+        made_of = obj.cls if isinstance(obj, InstObj) else value if isinstance(obj, ClassObj) else None
+        if isinstance(value, Ext) or (isinstance(obj, InstObj) and obj.cls is None):
+            return False
+        if not isinstance(made_of, Ref) or isinstance(obj, ClassObj):
+            return None
+        return any(isinstance(base, Ref) and base.oid == wanted.oid for base in self.mro(made_of, state))
+
+    def _exit_of(self, manager: Abstract, state: State) -> Abstract | None:
+        obj = state.heap.get(manager.oid) if isinstance(manager, Ref) else None
+        if not isinstance(obj, InstObj) or obj.cls is None:
+            return None
+        for name in ("__exit__", "__aexit__"):
+            if isinstance(method := self.class_attribute(obj.cls, name, state), Func):
+                return method
+        return None
 
     # -- configuration files ---------------------------------------------------------------------------------
 
@@ -370,6 +464,32 @@ class Libraries(DataclassParsers):
                 ListObj(tuple(self._from_document(v, soft, state) for v in item.value)), state, (step,)
             )
         return Const(item.value, (step, *soft))
+
+    def instance_attribute(  # type: ignore[override]
+        self, owner: Ref, obj: Any, name: str, state: State, frame: Frame
+    ) -> Abstract:
+        """A field of a settings object that was not given holds None or a default, by version."""
+        found = super().instance_attribute(owner, obj, name, state, frame)
+        made_by = obj.made_by.rpartition(".")[2] if isinstance(obj, InstObj) and obj.cls is None else ""
+        if made_by in SETTINGS_OBJECTS and isinstance(found, Method) and name in SETTING_NAMES:
+            return Unk(Reason.RUNTIME, f"{obj.text}.{name}")
+        return found
+
+    def model_call(  # type: ignore[override]
+        self, callee: Abstract, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract | None:
+        """`model.generation_config.update(top_k=0)` sets fields of an object that is not visible."""
+        stack = callee.owner if isinstance(callee, Unk) else None
+        if isinstance(stack, Ref) and isinstance(callee, Unk) and self.kind_of(stack, state) in STACKS:
+            return self._stack_method(stack, callee.name, arguments, node, state, frame)
+        owner = callee.owner if isinstance(callee, Unk) and callee.name == "update" else None
+        if not isinstance(owner, Unk) or owner.name != "generation_config" or owner.oid is None:
+            return super().model_call(callee, arguments, node, state, frame)
+        home = ("overlay", owner.oid)
+        known = state.heap.get(home)
+        state.heap[home] = known if isinstance(known, DictObj) else DictObj()
+        self.merge_keywords(Ref(home), arguments, state)
+        return Unk(Reason.RUNTIME, self.text(node))
 
     # -- what code that is not visible does ------------------------------------------------------------------
 

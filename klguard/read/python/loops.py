@@ -23,7 +23,12 @@ class Loops(Flow):
     """`for` and `while`."""
 
     def _run_For(self, node: cst.For, state: State, frame: Frame) -> bool:
-        iterable = self.eval(node.iter, state, frame)
+        return self.run_over(node, self.eval(node.iter, state, frame), state, frame)
+
+    resume: Callable[[Abstract, State], None]
+
+    def run_over(self, node: cst.For, iterable: Abstract, state: State, frame: Frame) -> bool:
+        """A `for` whose iterable has been evaluated."""
         items = None if node.asynchronous else self.items_of(iterable, state)
         if items is not None and self._unrolls(node, items):
             return self._unroll(node, items, state, frame)
@@ -33,7 +38,7 @@ class Loops(Flow):
         def bind_item(start: State) -> None:
             if stepwise:
                 # The generator's body runs between the rounds: what it does, it may do now.
-                self.eval(node.iter, start, frame)
+                self.resume(iterable, start)
             self.assign(node.target, item, start, frame)
 
         return self._repeat(node, bind_item, state, frame, endless=False)

@@ -60,6 +60,7 @@ class Memory(Blocks):
         super().__init__()
         self._fresh = itertools.count()
         self._literals: dict[cst.CSTNode, Const] = {}
+        self._spot: tuple[Any, cst.CSTNode] | None = None
 
     # -- heap --------------------------------------------------------------------------------------------------
 
@@ -108,12 +109,13 @@ class Memory(Blocks):
 
     def escape(self, values: Sequence[Abstract], where: str, state: State) -> None:  # type: ignore[override]
         """Somebody unseen may have changed everything reachable from `values`."""
-        gone = Unk(Reason.ESCAPED, where)
+        ends = () if self._spot is None else (Step(HopKind.END, *self._spot, where),)
+        gone = Unk(Reason.ESCAPED, where, ends)
         for oid in list(reachable(values, state)):
             obj = state.heap[oid]
             if isinstance(obj, DictObj):
                 state.heap[oid] = DictObj(
-                    {k: replace(gone, steps=v.steps) for k, v in obj.entries.items()}, gone
+                    {k: replace(gone, steps=(*v.steps, *ends)) for k, v in obj.entries.items()}, gone
                 )
             elif isinstance(obj, ListObj):
                 state.heap[oid] = ListObj(None)
@@ -260,7 +262,7 @@ class Memory(Blocks):
         if isinstance(obj, InstObj) and obj.made_by == "dict-like":
             obj = state.heap.get(obj.attrs)
         if isinstance(obj, DictObj):
-            return self._dict_item(obj, plain, known, text)
+            return self._entry_of_dict(obj, plain, known, text)
         items = self.items_of(owner, state)
         if items and not known and isinstance(key, Unk):
             return join(items)
@@ -289,7 +291,7 @@ class Memory(Blocks):
             )
         return Unk(Reason.DYNAMIC_KEY if not known else Reason.RUNTIME, text)
 
-    def _dict_item(self, obj: DictObj, plain: Any, known: bool, text: str) -> Abstract:
+    def _entry_of_dict(self, obj: DictObj, plain: Any, known: bool, text: str) -> Abstract:
         if not known:
             options = [
                 m for value in obj.entries.values() for m in members(value) if not isinstance(m, Missing)

@@ -448,6 +448,10 @@ class Methods(Sets):
     ) -> Abstract | None:
         """A method of `vars(module)` or a ChainMap: on a dict of its contents, what changed is written
         back."""
+        maps = self.part(owner, state)
+        if kind == "chain-map" and name == "new_child" and isinstance(maps, Tup) and args.rest is None:
+            first = args.get("m", 0) or self.new_dict({}, state)
+            return self.make(kind, Tup((first, *maps.items)), state, self.text(node))
         twin = self.as_dict(owner, state)
         before = self.dict_of(twin, state)
         assert isinstance(twin, Ref) and before is not None

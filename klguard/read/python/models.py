@@ -242,13 +242,13 @@ class Models(Conversions):
         if not isinstance(value, Ref) or obj is None:
             return value
         home = self.new_dict(
-            {key: self._dict_like_entry(v, state) for key, v in obj.entries.items()}, state, obj.rest
+            {key: self._entry_like_dict(v, state) for key, v in obj.entries.items()}, state, obj.rest
         )
         return self.new(InstObj(None, "dict-like", home.oid), state, value.steps)
 
-    def _dict_like_entry(self, value: Abstract, state: State) -> Abstract:
+    def _entry_like_dict(self, value: Abstract, state: State) -> Abstract:
         if isinstance(value, Alt):
-            return join(self._dict_like_entry(member, state) for member in value.values)
+            return join(self._entry_like_dict(member, state) for member in value.values)
         if isinstance(value, Const) and isinstance(value.value, str) and "${" in value.value:
             return Unk(Reason.RUNTIME, value.value, value.steps)
         obj = state.heap.get(value.oid) if isinstance(value, Ref) else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from klguard.read.python.values import (
     InstObj,
     ListObj,
     Method,
+    Partial,
     Ref,
     State,
     Unk,
@@ -40,10 +42,23 @@ METHODS = frozenset({"generate", "respond_to_batch"})
 
 FOREIGN_ARGUMENTS = frozenset(
     "prompt prompts messages text texts query queries tokens input_ gconfig gen_config max_tokens max_gen_len "
-    "max_length_sample num_micro_batches length_params use_tqdm params".split()
+    "max_len max_length_sample seq_len num_micro_batches length_params use_tqdm params generator rng key "
+    "num_samples n_samples group_size request_id eos_token pad_token".split()
 )
 """Keywords that transformers' generate() does not have: with one of them the call is somebody else's."""
 
+FOR_TOKENIZER = frozenset({"stop_strings", "assistant_model", "assistant_tokenizer", "generation_config"})
+"""What transformers' generate() wants a tokenizer for; beside none of these, somebody else wants it."""
+
+TOKENS = re.compile(r"input|ids|token|prompt|quer|seq|tensor|enc|context|obs|idx", re.IGNORECASE)
+"""The name of the only argument of a generate() that may still be that of transformers."""
+
+OBJECTS = re.compile(r"config|cfg|gen_?kw|settings", re.IGNORECASE)
+"""The name of a second positional argument that may be transformers' generation_config."""
+
+
+ASSIGNED = "generation_config"
+"""In place of a class name: the site is an assignment to one field of a model's own config."""
 
 MODEL_LIBRARIES = frozenset({"transformers", "trl", "peft", "unsloth"})
 """Packages whose model classes bring transformers' generate()."""
@@ -92,6 +107,10 @@ class Observer(Arrivals):
         self._latest: list[Observation] = []
         self._behind: dict[cst.Call, FunctionInfo | None] = {}
         self._samplers: list[ClassInfo] | None = None
+        self.used_partials: set[Key] = set()
+        self._partial_keys: dict[Any, Key] = {}
+        self.config_readers: dict[Key, dict[Key, SiteKind]] = {}
+        self._config_writers: dict[Any, list[Key]] = {}
         self.class_names = {
             name: kind
             for engine in ENGINES.values()
@@ -107,7 +126,19 @@ class Observer(Arrivals):
         found = self._recognise(node, callee, arguments, state, frame) if frame.unit is not None else None
         if found is not None:
             self._record(found)
+            self._note_readers(found, callee, arguments)
         return len(self._latest), found
+
+    def _note_readers(self, found: Observation, callee: Abstract, arguments: Arguments) -> None:
+        """A site that samples with a model reads what was assigned to the model's generation_config before."""
+        if not self._config_writers or found.kind not in (SiteKind.GENERATE, SiteKind.TRAINER):
+            return
+        owners = [m.owner for m in members(callee) if isinstance(m, (Unk, Method)) and m.owner is not None]
+        for value in (*owners, *arguments.all()):
+            for member in members(value):
+                oid = member.oid if isinstance(member, (Unk, Ref)) else None
+                for key in self._config_writers.get(oid, ()) if oid is not None else ():
+                    self.config_readers.setdefault(key, {})[found.key] = found.kind
 
     def observed(  # type: ignore[override]
         self,
@@ -136,6 +167,9 @@ class Observer(Arrivals):
     def _recognise(
         self, node: cst.Call, callee: Abstract, arguments: Arguments, state: State, frame: Frame
     ) -> Observation | None:
+        if isinstance(callee, Ext) and callee.name == "functools.partial" and arguments.positional:
+            callee, *rest = arguments.positional
+            arguments = replace(arguments, positional=rest)
         for option in members(callee):
             name, engine, kind, class_name = self._identify(option, node, arguments, state, frame)
             if kind is None:
@@ -154,6 +188,20 @@ class Observer(Arrivals):
                 frame.dead,
             )
         return None
+
+    def _partial(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+        made = super()._partial(args, node, state, frame)
+        if isinstance(made, Partial) and frame.unit is not None:
+            self._partial_keys[made.kwargs.oid] = (frame.module.path, *self._span(frame.unit, node))
+        return made
+
+    def _call_partial(
+        self, callee: Partial, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+    ) -> Abstract:
+        """What a partial holds is in force where it is called, together with what the call adds."""
+        if (key := self._partial_keys.get(callee.kwargs.oid)) is not None:
+            self.used_partials.add(key)
+        return super()._call_partial(callee, arguments, node, state, frame)
 
     def _span(self, unit: Unit, node: cst.CSTNode) -> tuple[int, int, int, int]:
         try:
@@ -276,19 +324,38 @@ class Observer(Arrivals):
                 return "vllm"
             if maker.startswith(("sglang", "sgl.")):
                 return "sglang"
+        known = makers[0] if makers and makers[0].split(".")[0] in MODEL_LIBRARIES else ""
         if "sampling_params" in arguments.keywords:
             value = arguments.keywords["sampling_params"]
-            return "sglang" if self.dict_of(value, state) is not None else "vllm"
-        known = makers[0] if makers else ""
-        if not known and isinstance(owner, (Unk, type(None))):
-            if FOREIGN_ARGUMENTS & arguments.keywords.keys():
+            if not known and "length_params" in arguments.keywords:  # NeMo's and Megatron's
                 return "local"
+            return "sglang" if self.dict_of(value, state) is not None else "vllm"
+        if not known and self._last_name(node) == "generate" and self._is_foreign(node, arguments):
+            return "local"
+        if not known and isinstance(owner, (Unk, type(None))):
             behind = self._method_behind(node, frame)
             if behind is not None:
                 return "transformers" if _passes_on(behind.node) else "local"
             if self._is_import(node, frame) or self._has_own_generate(frame.module, owner):
                 return "local"
         return "transformers"
+
+    def _is_foreign(self, node: cst.Call, arguments: Arguments) -> bool:
+        """Whether a `generate` on an object nobody knows is called as transformers' is not.
+
+        What is left out of such a call cannot be held against it: its defaults are those of somebody else.
+        """
+        names = arguments.keywords.keys()
+        if FOREIGN_ARGUMENTS & names or ("tokenizer" in names and not FOR_TOKENIZER & names):
+            return True
+        first, *others = [arg.value for arg in node.args if not arg.star and arg.keyword is None] or [None]
+        if isinstance(first, cst.Tuple) or len(others) > 1:
+            return True
+        if others and not OBJECTS.search(self.text(others[0])):
+            return True
+        if names or any(arg.star for arg in node.args):
+            return False
+        return first is None or not TOKENS.search(self.text(first))
 
     def _is_import(self, node: cst.Call, frame: Frame) -> bool:
         """`module.generate(...)`: a function of a module is no model's method."""
@@ -402,19 +469,23 @@ class Observer(Arrivals):
             return
         others = Unknown(Reason.RUNTIME, self.text(inner))
         layer = Layer(LayerKind.OBJECT, {target.attr.value: self.to_value(value, state)}, others)
-        self._record(
-            Observation(
-                frame.module,
-                self._span(frame.unit, target),
-                self.text(target),
-                SiteKind.GENERATION_CONFIG,
-                "transformers",
-                "transformers.GenerationConfig",
-                (layer,),
-                frame.chain,
-                frame.dead,
-            )
+        found = Observation(
+            frame.module,
+            self._span(frame.unit, target),
+            self.text(target),
+            SiteKind.GENERATION_CONFIG,
+            "transformers",
+            ASSIGNED,
+            (layer,),
+            frame.chain,
+            frame.dead,
         )
+        self._record(found)
+        model = self.eval(inner.value, state.copy(), frame) if isinstance(inner.value, cst.Name) else None
+        models = members(model) if model is not None else (owner.owner if isinstance(owner, Unk) else None,)
+        for member in models:
+            if isinstance(member, (Unk, Ref)) and member.oid is not None:
+                self._config_writers.setdefault(member.oid, []).append(found.key)
 
 
 def _passes_on(node: Any) -> bool:

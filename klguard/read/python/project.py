@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 
 from klguard.read.files import DEFAULT_LIMIT, Failure, SourceText, discover, read, read_bytes, reported
@@ -43,6 +44,7 @@ class Project:
         self.read_paths: set[str] = set()
         self.words: set[str] = set()
         self._mentions: dict[str, tuple[list[str], Iterator[str]]] = {}
+        self._found: dict[tuple[str, str], Module | None] = {}
 
     @classmethod
     def of_text(cls, text: str, path: str) -> Project:
@@ -104,10 +106,22 @@ class Project:
 
     def _search(self, word: str) -> Iterator[str]:
         plain = word.encode()
-        pattern = re.compile(rb"(?<!\w)" + re.escape(plain) + rb"(?!\w)")
-        for path in self._order:
-            if plain in (content := self._content(path)) and pattern.search(content):
-                yield path
+        everything, starts = self._everything
+        position = everything.find(plain)
+        while position >= 0:
+            index = bisect_right(starts, position) - 1
+            if _holds_word(self._content(self._order[index]), plain):
+                yield self._order[index]
+            if index + 1 == len(starts):
+                return
+            position = everything.find(plain, starts[index + 1])
+
+    @cached_property
+    def _everything(self) -> tuple[bytes, list[int]]:
+        """The content of all files one after the other, to be searched in one go, and where each begins."""
+        contents = [self._content(path) for path in self._order]
+        starts = [0, *accumulate(len(content) + 1 for content in contents)]
+        return b"\0".join(contents), starts[: len(contents)]
 
     @cached_property
     def _order(self) -> list[str]:
@@ -131,7 +145,13 @@ class Project:
 
     def find_module(self, name: str, importer: Module) -> Module | None:
         """The module that `import name` means in `importer`; None when it is not a file of this project."""
-        here = tuple(part for part in importer.path.split("/")[:-1] if part not in ("", "."))
+        key = name, importer.path.rpartition("/")[0]
+        if key not in self._found:
+            self._found[key] = self._find_module(name, importer.path)
+        return self._found[key]
+
+    def _find_module(self, name: str, path: str) -> Module | None:
+        here = tuple(part for part in path.split("/")[:-1] if part not in ("", "."))
         if name.startswith("."):
             level = len(name) - len(name.lstrip("."))
             base = here[: len(here) - (level - 1)] if level > 1 else here
@@ -218,6 +238,21 @@ class Project:
             result = self.resolve(".".join(parts), package, seen)
             return target if result == ".".join(parts) else result
         return target
+
+
+def _holds_word(content: bytes, word: bytes) -> bool:
+    """Whether `word` stands in `content` with nothing of a word before and behind it. (A regular expression that
+    begins with a look behind it is tried at every byte.)"""
+    start = content.find(word)
+    while start >= 0:
+        end = start + len(word)
+        if content[start - 1 : start] not in _OF_WORDS and content[end : end + 1] not in _OF_WORDS:
+            return True
+        start = content.find(word, start + 1)
+    return False
+
+
+_OF_WORDS = frozenset(bytes([code]) for code in range(128) if chr(code).isalnum() or code == ord("_"))
 
 
 def _module_name(path: str) -> str:

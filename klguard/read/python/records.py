@@ -10,7 +10,7 @@ import libcst as cst
 
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
-from klguard.read.python.iteration import Iteration
+from klguard.read.python.coroutines import Coroutines
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -54,7 +54,7 @@ _ABSTRACT = {
 """Names of abstract classes, of which built-in values are instances in ways that are not followed here."""
 
 
-class Records(Iteration):
+class Records(Coroutines):
     """Models of the functions that look into objects."""
 
     def __init__(self, *args: Any) -> None:

@@ -20,7 +20,6 @@ Position = tuple[int, int]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-SHARED = (ast.expr_context, ast.operator, ast.boolop, ast.unaryop, ast.cmpop)
 KILLERS = (ast.Assign, ast.AnnAssign, ast.For, ast.AsyncFor, ast.With, ast.AsyncWith)
 """Statements after which the old value of their target is gone."""
 
@@ -62,6 +61,9 @@ class ScopeTable:
         self.handed: dict[str, list[ast.Call]] = {}
         """Calls that have something of that name, perhaps in a list, among their arguments."""
         self._comprehended: set[str] = set()
+        self._fields: dict[ast.AST, dict[ast.AST, str]] = {}
+        self._known_arms: dict[ast.AST, tuple[tuple[ast.If, str], ...]] = {}
+        self._known_blocks: dict[ast.AST, frozenset[tuple[int, str]]] = {}
         names = self._assign_owners(module)
         for name in names:
             if not isinstance(name.ctx, ast.Load) and self.comprehension_of(name) is None:
@@ -74,8 +76,6 @@ class ScopeTable:
     def _assign_owners(self, module: Module) -> list[ast.Name]:
         names = []
         for node in module.nodes:
-            if isinstance(node, SHARED):
-                continue  # one object for the whole tree
             parent = self._parents.get(node)
             if parent is None:
                 self._owner[node] = module.tree
@@ -157,7 +157,7 @@ class ScopeTable:
 
     def _killed(self, use: ast.Name, scope: Scope, name: str, start: Position) -> bool:
         """Is `name` certainly assigned anew between `start` and `use`?"""
-        blocks: set[tuple[int, str]] | None = None
+        blocks: frozenset[tuple[int, str]] | None = None
         for store in self._stores.get((scope, name), ()):
             statement = self.statement(store)
             if not isinstance(statement, KILLERS) or not start < _effect(statement, store) < position(use):
@@ -167,7 +167,7 @@ class ScopeTable:
                     continue
                 return True
             if blocks is None:
-                blocks = set(self._blocks(use))
+                blocks = self._blocks(use)
             if self._block(statement) in blocks:
                 return True
         return False
@@ -177,9 +177,26 @@ class ScopeTable:
         parent = self._parents[statement]
         while isinstance(parent, (ast.With, ast.AsyncWith)):
             statement, parent = parent, self._parents[parent]
-        return id(parent), _field(parent, statement)
+        return id(parent), self._field(parent, statement)
 
-    def _blocks(self, node: ast.AST) -> Iterator[tuple[int, str]]:
+    def _field(self, parent: ast.AST, child: ast.AST) -> str:
+        """The field of `parent` in which `child` stands."""
+        fields = self._fields.get(parent)
+        if fields is None:
+            fields = self._fields[parent] = {}
+            for name, value in ast.iter_fields(parent):
+                for item in value if isinstance(value, list) else (value,):
+                    if isinstance(item, ast.AST):
+                        fields.setdefault(item, name)
+        return fields.get(child, "")
+
+    def _blocks(self, node: ast.AST) -> frozenset[tuple[int, str]]:
+        """The blocks around `node` in its own scope."""
+        if node not in self._known_blocks:
+            self._known_blocks[node] = frozenset(self._find_blocks(node))
+        return self._known_blocks[node]
+
+    def _find_blocks(self, node: ast.AST) -> Iterator[tuple[int, str]]:
         current: ast.AST | None = node
         while current is not None and not isinstance(current, (*FUNCTIONS, ast.Module)):
             if isinstance(current, ast.stmt):
@@ -193,10 +210,15 @@ class ScopeTable:
         arms = dict(self._arms(one))
         return any(arms.get(branch, arm) != arm for branch, arm in self._arms(other))
 
-    def _arms(self, node: ast.AST) -> Iterator[tuple[ast.If, str]]:
-        for child, parent in self.ancestry(node):
-            if isinstance(parent, ast.If) and child is not parent.test:
-                yield parent, _field(parent, child)
+    def _arms(self, node: ast.AST) -> tuple[tuple[ast.If, str], ...]:
+        """The `if` statements around `node` in its own scope, each with the arm that holds it."""
+        if node not in self._known_arms:
+            self._known_arms[node] = tuple(
+                (parent, self._field(parent, child))
+                for child, parent in self.ancestry(node)
+                if isinstance(parent, ast.If) and child is not parent.test
+            )
+        return self._known_arms[node]
 
     def ancestry(self, node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
         """(child, parent) pairs from `node` up to the scope that holds it."""
@@ -248,10 +270,3 @@ def _inside(node: ast.AST, ancestor: ast.AST, parents: dict[ast.AST, ast.AST]) -
 
 def _within(node: ast.AST, block: list[ast.stmt], parents: dict[ast.AST, ast.AST]) -> bool:
     return any(_inside(node, statement, parents) for statement in block)
-
-
-def _field(parent: ast.AST, child: ast.AST) -> str:
-    for name, value in ast.iter_fields(parent):
-        if value is child or (isinstance(value, list) and any(item is child for item in value)):
-            return name
-    return ""

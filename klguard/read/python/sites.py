@@ -13,7 +13,7 @@ from klguard.findings import Confidence, Finding, Severity
 from klguard.read.python.arrivals import join_layers
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import BudgetSpent
-from klguard.read.python.observe import METHODS, Observation, Observer
+from klguard.read.python.observe import ASSIGNED, METHODS, Observation, Observer
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
 from klguard.read.python.values import State
 from klguard.settings import (
@@ -97,15 +97,16 @@ class SiteReader(Observer):
 
     def prepare(self, paths: Sequence[str]) -> None:
         """Run what leads to the candidates of several files: together, so that what they share runs once."""
-        new: list[tuple[Module, list[ast.Call]]] = []
+        new: list[tuple[Module, list[ast.expr]]] = []
         for path in paths:
             module = None if path in self._candidates else self.project.module(path)
             if module is None:
                 continue
             self._candidates[path] = list(self.candidates(module))
-            if self._candidates[path] or "generation_config" in module.text:
+            nodes = [*(candidate.node for candidate in self._candidates[path]), *_references(module)]
+            if nodes or "generation_config" in module.text:
                 self.holding.add(path)
-                new.append((module, [candidate.node for candidate in self._candidates[path]]))
+                new.append((module, nodes))
         if new:
             # What was seen of these files in passing was seen without following what leads to their sites.
             fresh = {module.path for module, _ in new}
@@ -181,7 +182,7 @@ class SiteReader(Observer):
         """A nested function or lambda of a module that holds candidates."""
         return code.module.path in self.holding
 
-    def _reach(self, held: Sequence[tuple[Module, list[ast.Call]]]) -> None:
+    def _reach(self, held: Sequence[tuple[Module, list[ast.expr]]]) -> None:
         """Run everything that leads to the candidates: from the outermost visible callers inwards."""
         homes = [(module, node, self._outermost(module, node)) for module, nodes in held for node in nodes]
         functions = list(dict.fromkeys(home for _, _, home in homes if home is not None))
@@ -197,11 +198,13 @@ class SiteReader(Observer):
         at_top += [module for module, _ in held if "generation_config" in module.text]
         for script in dict.fromkeys([*at_top, *callers]):
             self._once(script, self._run_script)
+        reached = {code.info for code in self.visited if code.info is not None}
         for function, has_callers in called_from.items():
-            if not has_callers:
+            # One that no name leads to may be called all the same: through a table, a decorator, a partial.
+            if not has_callers and (function not in reached or not function.node.decorator_list):
                 self._once(function, self._run_function)
         for module, node, home in homes:
-            if home is not None and not self._seen(module, node):
+            if home is not None and isinstance(node, ast.Call) and not self._seen(module, node):
                 self._once(home, self._run_function)
 
     def _once(self, root: Any, run: Callable[[Any], None]) -> None:
@@ -342,9 +345,13 @@ class SiteReader(Observer):
 
     def _site(self, module: Module, node: ast.expr, visits: list[Observation]) -> Site:
         live = [visit for visit in visits if not visit.dead] or visits
-        context, why, live = self._context(module, node, live[0].kind, live)
         first = live[0]
-        layers = join_layers(_distinct_layers(live))
+        context, why, live = self._context(module, node, first.kind, live)
+        layers = (
+            join_layers(_distinct_layers(live))
+            if live or not isinstance(node, ast.Call)
+            else _written(module, node)
+        )
         return self._finish(
             module, node, first.call, first.kind, first.engine, first.class_name, layers, context, why
         )
@@ -352,9 +359,6 @@ class SiteReader(Observer):
     def _unvisited(self, module: Module, candidate: Candidate) -> Site:
         """A site the interpreter did not get to: what is not written on the call as a literal is unknown."""
         call = candidate.node
-        unknown = Unknown(Reason.BUDGET, "this call was not reached by the analysis")
-        written = {k.arg: _literal(module, k.value) or unknown for k in call.keywords if k.arg}
-        layer = Layer(LayerKind.KWARGS, written, unknown)
         context, why, _ = self._context(module, call, candidate.kind, [])
         target = self.project.resolve(dotted(call.func), module)
         name = target if isinstance(target, str) and target else called_name(call)
@@ -368,7 +372,7 @@ class SiteReader(Observer):
             kind or candidate.kind,
             engine or "local",
             class_name,
-            (layer,),
+            _written(module, call),
             context,
             why,
         )
@@ -376,29 +380,58 @@ class SiteReader(Observer):
     def _context(
         self, module: Module, node: ast.expr, kind: SiteKind, visits: list[Observation]
     ) -> tuple[Context, str, list[Observation]]:
-        """Whether the output is trained on, and the visits that decide: those of rollouts where there are any."""
+        """Whether the output is trained on, and the visits that decide: those of rollouts where there are any.
+
+        None decides where every visit comes from an evaluation or a demo, and the training that makes the call a
+        rollout was not followed this far.
+        """
         from klguard.read.python.context import analysis_of
 
         if not isinstance(node, ast.Call):
-            return Context.UNKNOWN, "an assignment to a generation_config", visits
+            return (*self._readers_context(module, visits), visits)
+        if visits and visits[0].key in self.used_partials:
+            return Context.UNKNOWN, "the calls of this partial are sites of their own", visits
         analysis = analysis_of(self.project)
         overall = analysis.classify(module, node, kind)
-        chains = {tuple(id(link[1]) for link in visit.chain): visit for visit in visits}
-        if len(chains) < 2 or len(_distinct_layers(visits)) < 2:
+        if overall.context is not Context.ROLLOUT or not any(visit.chain for visit in visits):
             return overall.context, overall.why, visits
         rollouts: list[Observation] = []
+        unclear: list[Observation] = []
         for visit in visits:
             chain = tuple(self._caller(link) for link in reversed(visit.chain))
             known = tuple(link for link in chain if link is not None)
             if len(known) < len(chain):
                 known = known[: chain.index(None)]
-            if analysis.classify_through(module, node, kind, known).context is Context.ROLLOUT:
+            context = analysis.classify_through(module, node, kind, known).context
+            if context is Context.ROLLOUT:
                 rollouts.append(visit)
-        return (
-            overall.context,
-            overall.why,
-            rollouts if rollouts and overall.context is Context.ROLLOUT else visits,
-        )
+            elif context is Context.UNKNOWN or not known:
+                unclear.append(visit)
+        return overall.context, overall.why, rollouts or unclear
+
+    def _readers_context(self, module: Module, visits: list[Observation]) -> tuple[Context, str]:
+        """The context of the calls that sample with a model whose generation_config is assigned to; of several, a
+        rollout decides."""
+        from klguard.read.python.context import analysis_of
+
+        analysis = analysis_of(self.project)
+        readers = {
+            key: kind for visit in visits for key, kind in self.config_readers.get(visit.key, {}).items()
+        }
+        verdicts = []
+        for (path, *span), kind in readers.items():
+            home = self.project.module(path)
+            call = next(
+                (c for calls in home.calls.values() for c in calls if home.ast_span(c) == tuple(span)), None
+            )
+            if call is not None:
+                verdict = analysis.classify(home, call, kind)
+                where = f"line {home.ast_place(call).line}" + ("" if home is module else f" of {path}")
+                verdicts.append((verdict.context, f"read by the call at {where}: {verdict.why}"))
+        for context in (Context.ROLLOUT, Context.EVALUATION, Context.INFERENCE, Context.UNKNOWN):
+            if (found := next((v for v in verdicts if v[0] is context), None)) is not None:
+                return found
+        return Context.UNKNOWN, "no call that samples with this model is visible after it"
 
     def _caller(self, link: Any) -> tuple[Module, ast.expr] | None:
         """The ast call behind one link of an interpreter's chain."""
@@ -446,6 +479,12 @@ class SiteReader(Observer):
             layers, self.versions, kind=kind, class_name=class_name, facts=facts
         )
         facts.update({name: Known(value) for name, value in resolved.facts.items()})
+        if (module.path, *module.ast_span(node)) in self.config_readers and class_name == ASSIGNED:
+            readers = self.config_readers[(module.path, *module.ast_span(node))]
+            calls = [key for key, reader in readers.items() if reader is SiteKind.GENERATE]
+            if len(calls) == len(readers):
+                # What is assigned is in force at these calls: it is reported there, once.
+                facts["read_by"] = Known(", ".join(f"line {key[1]} of {key[0]}" for key in calls))
         mitigations = {**self._mitigations(module, node, kind), **resolved.mitigations}
         settings = Settings(
             engine,
@@ -464,6 +503,13 @@ class SiteReader(Observer):
         from klguard.read.python.wiring import mitigations
 
         return mitigations(self.project, module, node, kind) if isinstance(node, ast.Call) else {}
+
+
+def _written(module: Module, call: ast.Call) -> tuple[Layer, ...]:
+    """What a call that was not reached says itself: its literals."""
+    unknown = Unknown(Reason.BUDGET, "this call was not reached by the analysis")
+    written = {k.arg: _literal(module, k.value) or unknown for k in call.keywords if k.arg}
+    return (Layer(LayerKind.KWARGS, written, unknown),)
 
 
 def _distinct_layers(visits: Sequence[Observation]) -> list[tuple[Layer, ...]]:
@@ -491,6 +537,17 @@ def _nearest(modules: Iterable[Module], home: Module) -> list[Module]:
         if len(found) >= MAX_MODULES:
             break
     return sorted(found, key=lambda module: module is not home)
+
+
+def _references(module: Module) -> list[ast.expr]:
+    """Where a method that samples is named and not called: `sample = model.generate`, `partial(model.generate, ...)`."""
+    called = {id(call.func) for name in METHODS for call in module.calls.get(name, ())}
+    return [
+        node
+        for name in sorted(METHODS)
+        for node in module.mentions.get(name, ())
+        if isinstance(node, ast.Attribute) and id(node) not in called
+    ]
 
 
 def _literal(module: Module, node: ast.expr) -> Known | None:

@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from klguard.read.python.trees import Index, children, index
 from klguard.settings import Place
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Module:
     def imports(self) -> dict[str, str]:
         """Name -> dotted target for every import statement anywhere in the file; relative ones start with dots."""
         found: dict[str, str] = {}
-        for node in self.nodes:
+        for node in self._of(ast.Import, ast.ImportFrom):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     if alias.asname:
@@ -176,25 +177,40 @@ class Module:
         """Dotted targets of `from x import *`, in order."""
         return [
             "." * node.level + (node.module or "")
-            for node in self.nodes
-            if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+            for node in self._of(ast.ImportFrom)
+            if any(alias.name == "*" for alias in node.names)
         ]
 
     @cached_property
-    def nodes(self) -> list[ast.AST]:
-        """Every node of the file, in source order of their statements."""
-        return list(walk(self.tree))
+    def _tree_index(self) -> Index:
+        return index(self.tree)
 
-    @cached_property
+    @property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the file but contexts and operators, in source order of their statements."""
+        return self._tree_index.nodes
+
+    @property
     def parents(self) -> dict[ast.AST, ast.AST]:
-        return {child: node for node in self.nodes for child in ast.iter_child_nodes(node)}
+        return self._tree_index.parents
+
+    def _of(self, *kinds: type) -> list[Any]:
+        """The nodes of some types, in source order."""
+        by_kind = self._tree_index.kinds
+        if len(kinds) == 1:
+            return by_kind.get(kinds[0], [])
+        return (
+            [node for node in self.nodes if node.__class__ in kinds]
+            if any(k in by_kind for k in kinds)
+            else []
+        )
 
     @cached_property
     def calls(self) -> dict[str, list[ast.Call]]:
         """Last component of the callee -> calls, in source order."""
         found: dict[str, list[ast.Call]] = {}
-        for node in self.nodes:
-            if isinstance(node, ast.Call) and (name := called_name(node)):
+        for node in self._of(ast.Call):
+            if name := called_name(node):
                 found.setdefault(name, []).append(node)
         return found
 
@@ -202,10 +218,10 @@ class Module:
     def mentions(self) -> dict[str, list[ast.expr]]:
         """Name -> the names and attributes that read it, in source order; an imported name under its own name too."""
         found: dict[str, list[ast.expr]] = {}
-        for node in self.nodes:
+        for node in self._of(ast.Attribute, ast.Name):
             if isinstance(node, ast.Attribute):
                 found.setdefault(node.attr, []).append(node)
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            elif isinstance(node.ctx, ast.Load):
                 found.setdefault(node.id, []).append(node)
                 real = self.imports.get(node.id, "").rpartition(".")[2]
                 if real and real != node.id:
@@ -215,7 +231,7 @@ class Module:
     @cached_property
     def generators(self) -> set[FunctionInfo]:
         """The functions that yield."""
-        yields = (node for node in self.nodes if isinstance(node, (ast.Yield, ast.YieldFrom)))
+        yields = self._of(ast.Yield, ast.YieldFrom)
         return {function for node in yields if (function := self.enclosing(node)) is not None}
 
     def enclosing(self, node: ast.AST) -> FunctionInfo | None:
@@ -310,21 +326,12 @@ def _blocks(node: ast.stmt) -> Iterator[list[ast.stmt]]:
         yield case.body
 
 
-def walk(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node, parents before children and siblings in source order (ast.walk goes breadth first)."""
-    stack = [tree]
-    while stack:
-        node = stack.pop()
-        yield node
-        stack.extend(reversed(list(ast.iter_child_nodes(node))))
-
-
 def depth(tree: ast.AST, limit: int) -> int:
     """Nesting depth of the tree, counted iteratively; stops counting above `limit`."""
     level, nodes = 0, [tree]
     while nodes and level <= limit:
         level += 1
-        nodes = [child for node in nodes for child in ast.iter_child_nodes(node)]
+        nodes = [child for node in nodes for child in children(node)]
     return level
 
 

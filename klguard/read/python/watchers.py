@@ -171,7 +171,9 @@ class SettingsWatcher:
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         name = callee_name(call)
         settings = slot in ("generation_config", "sampling_params")
-        if re.search(r"Trainer$", name) or (name.endswith("Config") and "generation" in str(slot)):
+        if re.search(r"Trainer$", name) or (
+            name.endswith(("Config", "Arguments")) and re.search("generation|sampling", str(slot))
+        ):
             self.trainers.append((spot.module, call))
             return False
         visible = isinstance(self.graph.target(spot.module, call), FunctionInfo)

@@ -2,10 +2,12 @@
 
 from . import (  # noqa: F401
     call_functions,
+    call_models,
     call_objects,
     calls,
     change_flow,
     change_functions,
+    change_managers,
     change_statements,
     conditions,
     dict_branches,
@@ -13,6 +15,7 @@ from . import (  # noqa: F401
     dict_displays,
     dict_functions,
     dict_holders,
+    dict_mappings,
     dict_objects,
     dict_records,
     imports,

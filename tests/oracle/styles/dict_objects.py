@@ -154,7 +154,7 @@ def inheritance(s: Scope, depth: int) -> Dict:
     text = reach(s, file, base)
     mixin = reach(s, file, middle)
     with s.top() as top:
-        if file is not s.file and "importlib" not in text and "importlib" not in mixin and s.function:
+        if file is not s.file and s.function:
             # An import inside the function does not reach the module's top level.
             top.uses(f"from {file.module} import {base}, {middle}")
             text, mixin = base, middle

@@ -1,0 +1,50 @@
+"""What a function that is not followed may change of what it does not get as an argument: globals, and its object."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterator
+
+CHANGING = frozenset(
+    "update pop popitem clear setdefault append extend insert remove sort reverse add discard".split()
+)
+"""Methods that change the object they belong to."""
+
+Place = tuple[str, str, bool]
+"""A name, an attribute of it or "", and whether it gets another value (else what it holds is changed)."""
+
+
+def touched(function: ast.AST) -> set[Place]:
+    """The names, and attributes of names, that the body of a function assigns to, changes or passes on."""
+    found: set[Place] = set()
+    declared = {name for node in ast.walk(function) if isinstance(node, ast.Global) for name in node.names}
+    for node, rebound in _changed(function):
+        name, attribute, deeper = _root(node)
+        if name and (attribute or not rebound or deeper or name in declared):
+            found.add((name, attribute, rebound and not deeper))
+    return found
+
+
+def _changed(function: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
+    for node in ast.walk(function):
+        if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
+            yield node, True
+        elif isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute) and node.func.attr in CHANGING:
+                yield node.func.value, False
+            if isinstance(node.func, ast.Name) and not hasattr(builtins, node.func.id):
+                for value in (*node.args, *(keyword.value for keyword in node.keywords)):
+                    yield value, False
+
+
+def _root(node: ast.AST) -> tuple[str, str, bool]:
+    """(The name an access path begins with, the attribute of it, whether the path goes on behind it)."""
+    parts: list[str] = []
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        parts.append(node.attr if isinstance(node, ast.Attribute) else "")
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return "", "", False
+    attribute = parts[-1] if parts else ""
+    return node.id, attribute, len(parts) > (1 if attribute else 0)
