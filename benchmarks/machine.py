@@ -32,13 +32,15 @@ def installed(name: str) -> str | None:
 
 def describe() -> dict[str, Any]:
     """CPU, threads, accelerator and versions: what a figure of this run depends on."""
-    import torch
-
+    try:
+        import torch
+    except ImportError:  # klguard check needs none
+        torch = None
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads() if torch else None,
+        "accelerator": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": installed("torch"),

@@ -16,7 +16,6 @@ import io
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,17 +113,36 @@ class Cache:
             return
         newest = list(self._entries.items())[-MAX_ANSWERS:]
         entries = {question: (e.answer, e.trail.paths, e.trail.words, e.others) for question, e in newest}
-        body = pickle.dumps((self.files, entries), protocol=pickle.HIGHEST_PROTOCOL)
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            if not (ignore := self.file.parent / ".gitignore").exists():
-                ignore.write_text("*\n", encoding="ascii")
-            handle, name = tempfile.mkstemp(dir=self.file.parent)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(_MAGIC + self.key + digest(body) + body)
-            os.replace(name, self.file)
-        except OSError:
-            return
+        save_data(self.file, _MAGIC + self.key, (self.files, entries))
+
+
+def save_data(file: Path, head: bytes, data: object) -> None:
+    """Write plain data and klguard's own data classes, whole or not at all."""
+    import tempfile
+
+    body = pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not (ignore := file.parent / ".gitignore").exists():
+            ignore.write_text("*\n", encoding="ascii")
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(head + digest(body) + body)
+        os.replace(name, file)
+    except OSError:
+        return
+
+
+def load_data(file: Path, head: bytes) -> Any:
+    """What `save_data` wrote under the same head; None where that cannot be told."""
+    try:
+        content = file.read_bytes()
+        body = content[len(head) + _DIGEST :]
+        if content[: len(head) + _DIGEST] != head + digest(body):
+            return None
+        return _DataOnly(io.BytesIO(body)).load()
+    except Exception:  # noqa: BLE001  whatever is wrong with a cache, the answer is to do without
+        return None
 
 
 def _mentions(text: bytes, words: Iterable[str]) -> bool:
@@ -138,11 +156,7 @@ def _mentions(text: bytes, words: Iterable[str]) -> bool:
 
 def _load(file: Path, key: bytes) -> tuple[dict[str, bytes], dict[str, _Entry]]:
     try:
-        content = file.read_bytes()
-        head, body = content[: len(_MAGIC) + 2 * _DIGEST], content[len(_MAGIC) + 2 * _DIGEST :]
-        if head != _MAGIC + key + digest(body):
-            return {}, {}
-        files, entries = _DataOnly(io.BytesIO(body)).load()
+        files, entries = load_data(file, _MAGIC + key)
         return files, {
             question: _Entry(answer, Trail(paths, words), others)
             for question, (answer, paths, words, others) in entries.items()

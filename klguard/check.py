@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from klguard.cache import Cache
     from klguard.config import Config
     from klguard.reading import Answer, Target
+    from klguard.seen import Seen
     from klguard.suppress import Applied
+
+FEW = 40
+"""Files that are looked at sooner than what is kept about them: a pre-commit run."""
 
 FOLDER = ".klguard_cache"
 """Where answers are kept, in the root of the project."""
@@ -138,9 +142,11 @@ def check_paths(
         raise MissingPaths("\n".join(found.errors))
     files = {reported(file): file for file in found.files}
     files |= {path: Path(path) for path in text if not os.path.lexists(path)}
-    run = _Run(config, files, text)
-    answers = run.read(jobs, cache, progress)
-    return run.report(answers, found.failures, found.excluded)
+    run = _Run(config, files, text, cache=cache)
+    answers = run.read(jobs, progress)
+    report = run.report(answers, found.failures, found.excluded)
+    run.save()
+    return report
 
 
 def check_source(
@@ -160,7 +166,12 @@ class _Run:
     """One run over files that are known by now. `alone`: what else lies around them is not looked at."""
 
     def __init__(
-        self, config: Config, files: Mapping[str, Path], text: Mapping[str, bytes], alone: bool = False
+        self,
+        config: Config,
+        files: Mapping[str, Path],
+        text: Mapping[str, bytes],
+        alone: bool = False,
+        cache: bool = False,
     ) -> None:
         self.config = config
         self.files = files
@@ -170,11 +181,15 @@ class _Run:
         words = markers((*config.generate_functions, *config.trainer_classes))
         self._gate = Gate(words, config.max_file_size)
         self._enabled_for: dict[tuple[bool, str], frozenset[str]] = {}
+        self._folder = self._cache_folder() if cache else None
+        self._few = len(files) <= FEW
         self.looks = {path: self._look(path) for path in sorted({*files, *text})}
 
     def _look(self, path: str) -> Look:
-        content = self.text.get(path)
-        return self._gate.look(self.files[path]) if content is None else self._gate.look_at(content, path)
+        if (content := self.text.get(path)) is not None:
+            return self._gate.look_at(content, path)
+        seen = None if self._few else self._seen
+        return seen.look(path, self.files[path]) if seen else self._gate.look(self.files[path])
 
     @cached_property
     def candidates(self) -> list[str]:
@@ -195,9 +210,7 @@ class _Run:
         around = project_files(self.root, self.files.values(), self.config.respect_gitignore)
         return dict(sorted({**{reported(file): file for file in around}, **self.files}.items()))
 
-    def read(
-        self, jobs: int = 1, cache: bool = False, progress: Progress = lambda done, total: None
-    ) -> list[Answer]:
+    def read(self, jobs: int = 1, progress: Progress = lambda done, total: None) -> list[Answer]:
         """What is in the candidates."""
         if not self.candidates:
             return []
@@ -212,7 +225,7 @@ class _Run:
             dict(self.config.trainer_classes),
             self.config.max_file_size,
         )
-        return read_all(target, jobs, self._cache(target) if cache else None, progress)
+        return read_all(target, jobs, self._cache(target), progress)
 
     def _versions(self) -> dict[str, dict[str, str]]:
         """Path -> library -> version, for every candidate."""
@@ -224,23 +237,47 @@ class _Run:
         found = {path: targets.for_file(self.files[path]) for path in self.candidates}
         return {path: {name: target.version for name, target in each.items()} for path, each in found.items()}
 
+    def _cache_folder(self) -> Path | None:
+        """Where answers are kept; nowhere for a stray script, beside which nobody wants a new folder."""
+        return self.config.cache_dir or (self.root / FOLDER if is_project(self.root) else None)
+
+    def _cache_file(self, ending: str = "") -> Path:
+        from klguard.cache import digest
+
+        assert self._folder is not None
+        name = digest(os.path.abspath(self.root).encode("utf-8", "surrogateescape")).hex()
+        return self._folder / (name + ending)
+
     def _cache(self, target: Target) -> Cache | None:
-        """The answers of earlier runs; none for a stray script, beside which nobody wants a new folder."""
-        folder = self.config.cache_dir or (self.root / FOLDER if is_project(self.root) else None)
-        documents = project_documents(self.root)
-        if folder is None or documents is None:
+        """The answers of earlier runs."""
+        documents = project_documents(self.root) if self._seen else None
+        if self._seen is None or documents is None:
             return None
-        from klguard.cache import Cache, digest, identity
+        from klguard.cache import Cache, identity
 
         def content(path: str) -> bytes:
             return self.project.get(path, Path(path)).read_bytes()
 
-        contents = ((path, load(file, limit=target.max_file_size)) for path, file in self.project.items())
-        digests = {path: b"" if isinstance(data, Failure) else digest(data) for path, data in contents}
+        digests = {path: self._seen.digest(path, file) for path, file in self.project.items()}
         options = (target.generate_functions, target.trainer_classes, target.max_file_size)
         key = identity(reported(self.root), options, documents)
-        name = digest(os.path.abspath(self.root).encode("utf-8", "surrogateescape")).hex()
-        return Cache(folder / name, key, digests, content)
+        return Cache(self._cache_file(), key, digests, content)
+
+    @cached_property
+    def _seen(self) -> Seen | None:
+        """What earlier runs saw in the files; None without a cache."""
+        if self._folder is None:
+            return None
+        from klguard.cache import identity
+        from klguard.seen import Seen
+
+        key = identity(reported(self.root), self._gate.markers, self.config.max_file_size)
+        return Seen(self._cache_file(".files"), key, self._gate)
+
+    def save(self) -> None:
+        """Keep what was seen in the files for the next run."""
+        if (seen := self.__dict__.get("_seen")) is not None:
+            seen.save()
 
     # -- judging --------------------------------------------------------------------------------------------
 
@@ -319,7 +356,14 @@ class _Run:
         """Files of which every finding is known: none, where a site outside the run may be what a comment
         is about."""
         outside = [file for path, file in self.project.items() if path not in self.looks]
-        contents = (load(file, limit=self.config.max_file_size) for file in outside)
-        if any(isinstance(content, bytes) and self._gate.has_site(content) for content in contents):
+        if self._seen:
+            if any(self._seen.has_site(reported(file), file) for file in outside):
+                return frozenset()
+            return frozenset(self.looks)
+        contents = ((load(file, limit=self.config.max_file_size), file) for file in outside)
+        if any(
+            isinstance(content, bytes) and self._gate.has_site(content, file.name)
+            for content, file in contents
+        ):
             return frozenset()
         return frozenset(self.looks)

@@ -11,23 +11,17 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-from packaging.version import InvalidVersion, Version
-from pathspec import GitIgnoreSpec
+from typing import TYPE_CHECKING, Any
 
 from klguard.findings import Confidence, Finding, Severity
 from klguard.read.files import DEFAULT_LIMIT, reported
 from klguard.settings import Context, Place
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the same code under its earlier name
-    import tomli as tomllib
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 LIBRARIES = ("transformers", "trl", "vllm", "sglang", "trlx")
 """Libraries whose version changes what a setting means."""
@@ -180,6 +174,8 @@ def nearest_rule(selector: str, rules: Mapping[str, str]) -> str | None:
 def _nearest(word: str, valid: Collection[str]) -> str | None:
     """The closest of `valid`, whatever the case and with - for _."""
     folded = {name.lower().replace("_", "-"): name for name in valid}
+    from difflib import get_close_matches
+
     found = get_close_matches(word.lower().replace("_", "-"), folded, n=1)
     return folded[found[0]] if found else None
 
@@ -224,7 +220,7 @@ def load_file(file: Path, *, rules: Mapping[str, str] | None = None) -> Config:
     text = ""
     try:
         text = file.read_bytes().decode("utf-8-sig")
-        document = tomllib.loads(text)
+        document = _toml(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([_unusable(file, error, text)]) from None
     prefix = ("tool", "klguard") if file.name == "pyproject.toml" else ()
@@ -242,6 +238,16 @@ def _config(file: Path, options: Mapping[str, Any], rules: Mapping[str, str]) ->
     if "cache-dir" in options:
         plain["cache_dir"] = file.parent / options["cache-dir"]
     return Config(root=file.parent, file=file, selections=(_selection(options),), rules=rules, **plain)
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML document; raises a ValueError where it is none."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # the same code under its earlier name
+        import tomli as tomllib
+
+    return tomllib.loads(text)
 
 
 def find(start: Path) -> Path | None:
@@ -265,7 +271,7 @@ def _has_table(file: Path) -> bool:
     if "klguard" not in text:
         return False
     try:
-        return "klguard" in tomllib.loads(text.removeprefix("\ufeff")).get("tool", {})
+        return "klguard" in _toml(text.removeprefix("\ufeff")).get("tool", {})
     except (ValueError, AttributeError, TypeError, RecursionError):
         return re.search(r"(?m)^\s*\[\s*tool\s*\.\s*klguard\s*[\].]", text) is not None
 
@@ -426,6 +432,8 @@ def _contexts(value: object, rules: Mapping[str, str]) -> frozenset[Context]:
 
 
 def _target_versions(value: object, rules: Mapping[str, str]) -> dict[str, str]:
+    from packaging.version import InvalidVersion, Version
+
     for library, version in _table(value).items():
         if library not in LIBRARIES:
             raise _Invalid(f"unknown library `{library}`{_one_of(library, LIBRARIES)}", library)
@@ -490,6 +498,8 @@ _FIELDS = {
 
 @lru_cache(maxsize=256)
 def _spec(pattern: str) -> GitIgnoreSpec:
+    from pathspec import GitIgnoreSpec
+
     return GitIgnoreSpec.from_lines([pattern])
 
 

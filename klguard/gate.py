@@ -1,12 +1,16 @@
 """The first look at a file: by its bytes alone, whether it can hold a site at all.
 
-Most files of a project hold none, and to find that out by parsing them would cost fifty times as much.
+Most files of a project hold none, and to find that out by parsing them would cost fifty times as much. First
+the words decide without which there is no site; where one of them is there, what is left of the file without
+comments and strings decides, since most of these words stand in documentation.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from klguard.read.files import DEFAULT_LIMIT, Failure, load, read_bytes, reported
@@ -18,6 +22,26 @@ MARKERS = tuple(
 )
 """Words without one of which a file holds no site: those that the reader of Python looks for, written out,
 since most runs end here and importing the reader would take them longer than all the rest."""
+
+METHODS = (b"generate", b"respond_to_batch")
+"""Those of the words that are functions. A call of one is written with the very word, while a class may be
+called by a longer one, that of a subclass."""
+
+_STRINGS_AND_COMMENTS = (
+    rb'""'
+    rb'(?:"[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*""")?'
+    rb"|''(?:'[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*''')?"
+    rb'|"[^"\\\n]*(?:\\.[^"\\\n]*)*"'
+    rb"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'"
+    rb"|#[^\n]*"
+)
+"""Triple-quoted strings, the empty ones, the others, and comments, as Python 3.11 finds them. In the f-strings
+of 3.12 that nest a quote in itself the nested part counts as code, which is on the safe side."""
+
+_FORMATTED = rb"""[fF][rR]?(?:'''|\"{3}|["'][^\n]*(?:%b))""" % b"|".join(MARKERS)
+"""An f-string that may hold the word of a site: what is between its braces is code."""
+
+_WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 SUPPRESSION = b"klguard"
 """In every comment that holds findings back, and in few other files."""
@@ -52,18 +76,37 @@ class Gate:
         return self.look_at(content, reported(file))
 
     def look_at(self, content: bytes, path: str) -> Look:
-        has_site = self.has_site(content)
+        has_site = self.has_site(content, path)
         failures = () if has_site else self._failures(content, path)
-        return Look(path, has_site, SUPPRESSION in content, failures)
+        return Look(path, has_site, self.has_suppression(content), failures)
 
-    def has_site(self, content: bytes) -> bool:
-        return any(marker in content for marker in self.markers)
+    def has_suppression(self, content: bytes) -> bool:
+        return SUPPRESSION in content
+
+    def affords(self, size: int) -> bool:
+        """Whether the budget allows for a file of this size without a site to be parsed."""
+        return size <= self._budget
+
+    def spend(self, size: int) -> None:
+        self._budget -= size
+
+    def has_site(self, content: bytes, path: str = "") -> bool:
+        """Whether the file may hold a site. `path` says whether it is Python or a notebook."""
+        found = [marker for marker in self.markers if marker in content]
+        if not found or path.endswith(".ipynb"):
+            return bool(found)
+        return _in_code(content, found, self._functions)
+
+    @cached_property
+    def _functions(self) -> frozenset[bytes]:
+        """The markers that are functions: methods, and in-house ones."""
+        return frozenset((*METHODS, *(m for m in self.markers[len(MARKERS) :] if not m[:1].isupper())))
 
     def _failures(self, content: bytes, path: str) -> tuple[Failure, ...]:
         """Why a file without a site is no Python, as long as the budget lasts."""
-        if len(content) > self._budget:
+        if not self.affords(len(content)):
             return ()
-        self._budget -= len(content)
+        self.spend(len(content))
         source = read_bytes(content, path)
         if isinstance(source, Failure):
             return (source,)
@@ -76,6 +119,36 @@ class Gate:
         except SyntaxError as error:
             return (_syntax_error(error, path),)
         return ()
+
+
+def _in_code(content: bytes, found: list[bytes], functions: frozenset[bytes]) -> bool:
+    """Whether one of the words in `found` is used outside comments and strings, or is a string by itself."""
+    if b"generation_config" not in content and not any(
+        _is_used(content, word) if word in functions else True for word in found
+    ):
+        return False
+    if re.search(_FORMATTED, content):
+        return True
+    code = re.sub(_STRINGS_AND_COMMENTS, b" ", content, flags=re.DOTALL)
+    if b'"' in code or b"'" in code:
+        return True  # a string without end: whoever parses the file will say so
+    if any(_is_used(code, word) if word in functions else word in code for word in found):
+        return True
+    if b"generation_config" in code and any(word in code for word in found):
+        return True
+    return any(quote + word + quote in content for word in found for quote in (b"'", b'"'))
+
+
+def _is_used(code: bytes, word: bytes) -> bool:
+    """Whether `word` stands in `code` as a whole word other than the name of a function that is defined."""
+    start = code.find(word)
+    while start >= 0:
+        end = start + len(word)
+        if (start == 0 or code[start - 1] not in _WORD) and (end == len(code) or code[end] not in _WORD):
+            if code[start - 4 : start] != b"def ":
+                return True
+        start = code.find(word, end)
+    return False
 
 
 def _syntax_error(error: SyntaxError, path: str) -> Failure:

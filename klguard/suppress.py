@@ -12,7 +12,6 @@ import re
 import tokenize
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 from klguard.config import OWN_RULES, matching, nearest_rule
 from klguard.findings import Confidence, Finding, Severity
@@ -172,6 +171,8 @@ def _suppressions(source: SourceText, found: _Found) -> Iterator[Suppression]:
 
 
 def _is_meant(verb: str) -> bool:
+    from difflib import get_close_matches
+
     return verb in _ELSEWHERE or bool(get_close_matches(verb, ("ignore", "ignore-file"), n=1, cutoff=0.75))
 
 

@@ -347,7 +347,7 @@ def test_other_rules_are_judged_on_the_same_answers(project: Path, reads: list[s
 
 
 def cache_file(project: Path) -> Path:
-    (file,) = (path for path in (project / FOLDER).iterdir() if path.name != ".gitignore")
+    (file,) = (path for path in (project / FOLDER).iterdir() if not path.suffix and path.name != ".gitignore")
     return file
 
 
