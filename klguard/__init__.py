@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from klguard.check import Report, check_paths, check_source
     from klguard.config import Config
     from klguard.findings import Confidence, Finding, Severity
-    from klguard.guard import Guard, GuardWarning, Violation
+    from klguard.guard import Guard, GuardWarning, Violation, guard_trainer
     from klguard.pure import pure_sampling
     from klguard.settings import Context, Site
 
@@ -31,6 +31,7 @@ _HOMES = {
     "Violation": "guard",
     "check_paths": "check",
     "check_source": "check",
+    "guard_trainer": "guard",
     "pure_sampling": "pure",
 }
 
@@ -48,6 +49,7 @@ __all__ = [
     "__version__",
     "check_paths",
     "check_source",
+    "guard_trainer",
     "pure_sampling",
 ]
 

@@ -8,12 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from klguard.guard.frameworks.trl import GuardCallback, guard_trainer
     from klguard.guard.guard import Guard
     from klguard.guard.violation import GuardWarning, Violation
 
-_HOMES = {"Guard": "guard", "GuardWarning": "violation", "Violation": "violation"}
+_HOMES = {
+    "Guard": "guard",
+    "GuardCallback": "frameworks.trl",
+    "GuardWarning": "violation",
+    "Violation": "violation",
+    "guard_trainer": "frameworks.trl",
+}
 
-__all__ = ["Guard", "GuardWarning", "Violation"]
+__all__ = ["Guard", "GuardCallback", "GuardWarning", "Violation", "guard_trainer"]
 
 
 def __getattr__(name: str) -> Any:

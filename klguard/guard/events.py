@@ -100,7 +100,9 @@ class Scoring(Event):
     known; reference_logprobs, sampler_logprobs, stale_logprobs (B, T) or None; reference_logits or None.
     temperature that the logits were already divided by, None where not said.
     divisor     of a pass that was only watched: the sampler's temperature, by which the logits, which are raw,
-                are divided for the guard, as a loop does that mirrors it. `logprobs` are taken after it.
+                are divided for the guard, as a loop does that mirrors it. `logprobs` are taken after it. With
+                `temperature` the logits are raw too, and `logprobs` are the loop's own.
+    rows        (B,) which rows of the rollout these are, counted from 0, where not all of them in order.
     dtype       precision in which the policy computed (of the logits, or of the parameters).
     """
 
@@ -115,6 +117,7 @@ class Scoring(Event):
     context_ids: Tensor | None = None
     temperature: float | None = None
     divisor: float | None = None
+    rows: Tensor | None = None
     dtype: torch.dtype = torch.float32
 
 

@@ -29,6 +29,7 @@ from klguard.guard.records import settings as journal_settings
 from klguard.guard.shield import LOG, callers, shielded
 from klguard.guard.violation import Reaction
 from klguard.guard.works import Works
+from klguard.settings import Site
 
 _WATCHED: set[int] = set()
 """Policies (by id) that a guard is watching: two would wrap the same methods, and take them off in any order."""
@@ -250,7 +251,8 @@ class Guard(Listening):
 
         self._hooks.install()
         run = self._works.run
-        if isinstance(run.policy, nn.Module) and hasattr(models.inner(run.policy), "generate"):
+        watchable = isinstance(run.policy, nn.Module) and hasattr(models.inner(run.policy), "generate")
+        if watchable and not self.told_by_adapter:
             self._watcher = Watcher(self, run.policy, run.reference, stop_ids=run.stop_ids)
             self._watcher.install()
 
@@ -348,7 +350,7 @@ class Guard(Listening):
         """The sampler returned `responses` (B, T).
 
         mask       (B, T), or (B, P + T) over whole sequences when `prompts` (B, P) are given.
-        settings   the GenerationConfig, SamplingParams or dict it was sampled with.
+        settings   the GenerationConfig, SamplingParams or dict it was sampled with, or a Site read from them.
         More: prompts, attention_mask, tool_mask, max_new_tokens, groups, rows, temperature, texts, filtered,
         allowed_lag, as in `events.Rollout`.
         """
@@ -357,7 +359,8 @@ class Guard(Listening):
         self._begin()
         site = None
         if settings is not None:
-            site = self._checked(read_object, settings, place=place)
+            known = isinstance(settings, Site)
+            site = settings if known else self._checked(read_object, settings, place=place)
             if details.get("temperature") is None:
                 details["temperature"] = temperature_of(site.settings)
         event = event_of(

@@ -62,6 +62,7 @@ class Listening(Telling):
         self._watcher: Any = None
         self._hooks = OptimizerHooks(self)
         self._sends = 0
+        self.told_by_adapter = False
         self._by_hand: set[str] = set()
         self._temperatures = Temperatures()
         self._first_step_over = False
@@ -73,6 +74,11 @@ class Listening(Telling):
         self._paired_by: str | None = None
         self._scored_by: str | None = None
         self._said_late = False
+
+    def told_by(self) -> None:
+        """An adapter knows the loop from inside and tells of everything: the models themselves are not watched."""
+        self.told_by_adapter = True
+        self._by_hand |= {"rollout", "score", "step"}
 
     # ------------------------------------------------------------------------------- transformers' side speaks
 

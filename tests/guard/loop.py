@@ -421,7 +421,7 @@ class Loop:
             batch.responses,
             batch.mask,
             reference_logits=batch.reference_logits,
-            context_ids=torch.cat([batch.prompts, batch.responses], 1),
+            context_ids=batch.prompts,
         )
 
     def tell_rewards(self, batch: Batch) -> None:
