@@ -62,7 +62,7 @@ def _kl(run: Run, found: Sequence[Reported]) -> Figure | None:
         return None
     data = [
         *_ribbon(points, dict(series(run, "kl_standard_error")), BLUE),
-        _line(points, "KL, mean of k1", BLUE, width=2),
+        line(points, "KL, mean of k1", BLUE, width=2),
     ]
     if flags := _flags(found, dict(points)):
         data.append(flags)
@@ -73,7 +73,7 @@ def _kl(run: Run, found: Sequence[Reported]) -> Figure | None:
             " by more than three standard errors."
         )
         shapes = list(_band(limits))
-    figure = _figure("kl", "KL per sequence", caption, "nats per sequence", data, wide=True)
+    figure = figure_of("kl", "KL per sequence", caption, "nats per sequence", data, wide=True)
     figure["layout"]["shapes"] = shapes
     return figure
 
@@ -116,15 +116,15 @@ def _evidence(run: Run) -> Figure | None:
     points = series(run, "log_evidence")
     if not points:
         return None
-    data, caption = [_line(points, "log evidence", BLUE, width=2)], _described(points, "nats")
+    data, caption = [line(points, "log evidence", BLUE, width=2)], _described(points, "nats")
     if (limit := threshold(run)) is not None:
         name = f"alarm at {limit:.3g}"
         ends = [(points[0][0], limit), (points[-1][0], limit)]
-        data.append(_line(ends, name, RED, dash="dash"))
+        data.append(line(ends, name, RED, dash="dash"))
         above = next((step for step, value in points if value >= limit), None)
         reached = "never reached" if above is None else f"reached at step {above}"
         caption += f" The alarm threshold of {limit:.3g} nats is {reached}."
-    return _figure("evidence", "Evidence against pure sampling", caption, "nats", data)
+    return figure_of("evidence", "Evidence against pure sampling", caption, "nats", data)
 
 
 def _causes(run: Run) -> Figure | None:
@@ -159,7 +159,7 @@ def _causes(run: Run) -> Figure | None:
     final = weights[-1][1]
     top = next(iter(final))
     caption = f"Likeliest at the end: {top} ({final[top]:.0%})."
-    figure = _figure("causes", "Likeliest causes", caption, "posterior weight", stack)
+    figure = figure_of("causes", "Likeliest causes", caption, "posterior weight", stack)
     figure["layout"]["yaxis"] |= {"range": [0, 1], "tickformat": ".0%"}
     return figure
 
@@ -170,10 +170,10 @@ def _bias(run: Run) -> Figure | None:
         return None
     data = [
         *_ribbon(points, dict(series(run, "bias_standard_error")), ORANGE),
-        _line(points, "mean k1 minus mean exact KL", ORANGE, width=2),
+        line(points, "mean k1 minus mean exact KL", ORANGE, width=2),
     ]
     caption = _described(points, "nats per sequence")
-    return _figure("bias", "Bias of the KL estimate", caption, "nats per sequence", data)
+    return figure_of("bias", "Bias of the KL estimate", caption, "nats per sequence", data)
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -190,11 +190,11 @@ def _lines(
     caption = " ".join(
         _described(points, unit, label if len(known) > 1 else "") for points, label, _ in known
     )
-    data = [_line(points, label, color) for points, label, color in known]
-    return _figure(name, title, caption, unit, data)
+    data = [line(points, label, color) for points, label, color in known]
+    return figure_of(name, title, caption, unit, data)
 
 
-def _line(
+def line(
     points: Sequence[tuple[int, float]], name: str, color: str, *, width: float = 1.6, dash: str = "solid"
 ) -> dict[str, Any]:
     return {
@@ -236,7 +236,7 @@ def _ribbon(
     return [area]
 
 
-def _figure(
+def figure_of(
     name: str, title: str, caption: str, unit: str, data: list[dict[str, Any]], *, wide: bool = False
 ) -> Figure:
     layout = {

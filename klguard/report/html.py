@@ -35,7 +35,11 @@ class MissingPlotly(RuntimeError):
 
 def write(path: str | os.PathLike[str], run: Run, found: Sequence[Reported]) -> None:
     """Write the page of `run` to `path`: all of it, or nothing. Raises OSError, and MissingPlotly."""
-    text = page(run, found)
+    save(path, page(run, found))
+
+
+def save(path: str | os.PathLike[str], text: str) -> None:
+    """Write a page to `path`: all of it, or nothing. Raises OSError."""
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -47,9 +51,21 @@ def write(path: str | os.PathLike[str], run: Run, found: Sequence[Reported]) -> 
 
 def page(run: Run, found: Sequence[Reported]) -> str:
     """The page as text. Raises MissingPlotly."""
-    plotly, own = _plotly(), _asset("page.js")
     drawn = figures(run, found)
-    title = f"klguard report: {_word(run.path.name)}"
+    sections = (
+        *_header(run, found),
+        *_violations(found),
+        *plots(drawn),
+        *_steps(run, found),
+        *_settings(run),
+    )
+    return document(f"klguard report: {run.path.name}", sections, drawn)
+
+
+def document(title: str, sections: Iterable[str], drawn: Sequence[Figure]) -> str:
+    """A page that needs nothing else: markup of the sections, and the figures they have places for. Raises
+    MissingPlotly."""
+    plotly, own = _plotly(), _asset("page.js")
     return "\n".join(
         (
             "<!doctype html>",
@@ -59,16 +75,12 @@ def page(run: Run, found: Sequence[Reported]) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{_policy(plotly, own)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta name="generator" content="klguard {__version__}">',
-            f"<title>{title}</title>",
+            f"<title>{word(title)}</title>",
             f"<style>\n{_asset('page.css')}</style>",
             "</head>",
             "<body>",
             "<main>",
-            *_header(run, found),
-            *_violations(found),
-            *_plots(drawn),
-            *_steps(run, found),
-            *_settings(run),
+            *sections,
             f"<footer>Written by klguard {__version__}.</footer>",
             "</main>",
             f'<script type="application/json" id="figures">{_data(drawn)}</script>',
@@ -115,7 +127,7 @@ def _data(drawn: Sequence[Figure]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _word(text: Any) -> str:
+def word(text: Any) -> str:
     """Text of the journal for the page: nothing in it is markup, reorders the line, or is invisible."""
     return escape(clean(str(text)))
 
@@ -127,15 +139,15 @@ def _header(run: Run, found: Sequence[Reported]) -> Iterator[str]:
     outcome = "violations" if fails(found) else "clean"
     yield "<header>"
     yield "<h1>klguard report</h1>"
-    yield f'<p class="path"><code>{_word(run.path)}</code></p>'
-    yield f'<p class="card verdict {outcome}" role="status">{_word(verdict(run, found))}</p>'
+    yield f'<p class="path"><code>{word(run.path)}</code></p>'
+    yield f'<p class="card verdict {outcome}" role="status">{word(verdict(run, found))}</p>'
     yield from _list([*facts(run), *(("journal", words) for words in lapses(run))])
     yield "</header>"
 
 
 def _list(entries: Iterable[tuple[str, Any]]) -> Iterator[str]:
     yield '<dl class="card">'
-    yield from (f"<dt>{_word(name)}</dt><dd>{_word(value)}</dd>" for name, value in entries)
+    yield from (f"<dt>{word(name)}</dt><dd>{word(value)}</dd>" for name, value in entries)
     yield "</dl>"
 
 
@@ -160,27 +172,27 @@ def _violation(one: Repeated) -> str:
     last = one.last
     finding, known = last.finding, dict(details(one))
     severity = finding.severity.value
-    what = [f"<p>{_word(finding.message)}</p>"]
-    what += [f'<p class="help">Help: {_word(line)}</p>' for line in finding.help.splitlines()[:20]]
+    what = [f"<p>{word(finding.message)}</p>"]
+    what += [f'<p class="help">Help: {word(line)}</p>' for line in finding.help.splitlines()[:20]]
     if "origin" in known:
-        chain = _word(known["origin"])
+        chain = word(known["origin"])
         what.append(f'<p class="origin">Origin: {chain}</p>')
-    where = f"<code>{_word(finding.place)}</code>" if last.placed else ""
+    where = f"<code>{word(finding.place)}</code>" if last.placed else ""
     if last.placed and last.source:
-        where += f"<pre>{_word(last.source.strip())}</pre>"
+        where += f"<pre>{word(last.source.strip())}</pre>"
     cells = (
         f'<td class="{severity}">{severity}</td>',
-        f'<td class="step">{_word(known.get("step", ""))}</td>',
+        f'<td class="step">{word(known.get("step", ""))}</td>',
         '<td class="what">' + "".join(what) + "</td>",
-        f'<td class="short">{_word(known.get("cause", ""))}</td>',
-        f'<td class="short">{_word(known.get("harm", ""))}</td>',
+        f'<td class="short">{word(known.get("cause", ""))}</td>',
+        f'<td class="short">{word(known.get("harm", ""))}</td>',
         f'<td class="where">{where}</td>',
     )
-    rule = f'<th scope="row" class="rule"><code>{_word(finding.code)}</code><br>{_word(finding.name)}</th>'
+    rule = f'<th scope="row" class="rule"><code>{word(finding.code)}</code><br>{word(finding.name)}</th>'
     return f"<tr>{rule}{''.join(cells)}</tr>"
 
 
-def _plots(drawn: Sequence[Figure]) -> Iterator[str]:
+def plots(drawn: Sequence[Figure]) -> Iterator[str]:
     if not drawn:
         return
     yield '<section aria-labelledby="plots">'
@@ -190,8 +202,8 @@ def _plots(drawn: Sequence[Figure]) -> Iterator[str]:
     for figure in drawn:
         name = figure["name"]
         yield f'<figure class="{"wide" if figure["wide"] else "half"}" aria-labelledby="title-{name}">'
-        yield f'<figcaption><h3 id="title-{name}">{_word(figure["title"])}</h3>'
-        yield f"<p>{_word(figure['caption'])}</p></figcaption>"
+        yield f'<figcaption><h3 id="title-{name}">{word(figure["title"])}</h3>'
+        yield f"<p>{word(figure['caption'])}</p></figcaption>"
         yield f'<div class="plot" id="plot-{name}"></div>'
         yield "</figure>"
     yield "</div>"
@@ -211,7 +223,7 @@ def _steps(run: Run, found: Sequence[Reported]) -> Iterator[str]:
         if any(value is not None for value in values):
             columns.append((column, table.figures(values, column.share)))
     heads = "".join(
-        f'<th scope="col" class="number">{_word(column.head.replace("+-", "±"))}<br>{_word(column.unit)}</th>'
+        f'<th scope="col" class="number">{word(column.head.replace("+-", "±"))}<br>{word(column.unit)}</th>'
         for column, _ in columns
     )
     yield '<section aria-labelledby="steps">'
@@ -221,10 +233,10 @@ def _steps(run: Run, found: Sequence[Reported]) -> Iterator[str]:
     yield f'<thead><tr><th scope="col" class="number">Step</th>{heads}<th scope="col">Likeliest cause</th></tr></thead>'
     yield "<tbody>"
     for index, row in enumerate(rows):
-        cells = "".join(f'<td class="number">{_word(texts[index])}</td>' for _, texts in columns)
+        cells = "".join(f'<td class="number">{word(texts[index])}</td>' for _, texts in columns)
         cause = next(iter(causes(row)), "")
         mark = ' class="flagged"' if row["step"] in flagged else ""
-        yield f'<tr{mark}><th scope="row" class="number">{row["step"]}</th>{cells}<td>{_word(cause)}</td></tr>'
+        yield f'<tr{mark}><th scope="row" class="number">{row["step"]}</th>{cells}<td>{word(cause)}</td></tr>'
     yield "</tbody></table></div>"
     yield "</section>"
 
