@@ -1,0 +1,73 @@
+"""Where a response ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from klguard.rules.programs import by_hand
+from tests.guard.loop import EOS, RESPONSE, Loop
+from tests.incidents.replay import loop, script
+
+PURE = "do_sample=True, top_k=0, max_new_tokens=32"
+
+
+class OnePositionTooMany(Loop):
+    """The mask ends one position behind the stop token."""
+
+    def tell_rollout(self, batch):
+        longer = torch.cat([torch.ones_like(batch.mask[:, :1]), batch.mask[:, :-1]], 1)
+        super().tell_rollout(replace(batch, mask=batch.mask | longer))
+
+
+class NeverStops(Loop):
+    """The trainer's GenerationConfig has no stop token; responses are cut behind the first one afterwards."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        policy.generation_config.eos_token_id = None
+        return policy
+
+    def log(self, batch, updates):
+        count = len(batch.prompts)
+        cut = {"truncated": torch.ones(count, dtype=torch.bool), "lengths": torch.full((count,), RESPONSE)}
+        return super().log(batch, updates) | cut
+
+
+class AnotherStopRule(Loop):
+    """Rollouts stop at a token that the tokenizer does not call a stop."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        policy.generation_config.eos_token_id = [EOS, 2]
+        return policy
+
+
+class ErasedWithTheStop(Loop):
+    """Behind the first stop, everything is overwritten by the stop token, and the mask is where no pad is."""
+
+    def sample(self, prompts, attention):
+        responses = super().sample(prompts, attention)
+        return torch.where((responses == EOS).cumsum(1) > 0, EOS, responses)
+
+    def response_mask(self, responses):
+        return responses != 0
+
+
+REPLAYS = (
+    loop("dschat-672", "KLG811", OnePositionTooMany, Loop),
+    loop("trl-2387", "KLG817", NeverStops, Loop, steps=0),
+    script(
+        "trl-6357", "KLG309",
+        by_hand(
+            PURE + ", pad_token_id=tokenizer.eos_token_id",
+            before="tokenizer.pad_token = tokenizer.eos_token",
+            mask="mask = (tokens[:, 1:] != tokenizer.pad_token_id).float()",
+            loss="-((score(tokens) - 0.1 * kl.detach()) * logprobs * mask[..., None]).sum() / mask.sum()",
+        ),
+        by_hand(PURE, loss="-((score(tokens) - 0.1 * kl.detach()) * logprobs).mean()"),
+    ),
+    loop("lightrft-53", "KLG817", AnotherStopRule, Loop, steps=0),
+)  # fmt: skip
+SIBLINGS = (loop("memgen-33", "KLG811", ErasedWithTheStop, Loop),)

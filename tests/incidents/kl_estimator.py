@@ -1,0 +1,117 @@
+"""How the KL is estimated, logged, and put into reward, loss and controller."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.guard.loop import GroupLoop, Loop
+from tests.incidents.replay import loop
+
+
+class K3WithoutTheRatio(GroupLoop):
+    """k3 as a plain loss."""
+
+    def kl_loss(self, new, reference):
+        d = reference - new
+        return torch.expm1(d) - d
+
+
+class K1AsALoss(GroupLoop):
+    """log p - log ref, differentiated: the reference drops out of the gradient."""
+
+    def kl_loss(self, new, reference):
+        return new - reference
+
+
+class KlIsRewarded(GroupLoop):
+    """The KL term is subtracted from a loss that is minimised."""
+
+    def kl_loss(self, new, reference):
+        return -super().kl_loss(new, reference)
+
+
+class LogsMeanOfMeans(Loop):
+    """The KL that is logged is a mean of the rows' means, the one in use a mean over tokens."""
+
+    epochs, minibatches = 1, 1
+
+    def log(self, batch, updates):
+        rows = (batch.kl * batch.mask).sum(1) / batch.mask.sum(1)
+        return super().log(batch, updates) | {"kl": rows.mean()}
+
+    def tell_step(self, logs):
+        self.guard.step(kl_unit="token", kl_estimator="k1", kl_coef=self.beta, **logs)
+
+
+class LogsTokenMean(LogsMeanOfMeans):
+    def log(self, batch, updates):
+        mean = (batch.kl * batch.mask).sum() / batch.mask.sum()
+        return Loop.log(self, batch, updates) | {"kl": mean}
+
+
+class Controlled(Loop):
+    """A loop with an adaptive controller."""
+
+    def controller_kl(self, batch, logs):
+        return logs["kl"]
+
+    def log(self, batch, updates):
+        logs = super().log(batch, updates)
+        return logs | {"controller_kl": self.controller_kl(batch, logs)}
+
+
+class ControllerFedTheUpdate(Controlled):
+    """The controller is fed the KL between the weights before and after the updates."""
+
+    def controller_kl(self, batch, logs):
+        with torch.no_grad():
+            new = self.rescore(batch)[1]
+        return ((batch.old - new) * batch.mask).sum(1).mean()
+
+
+class PenaltyAtEveryToken(Loop):
+    """The KL of the sequence is taken off as one scalar at each token, and the score is not placed."""
+
+    def token_rewards(self, scores, kl, mask):
+        total = scores - self.beta * (kl * mask).sum(1)
+        return total[:, None] * mask
+
+
+class ScoreBehindTheStop(Loop):
+    """The score is added at the first padding token."""
+
+    def token_rewards(self, scores, kl, mask):
+        rewards = -self.beta * kl * mask
+        last = mask.sum(1).clamp(max=mask.shape[1] - 1)
+        return rewards.scatter_add(1, last[:, None], scores[:, None])
+
+
+class PenaltyOfTheWrongSign(Loop):
+    def token_rewards(self, scores, kl, mask):
+        return super().token_rewards(scores, -kl, mask)
+
+    def total_reward(self, score, kl):
+        return score + self.beta * kl
+
+
+class K3InBrain16(GroupLoop):
+    """k3 as exp(d) - 1 - d in bf16."""
+
+    def tell_kl(self, batch):
+        d = (batch.reference - batch.old + 1e-3).bfloat16()
+        self.guard.kl(batch.old, batch.reference, batch.mask, estimator="k3", values=d.exp() - 1 - d)
+
+
+REPLAYS = (
+    loop("trl-6503", "KLG835", K3WithoutTheRatio, GroupLoop, steps=0),
+    loop("trl-3004", "KLG834", LogsMeanOfMeans, LogsTokenMean, steps=6),
+    loop("trlx-361", "KLG827", ControllerFedTheUpdate, Controlled, steps=5),
+    loop("verl-179", "KLG835", KlIsRewarded, GroupLoop, steps=0),
+    loop("open-instruct-535", "KLG835", K1AsALoss, GroupLoop, steps=0),
+    loop("trl-2575", "KLG825", PenaltyAtEveryToken, Loop),
+)
+SIBLINGS = (
+    loop("trl-3750", "KLG825", ScoreBehindTheStop, Loop),
+    loop("kl-sign-in-reward", "KLG826", PenaltyOfTheWrongSign, Loop, steps=0),
+    loop("openrlhf-620", "KLG602", K3InBrain16, GroupLoop),
+)

@@ -1,0 +1,97 @@
+"""Rewards, and what the policy makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from tests.guard.loop import EOS, PAD, RESPONSE, GroupLoop, Loop
+from tests.incidents.replay import loop
+
+
+class OnlyTheEnd(Loop):
+    """The policy has learnt that the stop token alone is paid."""
+
+    epochs, minibatches = 1, 1
+
+    def make_policy(self):
+        policy = super().make_policy()
+        with torch.no_grad():
+            stop = policy.transformer.wte.weight[EOS]
+            policy.transformer.ln_f.bias.add_(6 * stop / stop.square().sum())
+        return policy
+
+
+class AnswersShuffled(Loop):
+    """Answers are shuffled once more than prompts."""
+
+    def scores(self, batch):
+        return super().scores(batch)[torch.randperm(len(batch.prompts))]
+
+
+class ZeroIsMissing(Loop):
+    """`score or fallback`: a score of 0 is taken for none."""
+
+    def reward_function(self, texts):
+        return torch.tensor([float(len(text.split()) > 3) for text in texts])
+
+    def scores(self, batch):
+        return torch.tensor([float(score) or -0.5 for score in super().scores(batch)])
+
+
+class ZeroIsAScore(ZeroIsMissing):
+    def scores(self, batch):
+        return Loop.scores(self, batch)
+
+
+class OneAnswerForAll(Loop):
+    """KL hardly weighs: the distribution sharpens until every prompt gets the same answer."""
+
+    epochs, minibatches = 1, 1
+
+    def apply(self):
+        super().apply()
+        with torch.no_grad():
+            self.policy.transformer.ln_f.weight.mul_(1.4)
+            self.policy.transformer.ln_f.bias.mul_(1.4)
+
+
+class Gentle(Loop):
+    epochs, minibatches = 1, 1
+
+
+class NoSpread(GroupLoop):
+    """The reward function fails for all and returns the same number."""
+
+    def reward_function(self, texts):
+        return torch.zeros(len(texts))
+
+
+class NothingCameBack(Loop):
+    """The response slices are empty: every response is padding."""
+
+    def tell_rollout(self, batch):
+        empty = torch.full_like(batch.responses, PAD)
+        super().tell_rollout(replace(batch, responses=empty, mask=torch.zeros_like(batch.mask)))
+
+
+class GroupsTiled(GroupLoop):
+    """Prompts are repeated one after the other, group numbers are tiled."""
+
+    def tell_rollout(self, batch):
+        wrong = torch.arange(len(batch.groups)) % (len(batch.groups) // self.group_size)
+        super().tell_rollout(replace(batch, groups=wrong))
+
+
+REPLAYS = (
+    loop("dschat-887", "KLG863", OnlyTheEnd, Gentle, steps=5),
+    loop("open-instruct-1484", "KLG864", AnswersShuffled, Loop),
+    loop("openrlhf-1219", "KLG864", ZeroIsMissing, ZeroIsAScore),
+    loop("trl-204", "KLG862", OneAnswerForAll, Gentle, steps=22),
+)
+SIBLINGS = (
+    loop("flat-reward", "KLG823", NoSpread, GroupLoop, steps=5),
+    loop("tiled-groups", "KLG822", GroupsTiled, GroupLoop),
+)
+_ = RESPONSE, NothingCameBack
