@@ -116,12 +116,14 @@ def _result(case: Case, outcome: Outcome, seed: int) -> dict[str, Any]:
 
 
 def _words(result: dict[str, Any]) -> str:
-    guard, trl = result["guard"], result["trl"]
-    stopped = (
-        "never" if guard is None else f"step {guard['step']}, {guard['tokens']} tokens, {guard['cause']}"
-    )
+    guard, evidence, trl = result["guard"], result["evidence"], result["trl"]
+    stopped = "never" if guard is None else f"step {guard['step']}"
+    seen = "never"
+    if evidence is not None:
+        seen = f"step {evidence['step']}, {evidence['tokens']} tokens, {evidence['cause']}"
     warned = "never" if trl is None else f"step {trl['step']}"
-    return f"{result['name']}: guard {stopped}; TRL {warned}; lowest KL {result['lowest_kl']:.2f}"
+    words = f"guard {stopped}; by tokens {seen}; TRL {warned}; lowest KL {result['lowest_kl']:.2f}"
+    return f"{result['name']}: {words}"
 
 
 def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def _header(safe: Outcome, unsafe: Outcome) -> Iterator[str]:
     yield "<header>"
     yield "<h1>klguard demo</h1>"
     yield "<p>PPO on a small GPT-2 with a reward that is the same for every response: nothing can be learnt.</p>"
-    yield '<div class="card">'
+    yield '<div class="card" style="padding: 0.2rem 1rem">'
     yield from (f"<p>{word(sentence)}</p>" for sentence in conclusions(safe, unsafe))
     yield "</div>"
     yield "</header>"

@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from klguard.guard import scoring  # noqa: E402
 from klguard.guard.context_rules import (  # noqa: E402
     EosBoosted,
     ForcedEos,
@@ -13,7 +14,9 @@ from klguard.guard.context_rules import (  # noqa: E402
     PromptFavoured,
     PromptNgram,
 )
+from klguard.guard.events import Scoring  # noqa: E402
 from klguard.guard.evidence import Evidence  # noqa: E402
+from klguard.guard.hypotheses import RepetitionPenalty  # noqa: E402
 from tests.guard.test_evidence import World, end_step  # noqa: E402
 from tests.guard.test_hypotheses import POLICIES, every_token, full_rows, means, plain, same, warped  # noqa: E402
 
@@ -190,3 +193,35 @@ def test_it_is_found_and_named(cause, bend):
 def test_parameters_that_are_no_sampler_are_refused(make):
     with pytest.raises(ValueError):
         make()
+
+
+def scored_rows(context_ids, tokens, mask, logits):
+    event = Scoring(
+        logits=logits,
+        tokens=tokens,
+        mask=mask,
+        logprobs=torch.log_softmax(logits, -1).gather(-1, tokens[..., None]).squeeze(-1),
+        context_ids=context_ids,
+    )
+    (part,) = scoring.tested(event, torch.arange(tokens.numel()), torch.tensor([0]), 2**26)
+    return part.rows
+
+
+def test_whole_sequences_given_as_the_context_hide_the_tokens_to_come():
+    generator = torch.Generator().manual_seed(2)
+    prompts = torch.randint(0, 30, (6, 5), generator=generator)
+    tokens = torch.randint(0, 30, (6, 9), generator=generator)
+    logits = torch.randn(6, 9, 30, generator=generator)
+    mask = torch.arange(9) < torch.tensor([[9], [9], [4], [9], [7], [9]])
+    wrong = torch.where(mask, tokens, 29)  # what stands behind the end may differ
+    right = scored_rows(prompts, tokens, mask, logits)
+    whole = scored_rows(torch.cat([prompts, wrong], 1), tokens, mask, logits)
+    for hypothesis in (PromptFavoured(), PromptNgram((1,)), RepetitionPenalty((1.2,))):
+        one, other = (hypothesis.log_ratio(rows)[rows.usable] for rows in (right, whole))
+        assert torch.allclose(one, other, rtol=0.0, atol=1e-9)
+    # the same ids before a response that is not their end are a prompt
+    other = scored_rows(torch.cat([prompts, tokens.flip(1)], 1), tokens, mask, logits)
+    assert (other.prompt >= 0).all()
+    # nor are a few tokens that happen to repeat the end of the prompt
+    few = scored_rows(torch.cat([prompts, tokens], 1)[:3], tokens[:3], mask[:3], logits[:3])
+    assert (few.prompt >= 0).all()

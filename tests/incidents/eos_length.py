@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from klguard.rules.programs import by_hand
-from tests.guard.loop import EOS, RESPONSE, Loop
+from tests.guard.loop import EOS, Loop
 from tests.incidents.replay import loop, script
 
 PURE = "do_sample=True, top_k=0, max_new_tokens=32"
@@ -19,20 +19,6 @@ class OnePositionTooMany(Loop):
     def tell_rollout(self, batch):
         longer = torch.cat([torch.ones_like(batch.mask[:, :1]), batch.mask[:, :-1]], 1)
         super().tell_rollout(replace(batch, mask=batch.mask | longer))
-
-
-class NeverStops(Loop):
-    """The trainer's GenerationConfig has no stop token; responses are cut behind the first one afterwards."""
-
-    def make_policy(self):
-        policy = super().make_policy()
-        policy.generation_config.eos_token_id = None
-        return policy
-
-    def log(self, batch, updates):
-        count = len(batch.prompts)
-        cut = {"truncated": torch.ones(count, dtype=torch.bool), "lengths": torch.full((count,), RESPONSE)}
-        return super().log(batch, updates) | cut
 
 
 class AnotherStopRule(Loop):
@@ -57,9 +43,9 @@ class ErasedWithTheStop(Loop):
 
 REPLAYS = (
     loop("dschat-672", "KLG811", OnePositionTooMany, Loop),
-    loop("trl-2387", "KLG817", NeverStops, Loop, steps=0),
     script(
-        "trl-6357", "KLG309",
+        "trl-6357",
+        "KLG309",
         by_hand(
             PURE + ", pad_token_id=tokenizer.eos_token_id",
             before="tokenizer.pad_token = tokenizer.eos_token",
@@ -69,5 +55,5 @@ REPLAYS = (
         by_hand(PURE, loss="-((score(tokens) - 0.1 * kl.detach()) * logprobs).mean()"),
     ),
     loop("lightrft-53", "KLG817", AnotherStopRule, Loop, steps=0),
-)  # fmt: skip
+)
 SIBLINGS = (loop("memgen-33", "KLG811", ErasedWithTheStop, Loop),)

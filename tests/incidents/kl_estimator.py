@@ -30,25 +30,6 @@ class KlIsRewarded(GroupLoop):
         return -super().kl_loss(new, reference)
 
 
-class LogsMeanOfMeans(Loop):
-    """The KL that is logged is a mean of the rows' means, the one in use a mean over tokens."""
-
-    epochs, minibatches = 1, 1
-
-    def log(self, batch, updates):
-        rows = (batch.kl * batch.mask).sum(1) / batch.mask.sum(1)
-        return super().log(batch, updates) | {"kl": rows.mean()}
-
-    def tell_step(self, logs):
-        self.guard.step(kl_unit="token", kl_estimator="k1", kl_coef=self.beta, **logs)
-
-
-class LogsTokenMean(LogsMeanOfMeans):
-    def log(self, batch, updates):
-        mean = (batch.kl * batch.mask).sum() / batch.mask.sum()
-        return Loop.log(self, batch, updates) | {"kl": mean}
-
-
 class Controlled(Loop):
     """A loop with an adaptive controller."""
 
@@ -104,7 +85,6 @@ class K3InBrain16(GroupLoop):
 
 REPLAYS = (
     loop("trl-6503", "KLG835", K3WithoutTheRatio, GroupLoop, steps=0),
-    loop("trl-3004", "KLG834", LogsMeanOfMeans, LogsTokenMean, steps=6),
     loop("trlx-361", "KLG827", ControllerFedTheUpdate, Controlled, steps=5),
     loop("verl-179", "KLG835", KlIsRewarded, GroupLoop, steps=0),
     loop("open-instruct-535", "KLG835", K1AsALoss, GroupLoop, steps=0),

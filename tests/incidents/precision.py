@@ -8,17 +8,6 @@ from tests.guard.loop import Loop
 from tests.incidents.replay import loop
 
 
-class RatioInBrain16(Loop):
-    """The mean of the ratio is accumulated in bf16, token by token."""
-
-    def reported(self, batch, new, entropy):
-        ratio = self.ratio(new, batch.old)[batch.mask].bfloat16()
-        total = torch.zeros((), dtype=torch.bfloat16)
-        for one in ratio.repeat(4):  # a batch of the usual size
-            total = total + one
-        return super().reported(batch, new, entropy) | {"ratio": total.float() / (4 * len(ratio))}
-
-
 class DependsOnTheBatch(Loop):
     """Kernels whose rounding depends on how many rows are computed together; rollouts are scored all at once."""
 
@@ -66,7 +55,6 @@ class LogSoftmaxInBrain16(Loop):
 
 
 REPLAYS = (
-    loop("prime-rl-568", "KLG813", RatioInBrain16, Loop),
     loop("verl-2996", "KLG831", DependsOnTheBatch, Loop),
     loop("trl-6688", "KLG804", MergedAndUnmerged, AdapterTrained),
     loop("verl-789", "KLG841", SteppedAllTheSame, Loop),

@@ -10,29 +10,6 @@ from tests.guard.loop import Loop
 from tests.incidents.replay import loop
 
 
-class BaseAsReference(Loop):
-    """The policy starts from a trained adapter, and the reference is the base without it."""
-
-    def make_reference(self):
-        reference = super().make_reference()
-        with torch.random.fork_rng(devices=()), torch.no_grad():
-            torch.manual_seed(3)
-            adapted = reference.transformer.h[1].mlp.c_fc.weight
-            low_rank = torch.randn(adapted.shape[0], 2) @ torch.randn(2, adapted.shape[1])
-            adapted.sub_(0.05 * low_rank)
-        return reference
-
-
-class BaseOfAMixture(BaseAsReference):
-    """The adapter changes the output of the blocks, and only its first part is switched off for the reference."""
-
-    def make_reference(self):
-        reference = Loop.make_reference(self)
-        with torch.no_grad():
-            reference.transformer.h[0].mlp.c_proj.weight.mul_(0.7)
-        return reference
-
-
 class AdapterDropout(Loop):
     """The adapter's dropout is on while the policy scores; the reference has none."""
 
@@ -70,11 +47,7 @@ class ShallowCopy(Loop):
         return reference.eval()
 
 
-REPLAYS = (
-    loop("trl-4723", "KLG801", BaseAsReference, Loop, steps=0),
-    loop("trl-925", "KLG805", AdapterDropout, Loop, steps=0),
-    loop("trl-6591", "KLG801", BaseOfAMixture, Loop, steps=0),
-)
+REPLAYS = (loop("trl-925", "KLG805", AdapterDropout, Loop, steps=0),)
 SIBLINGS = (
     loop("same-object", "KLG803", TheSameObject, Loop, steps=0),
     loop("moving-reference", "KLG802", FollowsThePolicy, Loop),

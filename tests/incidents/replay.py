@@ -72,7 +72,11 @@ def script(
 ) -> Replay:
     """A program in Python; `beside` are files of the project that belong to the faulty one."""
     return _project(
-        incident, expected, CHECK, {"train.py": broken, **(beside or {})}, {"train.py": correct, **(beside or {})}
+        incident,
+        expected,
+        CHECK,
+        {"train.py": broken, **(beside or {})},
+        {"train.py": correct, **(beside or {})},
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from tests.guard.loop import EOS, PAD, RESPONSE, GroupLoop, Loop
+from tests.guard.loop import EOS, GroupLoop, Loop
 from tests.incidents.replay import loop
 
 
@@ -45,35 +45,11 @@ class ZeroIsAScore(ZeroIsMissing):
         return Loop.scores(self, batch)
 
 
-class OneAnswerForAll(Loop):
-    """KL hardly weighs: the distribution sharpens until every prompt gets the same answer."""
-
-    epochs, minibatches = 1, 1
-
-    def apply(self):
-        super().apply()
-        with torch.no_grad():
-            self.policy.transformer.ln_f.weight.mul_(1.4)
-            self.policy.transformer.ln_f.bias.mul_(1.4)
-
-
-class Gentle(Loop):
-    epochs, minibatches = 1, 1
-
-
 class NoSpread(GroupLoop):
     """The reward function fails for all and returns the same number."""
 
     def reward_function(self, texts):
         return torch.zeros(len(texts))
-
-
-class NothingCameBack(Loop):
-    """The response slices are empty: every response is padding."""
-
-    def tell_rollout(self, batch):
-        empty = torch.full_like(batch.responses, PAD)
-        super().tell_rollout(replace(batch, responses=empty, mask=torch.zeros_like(batch.mask)))
 
 
 class GroupsTiled(GroupLoop):
@@ -85,13 +61,11 @@ class GroupsTiled(GroupLoop):
 
 
 REPLAYS = (
-    loop("dschat-887", "KLG863", OnlyTheEnd, Gentle, steps=5),
+    loop("dschat-887", "KLG863", OnlyTheEnd, Loop, steps=5),
     loop("open-instruct-1484", "KLG864", AnswersShuffled, Loop),
     loop("openrlhf-1219", "KLG864", ZeroIsMissing, ZeroIsAScore),
-    loop("trl-204", "KLG862", OneAnswerForAll, Gentle, steps=22),
 )
 SIBLINGS = (
     loop("flat-reward", "KLG823", NoSpread, GroupLoop, steps=5),
     loop("tiled-groups", "KLG822", GroupsTiled, GroupLoop),
 )
-_ = RESPONSE, NothingCameBack

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from tests.guard.loop import EOS, Loop
@@ -62,15 +60,18 @@ class SamplesElsewhere(Engine):
     def engine_logits(self, batch):
         ids = torch.cat([batch.prompts, batch.responses], 1)
         start = batch.prompts.shape[1]
-        columns = [self.distort(batch.logits[:, t], ids[:, : start + t]) for t in range(batch.logits.shape[1])]
+        columns = [
+            self.distort(batch.logits[:, t], ids[:, : start + t]) for t in range(batch.logits.shape[1])
+        ]
         return torch.stack(columns, 1)
 
 
 class RoutesMisaligned(SamplesElsewhere):
-    """Experts' routes belong to other positions: each token's logits are off by something of their own."""
+    """Experts' routes belong to other positions: where the last token is even, the logits are off."""
 
     def distort(self, logits, ids):
-        return logits + noise_like(logits[:1], ids.shape[1], 0.6)
+        off = noise_like(logits[:1], ids.shape[1], 1.5)
+        return torch.where(ids[:, -1:] % 2 == 0, logits + off, logits)
 
 
 class GapGrows(SamplesElsewhere):
@@ -103,7 +104,11 @@ class OtherWeights(SamplesElsewhere):
         attention = (ids != 0).long()
         positions = (attention.cumsum(1) - 1).clamp(min=0)
         model = self.engine_model()
-        return model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False).logits[:, -1].float()
+        return (
+            model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False)
+            .logits[:, -1]
+            .float()
+        )
 
 
 class BaseWeightsAfterResume(OtherWeights):
@@ -119,7 +124,7 @@ class BaseWeightsAfterResume(OtherWeights):
 
     def engine_model(self):
         if not hasattr(self, "base"):
-            self.base = super().make_policy() if False else copy.deepcopy(Loop.make_policy(self)).eval()
+            self.base = Loop.make_policy(self).eval()
         return self.base
 
 
@@ -220,14 +225,14 @@ REPLAYS = (
     loop("vllm-22103", "KLG702", LongPrefixes, Engine),
     loop("open-instruct-1627", "KLG702", BaseWeightsAfterResume, Engine),
     loop("prime-rl-1901", "KLG852", TwoBehind, Versioned, steps=4),
-    loop("nemo-rl-714", "KLG702", RawLogprobs, Tempered),
+    loop("nemo-rl-714", "KLG851", RawLogprobs, Tempered),
     loop("nemo-rl-3297", "KLG851", FirstEntryOfTheDict, Engine),
     loop("verl-4248", "KLG702", NeverSynced, Synced, steps=4),
     loop("trl-2872", "KLG702", NeverSynced, Synced, steps=4),
     loop("verl-5317", "KLG702", RoutesMisaligned, Engine),
-    loop("vime-64", "KLG702", RawLogprobs, Tempered),
+    loop("vime-64", "KLG851", RawLogprobs, Tempered),
     loop("verl-3082", "KLG702", BaseWeightsAfterResume, Engine),
-    loop("prime-rl-697", "KLG702", DividedAfterTheSoftmax, Tempered),
+    loop("prime-rl-697", "KLG851", DividedAfterTheSoftmax, Tempered),
 )
 SIBLINGS = (
     loop("trl-5312", "KLG702", NeverSynced, Synced, steps=4),

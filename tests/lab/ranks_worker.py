@@ -1,7 +1,7 @@
 """A rank of the laboratory's loop: `torchrun --nproc-per-node 4 -m tests.lab.ranks_worker CASE FOLDER [KILL_AT]`.
 
-Each rank writes FOLDER/rank-N.json. Rank 1 is slow in every step. With KILL_AT, rank 2 kills itself in that step the
-first time, as an out-of-memory killer would; torchrun then starts all ranks anew, and they resume.
+Each rank writes FOLDER/rank-N.json. Rank 1 is slow in every step. With KILL_AT, rank 2 kills itself in that step, as
+an out-of-memory killer would, and the launch fails; launched again in the same folder, the ranks resume.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def main() -> None:
     options = {"journal": folder / "run.jsonl", "ignore": ["KLG1", "KLG86"]}
     guard = loop.guarded(on_violation="raise", **options)
     resumed = resume(folder / "checkpoints", loop, guard)
-    first, rank = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0", dist.get_rank()
+    rank = dist.get_rank()
     raised = None
 
     def after_step(loop: PPO) -> None:
-        if kill_at and first and rank == 2 and loop.number == int(kill_at[0]):
+        if kill_at and rank == 2 and loop.number == int(kill_at[0]):
             os.kill(os.getpid(), signal.SIGKILL)
         save(folder / "checkpoints", loop, guard)
 

@@ -1,0 +1,52 @@
+"""docs/incidents.md, from the registry: `python -m tests.incidents.table docs/incidents.md`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from klguard.guard.catalogue import BY_CODE
+from klguard.rules import RULES
+from tests.incidents.registry import INCIDENTS, REPLAYS, UNNAMED
+
+_HEAD = """\
+# Public incidents, replayed
+
+For each incident there is a minimal program of our own with the same root cause in `tests/incidents`, and a test
+that klguard says what stands here, and nothing of the program without the fault. Stages: *check* is `klguard
+check` on the source; *documents*, on configuration files and command lines; *before training*, the guard's
+preflight; *first rollout*, the guard in its first step; *later*, in a later one. Where a thread ended without a
+diagnosis, the cause is the best hypothesis. {named} of {all} incidents are named.
+
+| incident | cause | what klguard says | stage |
+|---|---|---|---|
+"""
+
+
+def name_of(code: str) -> str:
+    """The name of a rule or of an invariant."""
+    return RULES[code].name if code in RULES else BY_CODE[code].name
+
+
+def _row(incident: str, cells: tuple[str, str]) -> str:
+    known = INCIDENTS[incident]
+    cause = known["root_cause"].replace("|", "\\|")
+    return f"| [{incident}]({known['url']}) | {cause} | {cells[0]} | {cells[1]} |\n"
+
+
+def page() -> str:
+    """The whole page, in the order of the incidents' causes."""
+    cells = {
+        replay.incident: (
+            ", ".join(f"{code} {name_of(code)}" for code in sorted(replay.expected)),
+            replay.stage,
+        )
+        for replay in REPLAYS
+    } | {incident: (f"nothing: {why}", "") for incident, why in UNNAMED.items()}
+    order = sorted(INCIDENTS, key=lambda one: (INCIDENTS[one]["cause_class"], one))
+    head = _HEAD.format(named=len(REPLAYS), all=len(INCIDENTS))
+    return head + "".join(_row(incident, cells[incident]) for incident in order)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
