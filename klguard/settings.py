@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Union
+from typing import Any
 
 MAX_ALTERNATIVES = 8
 
@@ -122,7 +122,7 @@ class OneOf:
         return self.values[0].hops
 
 
-Value = Union[Known, Default, Unknown, Absent, OneOf]
+Value = Known | Default | Unknown | Absent | OneOf
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Place, Reason
 
@@ -149,7 +149,7 @@ class Later:
 
 MISSING = Missing()
 
-Abstract = Union[Later, Const, Unk, Missing, Alt, Ref, Tup, Func, Mod, Ext, Method, Partial]
+Abstract = Later | Const | Unk | Missing | Alt | Ref | Tup | Func | Mod | Ext | Method | Partial
 
 
 @dataclass(eq=False)
@@ -214,7 +214,7 @@ class InstObj:
     text: str = ""
 
 
-Object = Union[DictObj, ListObj, ClassObj, InstObj]
+Object = DictObj | ListObj | ClassObj | InstObj
 
 
 # -- small operations -------------------------------------------------------------------------------------------
