@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The laboratory's experiment under many sampling settings: when the guard stops each run, and when TRL's rule warns.
 
-    python benchmarks/lab_settings.py [--seeds 3] [--steps 16] [--jobs 1]
+    python benchmarks/lab_settings.py [--seeds 3] [--steps 16] [--jobs 1] [--redraw]
 
 A small GPT-2 learns a grammar; PPO then trains it with a constant reward, under pure sampling and under one setting
 at a time. Nothing stops a run here: what the guard would have prevented is what is shown. For each run it is
@@ -14,6 +14,7 @@ benchmarks/results/lab_settings.json, the figure to docs/images/lab_settings.png
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 from benchmarks.cases import Case, cases  # noqa: E402
-from benchmarks.machine import record  # noqa: E402
+from benchmarks.machine import RESULTS, record  # noqa: E402
 from benchmarks.policies import Policy  # noqa: E402
 from klguard.lab.demo import quiet  # noqa: E402
 from klguard.lab.experiment import LIMIT, SETUP, Outcome, run  # noqa: E402
@@ -184,7 +185,7 @@ def draw(results: list[dict[str, Any]], steps: int, path: Path) -> None:
             (-0.18, row["earliest_trl_tokens"], row["warned_by_trl"], "#d9772b"),
         ):
             if tokens is None:
-                right.plot([all_tokens * 1.5], [place + alarm], marker="|", color=color, markersize=6)
+                right.plot([all_tokens * 1.5], [place + alarm], marker=">", color=color, markersize=3.5)
             else:
                 right.barh(place + alarm, tokens, height=0.34, color=color)
                 if share < row["runs"]:
@@ -192,12 +193,14 @@ def draw(results: list[dict[str, Any]], steps: int, path: Path) -> None:
     right.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)], fontsize=7)
     right.set_xscale("log")
     right.set_xlim(right.get_xlim()[0], all_tokens * 2)
-    right.set_xlabel(
-        f"sampled tokens until the alarm; a tick at the right: never in {steps} steps", fontsize=9
-    )
-    right.set_title(
-        "red: the guard, by tokens alone, latest seed; orange: TRL's rule, earliest seed", fontsize=10
-    )
+    right.set_xlabel(f"sampled tokens until the alarm; at the right edge: never in {steps} steps", fontsize=9)
+    right.set_title("tokens until the alarm", fontsize=10)
+    for color, words in (
+        ("#d84a4a", "the guard, by tokens alone: the slowest seed"),
+        ("#d9772b", "TRL's rule: the fastest seed"),
+    ):
+        right.barh([0], [0], color=color, label=words)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", fontsize=8, ncols=2)
     for axes in (left, right):
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(alpha=0.25, axis="x" if axes is right else "both")
@@ -214,7 +217,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     parser.add_argument("--trial", action="store_true", help="do not write the results")
+    parser.add_argument("--redraw", action="store_true", help="only draw the figure anew, from the results")
     given = parser.parse_args()
+    if given.redraw:
+        known = json.loads((RESULTS / "lab_settings.json").read_text())
+        draw(known["runs"], known["steps"], given.figure)
+        return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     tasks = [(seed, given.steps) for seed in range(given.seeds)]
     if given.jobs > 1:

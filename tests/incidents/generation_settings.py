@@ -117,7 +117,7 @@ REPLAYS = (
         ppo("do_sample=True, top_p=0.9, min_length=20, max_new_tokens=32"),
         ppo(PURE),
     ),
-    loop("llamafactory-3902", "KLG101 KLG103", FrameworkDefaults, Loop),
+    loop("llamafactory-3902", "KLG101 KLG103", FrameworkDefaults, Loop, steps=2),
     loop("medicalgpt-374", "KLG302", NeverShort, StopsEarly),
     script(
         "trl-6337",
@@ -125,14 +125,14 @@ REPLAYS = (
         by_hand(PURE, checkpoint=INSTRUCT),
         by_hand(PURE + ", top_p=1.0, temperature=1.0, repetition_penalty=1.0", checkpoint=INSTRUCT),
     ),
-    loop("llamafactory-664", "KLG101 KLG103", FrameworkDefaults, Loop),
+    loop("llamafactory-664", "KLG101 KLG103", FrameworkDefaults, Loop, steps=2),
     loop("nemo-rl-69", "KLG101 KLG103", TopKAndTopP, Loop),
-    loop("llamafactory-98", "KLG101 KLG103", FrameworkDefaults, Loop),
+    loop("llamafactory-98", "KLG101 KLG103", FrameworkDefaults, Loop, steps=2),
 )
 SIBLINGS = (
     loop("checkpoint-top-p", "KLG701", TopPOfTheCheckpoint, Loop),
     script(
-        "trl-5783",
+        "grpo-top-p",
         "KLG103",
         grpo('output_dir="o", beta=0.04, top_p=0.9, temperature=1.0, top_k=0'),
         grpo('output_dir="o", beta=0.04, top_p=1.0, temperature=1.0, top_k=0, repetition_penalty=1.0'),

@@ -149,5 +149,5 @@ REPLAYS = (
 SIBLINGS = (
     loop("verl-3805", "KLG701", PaddingIsTrained, Loop),
     loop("minimind-533", "KLG811", LengthOfThePromptAsStart, Loop),
-    loop("trl-2670", "KLG814", EverythingAttended, Loop, steps=0),
+    loop("no-attention-mask", "KLG814", EverythingAttended, Loop, steps=0),
 )

@@ -32,7 +32,7 @@ _MODULES = (
 )
 REPLAYS = tuple(replay for module in _MODULES for replay in module.REPLAYS)
 SIBLINGS = tuple(replay for module in _MODULES for replay in getattr(module, "SIBLINGS", ()))
-"""Further programs of the same cause classes."""
+"""Further programs of the same cause classes. Ids with a number are public threads; the others are no incidents."""
 
 INCIDENTS = {
     incident["id"]: incident
@@ -41,12 +41,12 @@ INCIDENTS = {
 }
 
 UNNAMED = {
-    "trl-2387": "responses that are cut behind their first stop token are still drawn from the policy",
-    "trl-204": "no replay of few steps moves entropy or KL far and long enough for KLG862 or KLG604",
-    "trl-3004": "a KL that is logged as a mean of row means is one of the definitions that KLG834 accepts",
+    "trl-2387": "tried without a stop token: neither KLG817 nor KLG863 was said, as the cut mask looks complete",
+    "trl-204": "tried for 27 steps with a distribution that sharpens: neither KLG862 nor KLG604 was said",
+    "trl-3004": "tried with a mean of row means in place of a mean over tokens: KLG834 was not said in 6 steps",
     "nemo-rl-305": "whether a schedule counts minibatches or iterations is not visible in the loop",
     "prime-rl-2034": "dividing by sequences or by tokens is a choice, and each is consistent with itself",
-    "marin-6335": "a rollout without a single token carries nothing that any invariant could look at",
+    "marin-6335": "tried with empty responses: nothing was said; no invariant judges a rollout without a token yet",
     "verl-4711": "a figure by a definition that is not known, here divided once too often, says nothing",
     "prime-rl-568": "a mean that rounding has spoilt is a figure by a definition that is not known",
     "trl-4723": "the reference may be meant to differ from the first policy; only a copy is held to be one",

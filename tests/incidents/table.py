@@ -12,8 +12,10 @@ from tests.incidents.registry import INCIDENTS, REPLAYS, UNNAMED
 _HEAD = """\
 # Public incidents, replayed
 
-For each incident there is a minimal program of our own with the same root cause in `tests/incidents`, and a test
-that klguard says what stands here, and nothing of the program without the fault. Stages: *check* is `klguard
+For each incident that is named there is a minimal program of our own with the same root cause in
+`tests/incidents`; incidents with one cause may share it. A test asserts that klguard says at least what stands
+here, sometimes among other codes, and nothing of the program without the fault. The programs were adjusted while
+they were written, so this is no estimate of how many unseen incidents are named. Stages: *check* is `klguard
 check` on the source; *documents*, on configuration files and command lines; *before training*, the guard's
 preflight; *first rollout*, the guard in its first step; *later*, in a later one. Where a thread ended without a
 diagnosis, the cause is the best hypothesis. {named} of {all} incidents are named.
