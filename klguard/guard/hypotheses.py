@@ -86,7 +86,18 @@ def _named(name: str, values: Sequence[float]) -> list[str]:
     return [f"{name}={value:g}" for value in values]
 
 
-USUAL_TEMPERATURES = {0.1: 30, 0.3: 19, 0.5: 23, 0.6: 40, 0.7: 128, 0.8: 72, 0.9: 53, 1.25: 10, 1.5: 5, 2.0: 10}
+USUAL_TEMPERATURES = {
+    0.1: 30,
+    0.3: 19,
+    0.5: 23,
+    0.6: 40,
+    0.7: 128,
+    0.8: 72,
+    0.9: 53,
+    1.25: 10,
+    1.5: 5,
+    2.0: 10,
+}
 USUAL_PENALTIES = {1.05: 5, 1.1: 25, 1.2: 23, 1.3: 2, 1.5: 4}
 """In how many of 330 public repositories that train language models by reinforcement the value is written."""
 

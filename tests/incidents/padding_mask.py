@@ -10,15 +10,6 @@ from tests.guard.loop import EOS, PAD, RESPONSE, Loop
 from tests.incidents.replay import loop
 
 
-class FirstTokenLeftOut(Loop):
-    """The mask of the loss is sliced one too far: the first response token is never trained."""
-
-    def response_mask(self, responses):
-        mask = super().response_mask(responses)
-        mask[:, 0] = mask.sum(1) == 1  # a row needs a token
-        return mask
-
-
 class MasksOfOtherRows(Loop):
     """Rows are put back into order, and the mask that multiplies them is not."""
 
@@ -78,7 +69,13 @@ class NotANumber(Loop):
 
 
 class SideChanges(Loop):
-    """generate() leaves the tokenizer padding on the right."""
+    """generate() leaves the tokenizer padding on the right, and the next prompts are padded so."""
+
+    def make_prompts(self):
+        ids, attention, groups = super().make_prompts()
+        if self.tokenizer.padding_side == "right":
+            ids, attention = ids.flip(1), attention.flip(1)
+        return ids, attention, groups
 
     def sample(self, prompts, attention):
         responses = super().sample(prompts, attention)
@@ -135,7 +132,6 @@ class EverythingAttended(Loop):
 
 
 REPLAYS = (
-    loop("verl-3287", "KLG812", FirstTokenLeftOut, Loop),
     loop("verl-1440", "KLG866", MasksOfOtherRows, Loop),
     loop("trlx-509", "KLG831", NoPositionsInTheUpdate, Loop),
     loop("unsloth-3278", "KLG838", NotANumber, Loop),

@@ -41,6 +41,7 @@ INCIDENTS = {
 }
 
 UNNAMED = {
+    "verl-3287": "tried with the first response token masked out: KLG812 was not said; no invariant looks for it",
     "trl-2387": "tried without a stop token: neither KLG817 nor KLG863 was said, as the cut mask looks complete",
     "trl-204": "tried for 27 steps with a distribution that sharpens: neither KLG862 nor KLG604 was said",
     "trl-3004": "tried with a mean of row means in place of a mean over tokens: KLG834 was not said in 6 steps",
