@@ -22,6 +22,7 @@ from klguard.read.python.values import (
     DictObj,
     Func,
     InstObj,
+    Later,
     ListObj,
     Method,
     Missing,
@@ -65,6 +66,7 @@ class Containers(Roots):
     """Reading and writing containers, and the operators that work on them."""
 
     call_instance: Callable[..., Abstract | None]
+    defining: int
 
     # -- kinds and parts -------------------------------------------------------------------------------------
 
@@ -238,7 +240,11 @@ class Containers(Roots):
         if kind == "module-dict" and isinstance(part, Mod):
             doubt = Unk(Reason.RUNTIME, f"the names of {part.module.name}")
             home = ("module", part.module.path)
-            names = {name: self.lookup(home, name, state) or doubt for name in list(state.variables(home))}
+            names = {}
+            for name, held in list(state.variables(home).items()):
+                # inside a definition, what waits may depend on it: a subclass of the class whose body this is
+                waits = isinstance(held, Later) and self.defining > 0
+                names[name] = doubt if waits else self.lookup(home, name, state) or doubt
             return self.new_dict(names, state, doubt)
         merged = self.new_dict({}, state)
         for mapping in reversed(part.items) if isinstance(part, Tup) else (part,):

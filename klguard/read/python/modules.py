@@ -36,6 +36,7 @@ class Modules(Classes):
         self._modules: dict[str, State] = {}
         self._running: list[str] = []
         self._forced: dict[tuple, tuple[Abstract, dict[Any, Any], dict[Any, Any]]] = {}
+        self.defining = 0  # definitions that are being evaluated, one inside another
 
     def module_state(self, module: Module) -> State:
         """The state after the module's body ran, as an importer sees it. A copy: the caller may change it."""
@@ -156,7 +157,11 @@ class Modules(Classes):
         if key not in self._forced:
             self._forced[key] = (Unk(Reason.RECURSION, "a definition that reads itself"), {}, {})
             objects, frames = set(state.heap), set(state.frames)
-            value = self._force_new(later, state)
+            self.defining += 1
+            try:
+                value = self._force_new(later, state)
+            finally:
+                self.defining -= 1
             self._forced[key] = (
                 value,
                 {oid: obj for oid, obj in state.heap.items() if oid not in objects},
