@@ -13,6 +13,6 @@ def test_a_class_body_that_reads_the_modules_names_does_not_settle_its_subclasse
         f"class Base:\n    limit = {namespace}['LI' + 'MIT']\n"
         "    def run(self, **kw):\n        return model.generate(ids, **kw)\n"
         "class Child(Base):\n    pass\n"
-        "Child().run(top_k=3)\n"
+        "Base()\nChild().run(top_k=3)\n"
     )
     assert generated("LIMIT = 1\n" + source) == {"top_k": 3}
