@@ -103,6 +103,9 @@ def main() -> None:
     (folder / f"rank-{rank}.json").write_text(json.dumps(answer))
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    # One launch in a dozen on a busy machine, a thread of torch's own aborts the interpreter while it is taken down.
+    os._exit(0)
 
 
 if __name__ == "__main__":
