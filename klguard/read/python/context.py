@@ -19,6 +19,7 @@ from klguard.read.python.source import FunctionInfo, Module, dotted
 from klguard.read.python.spots import CallSite, Spot
 from klguard.read.python.training import PAIRS, receiver_words
 from klguard.read.python.watchers import (
+    MAX_SAMPLERS,
     Hit,
     PairlessWatcher,
     RewardWatcher,
@@ -31,9 +32,6 @@ from klguard.settings import Context, SiteKind
 
 Chain = tuple[CallSite, ...]
 """Calls by which a function is reached, innermost first."""
-
-MAX_SAMPLERS = 12
-"""Calls that sample with one settings object of which the contexts are joined."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +136,10 @@ class ContextAnalysis:
     def _tokens(self, module: Module, call: ast.Call, chain: Chain) -> Verdict:
         if never_runs(module, call):
             return Verdict(Context.UNKNOWN, "the call stands behind a raise or return and never runs")
-        watcher = TokenWatcher(self.graph)
+        watcher = TokenWatcher(self.graph, lambda hit: not compares_pairs(self.graph, hit.module, hit.node))
         Flow(self.graph, watcher, chain).run(Spot(module, call))
         strong = [hit for hit in watcher.hits if not hit.weak]
-        if strong and all(compares_pairs(self.graph, hit.module, hit.node) for hit in strong):
+        if strong and not watcher.settled:  # none but losses over pairs
             where = _where(strong[0].module, strong[0].node, module)
             return Verdict(Context.INFERENCE, f"its texts become pairs for the preference loss {where}")
         if strong:
@@ -240,6 +238,8 @@ class ContextAnalysis:
             verdict = self.classify_through(m, sampler, SiteKind.GENERATE, way)
             where = _where(m, sampler, module)
             verdicts.append(Verdict(verdict.context, f"used by the call {where}: {verdict.why}"))
+            if verdict.context is Context.ROLLOUT:
+                break
         for context in (Context.ROLLOUT, Context.EVALUATION, Context.INFERENCE):
             if (found := next((v for v in verdicts if v.context is context), None)) is not None:
                 return found

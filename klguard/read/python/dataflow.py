@@ -64,7 +64,7 @@ class Flow:
         self._start = start
         self.push(start, start.node, start.path)
         for _ in range(MAX_STEPS):
-            if not self._queue:
+            if not self._queue or self.watcher.settled:
                 break
             self._step(self._queue.popleft())
 

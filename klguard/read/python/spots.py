@@ -40,6 +40,11 @@ class Spot:
 class Watcher(Protocol):
     """What a flow looks for and records. A true result of the first four methods stops the flow there."""
 
+    @property
+    def settled(self) -> bool:
+        """Is enough recorded to answer with, whatever else the flow would meet?"""
+        ...
+
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         """The value is passed at a position or keyword (`**` for a splat, None for a starred one)."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from klguard.read.python.callers import CallGraph, callee, callee_name, words
@@ -31,6 +32,9 @@ from klguard.read.python.training import (
     trains_by_step,
 )
 
+MAX_SAMPLERS = 12
+"""Calls that sample with one settings object of which the contexts are joined."""
+
 MAX_WRITTEN = 40
 """Nesting of an expression that is quoted in a reason."""
 
@@ -50,10 +54,15 @@ class Hit:
 
 
 class TokenWatcher:
-    """Follows sampled tokens (and text) to the place that trains on them."""
+    """Follows sampled tokens (and text) to the place that trains on them.
 
-    def __init__(self, graph: CallGraph) -> None:
+    `enough` says of a hit that is not weak whether it answers the question; the flow ends with the first that does.
+    """
+
+    def __init__(self, graph: CallGraph, enough: Callable[[Hit], bool] = lambda hit: True) -> None:
         self.graph = graph
+        self.settled = False
+        self._enough = enough
         self.hits: list[Hit] = []
         self.shown: list[tuple[Module, ast.AST]] = []
         self.judged: list[tuple[Module, ast.AST]] = []
@@ -69,7 +78,9 @@ class TokenWatcher:
         return scores_tokens(call)
 
     def _hit(self, spot: Spot, node: ast.AST, text: str, weak: bool = False) -> None:
-        self.hits.append(Hit(text, spot.module, node, spot.frame, weak))
+        hit = Hit(text, spot.module, node, spot.frame, weak)
+        self.hits.append(hit)
+        self.settled = self.settled or (not weak and self._enough(hit))
 
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         name = callee_name(call)
@@ -153,6 +164,10 @@ class SettingsWatcher:
         self.trainers: list[tuple[Module, ast.Call]] = []
         self.uncalled_functions: list[FunctionInfo] = []
 
+    @property
+    def settled(self) -> bool:
+        return len(self.samplers) >= MAX_SAMPLERS
+
     def keeps(self, name: str) -> bool:
         return True
 
@@ -232,6 +247,10 @@ class TrainerWatcher(SettingsWatcher):
         super().__init__(graph)
         self.trained: list[tuple[Module, ast.Call]] = []
         self.sampled: list[tuple[Module, ast.Call]] = []
+
+    @property
+    def settled(self) -> bool:
+        return bool(self.trained)
 
     def transparent(self, name: str) -> bool:
         return name != "from_pretrained"
