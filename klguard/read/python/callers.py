@@ -17,9 +17,6 @@ from klguard.read.python.scopes import FUNCTIONS, parameters, scopes_of
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
 from klguard.read.python.trees import walk_level
 
-MAX_MODULES = 25
-"""Files looked into for one name."""
-
 MAX_CALLERS = 12
 """Callers followed for one function."""
 
@@ -90,20 +87,9 @@ class CallGraph:
         self.project = project
         self._callers: dict[int, list[tuple[Module, ast.expr]]] = {}
         self._classes: dict[int, Receiver] = {}
-        self._mentions: dict[str, tuple[Module, ...]] = {}
         self._targets: dict[int, FunctionInfo | ClassInfo | None] = {}
         self._writes: dict[ClassInfo, dict[str, list[ast.Assign | ast.AnnAssign]]] = {}
         self._keep: list[object] = []  # ids above stay valid only while their nodes live
-
-    def near(self, module: Module, word: str, hint: str = "") -> Iterator[Module]:
-        """`module` and other files that mention `word`, those with `hint` first; at most MAX_MODULES."""
-        likely = [found for found in self._mentioning(hint) if word in found.text] if hint else []
-        yield from islice(dict.fromkeys((module, *likely, *self._mentioning(word))), MAX_MODULES)
-
-    def _mentioning(self, word: str) -> tuple[Module, ...]:
-        if word not in self._mentions:
-            self._mentions[word] = tuple(islice(self.project.mentioning(word), MAX_MODULES))
-        return self._mentions[word]
 
     # -- classes ---------------------------------------------------------------------------------------------
 
@@ -148,7 +134,7 @@ class CallGraph:
     def family(self, cls: ClassInfo) -> list[ClassInfo]:
         """The class, its visible bases and its subclasses in the files that mention it."""
         found = [cls, *self.bases(cls)]
-        for module in self.near(cls.module, cls.name):
+        for module in self.project.near(cls.module, cls.name):
             found += [
                 c for c in module.classes.values() if c is not cls and any(b is cls for b in self.bases(c))
             ]
@@ -331,7 +317,7 @@ class CallGraph:
         if func.attr.startswith("__"):
             return None
         found: list[FunctionInfo] = []
-        for other in self.near(module, func.attr):
+        for other in self.project.near(module, func.attr):
             found += [c.methods[func.attr] for c in other.classes.values() if func.attr in c.methods]
             if len(found) > 6:
                 break
@@ -378,7 +364,7 @@ class CallGraph:
             yield from self._iterations(cls)
             return
         hint = cls.name if cls is not None else info.module.path.rsplit("/", 1)[-1].removesuffix(".py")
-        for module in self.near(info.module, name, hint):
+        for module in self.project.near(info.module, name, hint):
             for call in module.calls.get(name, ()):
                 if self._enters(module, call, info, by_name):
                     yield module, call
@@ -419,7 +405,7 @@ class CallGraph:
         return info.name not in COMMON_METHODS or self._alike(func.value, info.cls)
 
     def _instance_calls(self, info: FunctionInfo, cls: ClassInfo) -> Iterator[tuple[Module, ast.Call]]:
-        for module in self.near(cls.module, cls.name):
+        for module in self.project.near(cls.module, cls.name):
             for node in module.nodes:
                 if (
                     isinstance(node, ast.Call)
@@ -430,7 +416,7 @@ class CallGraph:
 
     def _iterations(self, cls: ClassInfo) -> Iterator[tuple[Module, ast.expr]]:
         """Expressions that go over an instance: `for x in engine`, `iter(engine)`, `DataLoader(engine)`."""
-        for module in self.near(cls.module, cls.name):
+        for module in self.project.near(cls.module, cls.name):
             for node in module.nodes:
                 if (
                     isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension))

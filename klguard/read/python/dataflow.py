@@ -295,7 +295,7 @@ class Flow:
             self._into_instance(spot, path)
 
     def _readers(self, cls: ClassInfo, attribute: str) -> Iterator[Module]:
-        for index, module in enumerate(self.graph.near(cls.module, attribute)):
+        for index, module in enumerate(self.graph.project.near(cls.module, attribute)):
             if index > 12:
                 return
             yield module

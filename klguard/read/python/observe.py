@@ -376,7 +376,7 @@ class Observer(Arrivals):
         if self._samplers is None:
             found = (
                 info
-                for module in islice(self.project.mentioning("generate"), MAX_RIVALS)
+                for module in islice(self.project.mentioning(r"def\s+generate\b", "generate"), MAX_RIVALS)
                 for info in module.classes.values()
                 if "generate" in info.methods
             )

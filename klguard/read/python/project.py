@@ -6,7 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import accumulate, count
+from itertools import accumulate, count, islice
 from pathlib import Path
 
 from klguard.read.files import DEFAULT_LIMIT, Failure, SourceText, discover, read, read_bytes, reported
@@ -16,6 +16,9 @@ LIBRARIES = frozenset(
     {"transformers", "trl", "trlx", "vllm", "sglang", "torch", "peft", "accelerate", "datasets"}
 )
 """Packages whose names mean the library even where a copy of it lies in the project."""
+
+COMMON = 30
+"""Files that may hold a word before it counts as common."""
 
 
 class Project:
@@ -43,8 +46,10 @@ class Project:
         self.failures: dict[str, tuple[Failure, ...]] = {}
         self.read_paths: set[str] = set()
         self.words: set[str] = set()
-        self._mentions: dict[str, tuple[list[str], Iterator[str]]] = {}
-        self._found: dict[tuple[str, str], Module | None] = {}
+        self._searches: dict[str, tuple[list[str], Iterator[str]]] = {}
+        self._beside: dict[tuple[str, str], list[str]] = {}
+        self._found: dict[tuple[str, str], str | None] = {}
+        self._meant: dict[tuple[str, str], FunctionInfo | ClassInfo | Module | str] = {}
 
     @classmethod
     def of_text(cls, text: str, path: str) -> Project:
@@ -91,18 +96,51 @@ class Project:
                 self._bytes[path] = b""
         return self._bytes[path]
 
-    def mentioning(self, word: str) -> Iterator[Module]:
-        """Modules whose text holds `word` as a whole word, in path order. Files are searched as far as somebody asks."""
+    def near(self, module: Module, word: str, hint: str = "") -> Iterator[Module]:
+        """`module` and other files that hold `word` as a whole word, those with `hint` first, then in path order.
+
+        A word that more than COMMON files hold says nothing about who means what: of those only the ones in the
+        folder of `module` count, and the ones with `hint`.
+        """
+        folder = module.path.rpartition("/")[0]
+        hinted = [path for path in self._spread(hint, folder) if self._holds(path, word)] if hint else []
+        yield module
+        for path in dict.fromkeys((*hinted, *self._spread(word, folder))):
+            if path != module.path and (other := self.module(path)) is not None:
+                yield other
+
+    def mentioning(self, pattern: str, word: str) -> Iterator[Module]:
+        """Modules whose bytes match a regular expression that holds `word`, in path order."""
+        looked_for = re.compile(pattern.encode())
+        for path in self._mentions(word):
+            if looked_for.search(self._content(path)) and (module := self.module(path)) is not None:
+                yield module
+
+    def _spread(self, word: str, folder: str) -> list[str]:
+        """The paths that hold `word`: all of them, or where it is common those in `folder`."""
+        paths = list(islice(self._mentions(word), COMMON + 1))
+        if len(paths) <= COMMON:
+            return paths
+        self.read_paths.update(paths)  # what makes the word common
+        key = word, folder
+        if key not in self._beside:
+            self._beside[key] = [path for path in self._folders.get(folder, ()) if self._holds(path, word)]
+        return self._beside[key]
+
+    def _holds(self, path: str, word: str) -> bool:
+        return _holds_word(self._content(path), word.encode())
+
+    def _mentions(self, word: str) -> Iterator[str]:
+        """Paths whose text holds `word` as a whole word, in order. Files are searched as far as somebody asks."""
         self.words.add(word)
-        found, rest = self._mentions.setdefault(word, ([], self._search(word)))
+        found, rest = self._searches.setdefault(word, ([], self._search(word)))
         for index in count():
             if index == len(found):
                 path = next(rest, None)
                 if path is None:
                     return
                 found.append(path)
-            if (module := self.module(found[index])) is not None:
-                yield module
+            yield found[index]
 
     def _search(self, word: str) -> Iterator[str]:
         plain = word.encode()
@@ -127,6 +165,13 @@ class Project:
     def _order(self) -> list[str]:
         return sorted(self.paths)
 
+    @cached_property
+    def _folders(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self._order:
+            found.setdefault(path.rpartition("/")[0], []).append(path)
+        return found
+
     # -- names -------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -145,12 +190,17 @@ class Project:
 
     def find_module(self, name: str, importer: Module) -> Module | None:
         """The module that `import name` means in `importer`; None when it is not a file of this project."""
+        path = self._path_of(name, importer)
+        return None if path is None else self.module(path)
+
+    def _path_of(self, name: str, importer: Module) -> str | None:
+        """The reported path of what `import name` means in `importer`; None outside the project."""
         key = name, importer.path.rpartition("/")[0]
         if key not in self._found:
-            self._found[key] = self._find_module(name, importer.path)
+            self._found[key] = self._find_path(name, importer.path)
         return self._found[key]
 
-    def _find_module(self, name: str, path: str) -> Module | None:
+    def _find_path(self, name: str, path: str) -> str | None:
         here = tuple(part for part in path.split("/")[:-1] if part not in ("", "."))
         if name.startswith("."):
             level = len(name) - len(name.lstrip("."))
@@ -172,7 +222,7 @@ class Project:
     def _folder(self) -> str:
         return self.root.resolve().name.lower().replace("-", "_")
 
-    def _absolute(self, parts: tuple[str, ...], here: tuple[str, ...]) -> Module | None:
+    def _absolute(self, parts: tuple[str, ...], here: tuple[str, ...]) -> str | None:
         candidates = [
             (full, path)
             for full, path in self._by_last_name.get(parts[-1], ())
@@ -182,14 +232,14 @@ class Project:
             c for c in candidates if here[: len(c[0]) - len(parts)] == c[0][: len(c[0]) - len(parts)]
         ]
         if on_the_way:
-            return self.module(max(on_the_way, key=lambda c: (len(c[0]), c[1]))[1])
+            return max(on_the_way, key=lambda c: (len(c[0]), c[1]))[1]
         rooted = [c for c in candidates if len(c[0]) - len(parts) <= 2]
-        return self.module(rooted[0][1]) if len(rooted) == 1 else None
+        return rooted[0][1] if len(rooted) == 1 else None
 
-    def _exact(self, parts: tuple[str, ...]) -> Module | None:
+    def _exact(self, parts: tuple[str, ...]) -> str | None:
         for full, path in self._by_last_name.get(parts[-1], ()) if parts else ():
             if full == parts:
-                return self.module(path)
+                return path
         return None
 
     def resolve(
@@ -197,6 +247,14 @@ class Project:
     ) -> FunctionInfo | ClassInfo | Module | str:
         """What dotted `name` means at the top level of `module`: a function, class or module of the project,
         else the dotted name outside it (`transformers.GenerationConfig`); the name itself where it is not an import."""
+        if seen:
+            return self._resolve(name, module, seen)
+        key = name, module.path
+        if key not in self._meant:
+            self._meant[key] = self._resolve(name, module, seen)
+        return self._meant[key]
+
+    def _resolve(self, name: str, module: Module, seen: frozenset) -> FunctionInfo | ClassInfo | Module | str:
         head, _, rest = name.partition(".")
         if head in module.functions and not rest:
             return module.functions[head]
@@ -208,11 +266,26 @@ class Project:
             target = module.imports[head] + (f".{rest}" if rest else "")
             return self._follow(target, module, seen | {(module.path, name)})
         for star in module.star_imports:
+            if not self._may_give(star, module, head):
+                continue
             if (found := self.find_module(star, module)) is not None and (found.path, name) not in seen:
                 result = self.resolve(name, found, seen | {(module.path, name)})
                 if not isinstance(result, str) or result != name:
                     return result
         return name
+
+    def _may_give(self, star: str, module: Module, name: str) -> bool:
+        """Whether `from star import *` may give `resolve` a `name`: its file defines or imports something so called,
+        or passes other files' names on. Asked of the bytes, since packages import hundreds of files so."""
+        path = self._path_of(star, module)
+        if path is None:
+            return False
+        self.read_paths.add(path)
+        content = self._content(path)
+        plain = name.encode()
+        if plain in content and re.search(_BINDING.replace(b"NAME", re.escape(plain)), content) is not None:
+            return True
+        return _STAR.search(content) is not None
 
     def _follow(
         self, target: str, module: Module, seen: frozenset
@@ -251,6 +324,14 @@ def _holds_word(content: bytes, word: bytes) -> bool:
         start = content.find(word, start + 1)
     return False
 
+
+_STAR = re.compile(rb"import\s*\*")
+
+_BINDING = rb"""(?xm) (?:def|class) \s+ NAME \b
+    | \b import \b (?:[^()\n] | \\\r?\n)* \b NAME \b
+    | \b import \s* \( [^)]* \b NAME \b
+    | ^\s* NAME \s* (?:,|as\b|\)|[#]|$)"""
+"""Where a definition or an import statement holds NAME; the last line is for lists with comments between the names."""
 
 _OF_WORDS = frozenset(bytes([code]) for code in range(128) if chr(code).isalnum() or code == ord("_"))
 

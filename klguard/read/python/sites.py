@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,6 @@ ROOT_BUDGET = 15_000
 
 MAX_CALLERS = 12
 MAX_FUNCTIONS = 60
-MAX_MODULES = 25
 MAX_LEVELS = 6
 
 SMALL = 150
@@ -250,10 +249,9 @@ class SiteReader(Observer):
         for a method also the code that mentions its class or a subclass, which makes the instances."""
         seen: set[tuple[str, FunctionInfo | None]] = set()
         for name, owner in self._names(function):
-            alone = function.module.path.endswith(".ipynb")
-            for module in _nearest(
-                [function.module] if alone else self.project.mentioning(name), function.module
-            ):
+            home_file = function.module
+            alone = home_file.path.endswith(".ipynb")
+            for module in [home_file] if alone else self.project.near(home_file, name):
                 for node in module.mentions.get(name, ()):
                     if not self._may_mean(node, module, owner):
                         continue
@@ -277,7 +275,7 @@ class SiteReader(Observer):
         if function.name not in COMMON:
             yield function.name, function
         yield function.cls.name, function.cls
-        for module in _nearest(self.project.mentioning(function.cls.name), function.module):
+        for module in self.project.near(function.module, function.cls.name):
             for info in module.classes.values():
                 if any(base.rpartition(".")[2] == function.cls.name for base in info.bases):
                     yield info.name, info
@@ -527,16 +525,6 @@ def _plain(value: Any) -> str:
     return repr(
         [(type(m).__name__, getattr(m, "value", None), getattr(m, "detail", "")) for m in members(value)]
     )
-
-
-def _nearest(modules: Iterable[Module], home: Module) -> list[Module]:
-    """The first modules, the function's own in front."""
-    found = []
-    for module in modules:
-        found.append(module)
-        if len(found) >= MAX_MODULES:
-            break
-    return sorted(found, key=lambda module: module is not home)
 
 
 def _references(module: Module) -> list[ast.expr]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from itertools import chain, islice
 from weakref import WeakKeyDictionary
 
 from klguard.read.python.project import Project
@@ -22,15 +24,18 @@ def related(project: Project, module: Module) -> list[Module]:
 
 
 def _closure(project: Project, module: Module) -> list[Module]:
-    found = {module: None}
-    edge = [module, *importers(project, module)]
-    found |= dict.fromkeys(edge)
+    found = dict.fromkeys(islice(chain((module,), importers(project, module)), MAX_FILES))
+    edge = list(found)
     for _ in range(MAX_STEPS):
-        edge = [target for source in edge for target in imported(project, source) if target not in found]
-        found |= dict.fromkeys(edge)
-        if not edge or len(found) > MAX_FILES:
-            break
-    return list(found)[:MAX_FILES]
+        following: list[Module] = []
+        for target in chain.from_iterable(imported(project, source) for source in edge):
+            if len(found) == MAX_FILES:
+                return list(found)
+            if target not in found:
+                found[target] = None
+                following.append(target)
+        edge = following
+    return list(found)
 
 
 def imported(project: Project, module: Module) -> Iterator[Module]:
@@ -48,6 +53,7 @@ def imported(project: Project, module: Module) -> Iterator[Module]:
 def importers(project: Project, module: Module) -> Iterator[Module]:
     """Files of the project that import `module`."""
     word = module.name.rpartition(".")[2]
-    for other in project.mentioning(word) if word else ():
+    pattern = rf"\b(?:from|import)\b(?:[^\n]*|\s*\([^)]*)\b{re.escape(word)}\b"
+    for other in project.mentioning(pattern, word) if word else ():
         if other is not module and any(found is module for found in imported(project, other)):
             yield other
