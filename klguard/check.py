@@ -48,7 +48,7 @@ class Report:
     """The outcome of a run.
 
     findings    what is reported, in the order of every output
-    sites       every site in the files, of all contexts
+    sites       every site in the files; of contexts that were not asked for without the settings in force
     files       number of files looked at
     suppressed  number of findings that comments hold back
     excluded    number of paths that were named and left out on request
@@ -183,6 +183,7 @@ class _Run:
         self._enabled_for: dict[tuple[bool, str], frozenset[str]] = {}
         self._folder = self._cache_folder() if cache else None
         self._few = len(files) <= FEW
+        self._jobs = 1
         self.looks = {path: self._look(path) for path in sorted({*files, *text})}
 
     def _look(self, path: str) -> Look:
@@ -210,12 +211,18 @@ class _Run:
         around = project_files(self.root, self.files.values(), self.config.respect_gitignore)
         return dict(sorted({**{reported(file): file for file in around}, **self.files}.items()))
 
-    def read(self, jobs: int = 1, progress: Progress = lambda done, total: None) -> list[Answer]:
-        """What is in the candidates."""
+    def read(
+        self,
+        jobs: int = 1,
+        progress: Progress = lambda done, total: None,
+        contexts: frozenset[Context] | None = None,
+    ) -> list[Answer]:
+        """What is in the candidates, by default in the contexts that are reported."""
         if not self.candidates:
             return []
         from klguard.reading import Target, read_all
 
+        self._jobs = jobs
         target = Target(
             self.root,
             self.project,
@@ -224,6 +231,7 @@ class _Run:
             self.config.generate_functions,
             dict(self.config.trainer_classes),
             self.config.max_file_size,
+            self.config.contexts if contexts is None else contexts,
         )
         return read_all(target, jobs, self._cache(target), progress)
 
@@ -286,12 +294,11 @@ class _Run:
     ) -> Report:
         sites = sorted((site for answer in answers for site in answer.sites), key=lambda site: site.place)
         wanted = [site for site in sites if site.settings.context in self.config.contexts]
-        others = [site for site in sites if site.settings.context not in self.config.contexts]
         found = [failure.finding() for failure in failures]
         found += [failure.finding() for look in self.looks.values() for failure in look.failures]
         found += [finding for answer in answers for finding in answer.failures]
         found += self._judged(wanted)
-        kept, suppressed = self._suppressed([f for f in found if self._selected(f)], others)
+        kept, suppressed = self._suppressed([f for f in found if self._selected(f)])
         ordered = tuple(sorted(dict.fromkeys(kept), key=lambda finding: finding.sort_key))
         return Report(ordered, tuple(sites), len(self.looks), suppressed, excluded, self.sources)
 
@@ -323,7 +330,14 @@ class _Run:
             self._enabled_for[key] = config.enabled_for(path)
         return self._enabled_for[key]
 
-    def _suppressed(self, findings: list[Finding], others: Sequence[Site]) -> tuple[list[Finding], int]:
+    def _other_sites(self) -> list[Site]:
+        """The sites of contexts that were not asked for, with what is in force there."""
+        asked = self.config.contexts
+        every = frozenset(Context)
+        answers = self.read(self._jobs, contexts=every) if asked != every else []
+        return [site for answer in answers for site in answer.sites if site.settings.context not in asked]
+
+    def _suppressed(self, findings: list[Finding]) -> tuple[list[Finding], int]:
         """`findings` without those that comments hold back, and with the comments that hold nothing back."""
         mentioned = {f.place.path for f in findings} | {f.site.place.path for f in findings if f.site}
         mentioned |= {hop.place.path for f in findings for hop in f.origin if hop.place}
@@ -348,7 +362,7 @@ class _Run:
 
         first = applied(findings)
         # A comment may be there for a site whose context was not asked for in this run.
-        unused = applied([*findings, *self._judged(others)]).unused if first.unused else []
+        unused = applied([*findings, *self._judged(self._other_sites())]).unused if first.unused else []
         return [*first.kept, *unused], first.suppressed
 
     @cached_property

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from klguard.cache import Cache, Trail
 from klguard.findings import INTERNAL_ERROR, Finding
 from klguard.judge import internal_error, start_of
-from klguard.settings import Site
+from klguard.settings import Context, Site
 
 if TYPE_CHECKING:
     from klguard.read.python.project import Project
@@ -33,6 +33,7 @@ class Target:
     files     reported path -> where it lies, for every file of the project
     versions  path -> library -> version, for every file that is to be read
     text      path -> content, for what is not read from disk
+    contexts  contexts of the sites of which the settings in force are asked for
     """
 
     root: Path
@@ -42,6 +43,7 @@ class Target:
     generate_functions: tuple[str, ...]
     trainer_classes: Mapping[str, str]
     max_file_size: int
+    contexts: frozenset[Context] = frozenset(Context)
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ Share = tuple[str, ...]
 
 
 def _question(share: Share, target: Target) -> str:
-    """What a cached answer is filed under: the files of the share, and the versions they are read for."""
-    return repr([(path, sorted(target.versions[path].items())) for path in share])
+    """What a cached answer is filed under: the files of the share, the versions they are read for, the contexts."""
+    contexts = sorted(context.value for context in target.contexts)
+    return repr((contexts, [(path, sorted(target.versions[path].items())) for path in share]))
 
 
 def _kept(cache: Cache | None, share: Share, target: Target) -> Answer | None:
@@ -110,7 +113,7 @@ def read_share(share: Share, target: Target) -> tuple[Answer, Trail]:
 def _read(share: Share, target: Target, project: Project) -> Answer:
     from klguard.read.python.sites import SiteReader
 
-    reader = SiteReader(project, target.generate_functions, target.trainer_classes)
+    reader = SiteReader(project, target.generate_functions, target.trainer_classes, target.contexts)
     try:
         reader.prepare(share)
     except Exception as error:  # noqa: BLE001  files that break the reader must not cost the others

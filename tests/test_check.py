@@ -455,3 +455,20 @@ def test_without_a_configuration_the_nearest_one_is_used(project: Path):
     assert [f.code for f in check_paths(["train.py"]).findings] == ["KLG101"]
     Path("klguard.toml").write_text('ignore = ["top-k"]\n')
     assert check_paths(["train.py"]).findings == ()
+
+
+def test_what_is_in_force_is_worked_out_only_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(
+        "def evaluate(model, x):\n    return model.generate(x, top_k=5)\n\n\n"
+        "def train(model, trainer, x):\n"
+        "    trainer.step([x], [model.generate(x, top_k=6)], [1.0])\n"
+    )
+    report = check_paths(["train.py"])
+    assert [site.settings.context for site in report.sites] == [Context.EVALUATION, Context.ROLLOUT]
+    assert ["top_k" in site.settings.values for site in report.sites] == [False, True]
+    every = check_paths(["train.py"], load(tmp_path).override(context=("all",)))
+    assert all("top_k" in site.settings.values for site in every.sites)
+    assert {finding.place.line for finding in every.findings} > {f.place.line for f in report.findings}

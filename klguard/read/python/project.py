@@ -48,6 +48,8 @@ class Project:
         self.words: set[str] = set()
         self._searches: dict[str, tuple[list[str], Iterator[str]]] = {}
         self._beside: dict[tuple[str, str], list[str]] = {}
+        self._binds: dict[tuple[str, str], bool] = {}
+        self._stars: dict[str, list[str]] = {}
         self._found: dict[tuple[str, str], str | None] = {}
         self._meant: dict[tuple[str, str], FunctionInfo | ClassInfo | Module | str] = {}
 
@@ -124,7 +126,8 @@ class Project:
         self.read_paths.update(paths)  # what makes the word common
         key = word, folder
         if key not in self._beside:
-            self._beside[key] = [path for path in self._folders.get(folder, ()) if self._holds(path, word)]
+            beside = (path for path in self._folders.get(folder, ()) if self._holds(path, word))
+            self._beside[key] = list(islice(beside, COMMON))
         return self._beside[key]
 
     def _holds(self, path: str, word: str) -> bool:
@@ -190,14 +193,14 @@ class Project:
 
     def find_module(self, name: str, importer: Module) -> Module | None:
         """The module that `import name` means in `importer`; None when it is not a file of this project."""
-        path = self._path_of(name, importer)
+        path = self._path_of(name, importer.path)
         return None if path is None else self.module(path)
 
-    def _path_of(self, name: str, importer: Module) -> str | None:
-        """The reported path of what `import name` means in `importer`; None outside the project."""
-        key = name, importer.path.rpartition("/")[0]
+    def _path_of(self, name: str, importer: str) -> str | None:
+        """The reported path of what `import name` means in the file `importer`; None outside the project."""
+        key = name, importer.rpartition("/")[0]
         if key not in self._found:
-            self._found[key] = self._find_path(name, importer.path)
+            self._found[key] = self._find_path(name, importer)
         return self._found[key]
 
     def _find_path(self, name: str, path: str) -> str | None:
@@ -266,7 +269,8 @@ class Project:
             target = module.imports[head] + (f".{rest}" if rest else "")
             return self._follow(target, module, seen | {(module.path, name)})
         for star in module.star_imports:
-            if not self._may_give(star, module, head):
+            path = self._path_of(star, module.path)
+            if path is None or not self._may_give(path, head):
                 continue
             if (found := self.find_module(star, module)) is not None and (found.path, name) not in seen:
                 result = self.resolve(name, found, seen | {(module.path, name)})
@@ -274,18 +278,33 @@ class Project:
                     return result
         return name
 
-    def _may_give(self, star: str, module: Module, name: str) -> bool:
-        """Whether `from star import *` may give `resolve` a `name`: its file defines or imports something so called,
-        or passes other files' names on. Asked of the bytes, since packages import hundreds of files so."""
-        path = self._path_of(star, module)
-        if path is None:
-            return False
-        self.read_paths.add(path)
-        content = self._content(path)
-        plain = name.encode()
-        if plain in content and re.search(_BINDING.replace(b"NAME", re.escape(plain)), content) is not None:
-            return True
-        return _STAR.search(content) is not None
+    def _may_give(self, path: str, name: str) -> bool:
+        """Whether `import *` of the file at `path` may give `resolve` a `name`: it defines or imports something so
+        called, or passes on the names of a file that does. Asked of the bytes: packages import hundreds of files so."""
+        return any(self._may_bind(each, name) for each in self._passed_on(path))
+
+    def _may_bind(self, path: str, name: str) -> bool:
+        key = path, name
+        if key not in self._binds:
+            content, plain = self._content(path), name.encode()
+            binding = _BINDING.replace(b"NAME", re.escape(plain))
+            self._binds[key] = plain in content and re.search(binding, content) is not None
+        return self._binds[key]
+
+    def _passed_on(self, path: str) -> list[str]:
+        """The file at `path` and those of which it imports everything, one through the other."""
+        if path not in self._stars:
+            found, known = [path], {path}
+            for each in found:  # grows while it is gone through
+                content = self._content(each)
+                for match in _STAR.finditer(content) if b"import *" in content else ():
+                    other = self._path_of(match[1].decode("ascii"), each)
+                    if other is not None and other not in known:
+                        known.add(other)
+                        found.append(other)
+            self._stars[path] = found
+            self.read_paths.update(found)
+        return self._stars[path]
 
     def _follow(
         self, target: str, module: Module, seen: frozenset
@@ -325,7 +344,7 @@ def _holds_word(content: bytes, word: bytes) -> bool:
     return False
 
 
-_STAR = re.compile(rb"import\s*\*")
+_STAR = re.compile(rb"\bfrom\s+([\w.]+)\s+import \*", re.ASCII)
 
 _BINDING = rb"""(?xm) (?:def|class) \s+ NAME \b
     | \b import \b (?:[^()\n] | \\\r?\n)* \b NAME \b

@@ -56,6 +56,7 @@ class ScopeTable:
         self._loads: dict[tuple[Scope, str], list[ast.Name]] = {}
         self._stores: dict[tuple[Scope, str], list[ast.Name]] = {}
         self._globals: set[tuple[Scope, str]] = set()
+        self._taken: dict[Scope, frozenset[str]] = {}
         self.attributes: dict[str, list[ast.Attribute]] = {}
         """Reads of an attribute of that name."""
         self.handed: dict[str, list[ast.Call]] = {}
@@ -104,7 +105,10 @@ class ScopeTable:
         """The scope whose variable `name` means when it is read in `scope`."""
         current = scope
         while isinstance(current, FUNCTIONS):
-            bound = (current, name) in self._stores or name in parameters(current)
+            taken = self._taken.get(current)
+            if taken is None:
+                taken = self._taken[current] = frozenset(parameters(current))
+            bound = name in taken or (current, name) in self._stores
             if bound and (current, name) not in self._globals:
                 return current
             current = self._owner[current]

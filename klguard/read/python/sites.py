@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +70,20 @@ class Candidate:
 
 
 class SiteReader(Observer):
-    """Finds the sites of the files of one project."""
+    """Finds the sites of the files of one project.
+
+    What is in force is worked out where the context is one of `contexts`; of the other sites only the context is.
+    """
 
     def __init__(
-        self, project: Project, functions: Sequence[str] = (), trainers: Mapping[str, str] | None = None
+        self,
+        project: Project,
+        functions: Sequence[str] = (),
+        trainers: Mapping[str, str] | None = None,
+        contexts: Collection[Context] = frozenset(Context),
     ) -> None:
         super().__init__(project, frozenset(functions), trainers)
+        self.contexts = frozenset(contexts)
         self.versions: Mapping[str, str] = {}
         self.closure: set[FunctionInfo] = set()
         self.holding: set[str] = set()
@@ -102,8 +110,11 @@ class SiteReader(Observer):
             if module is None:
                 continue
             self._candidates[path] = list(self.candidates(module))
-            nodes = [*(candidate.node for candidate in self._candidates[path]), *_references(module)]
-            if nodes or "generation_config" in module.text:
+            followed = (
+                candidate.node for candidate in self._candidates[path] if self._asked_for(module, candidate)
+            )
+            nodes = [*followed, *_references(module)]
+            if nodes or _assigns(module):
                 self.holding.add(path)
                 new.append((module, nodes))
         if new:
@@ -112,6 +123,15 @@ class SiteReader(Observer):
             self.observations = {key: seen for key, seen in self.observations.items() if key[0] not in fresh}
             self._ran.clear()
             self._reach(new)
+
+    def _asked_for(self, module: Module, candidate: Candidate) -> bool:
+        """Whether what is in force at a candidate is to be worked out."""
+        if len(self.contexts) == len(Context):
+            return True
+        from klguard.read.python.context import analysis_of
+
+        verdict = analysis_of(self.project).classify(module, candidate.node, candidate.kind)
+        return verdict.context in self.contexts
 
     # -- candidates --------------------------------------------------------------------------------------------
 
@@ -194,7 +214,7 @@ class SiteReader(Observer):
                     m for n, m in function.cls.methods.items() if n in ("__init__", "__post_init__")
                 }
         at_top = [module for module, _, home in homes if home is None]
-        at_top += [module for module, _ in held if "generation_config" in module.text]
+        at_top += [module for module, _ in held if _assigns(module)]
         for script in dict.fromkeys([*at_top, *callers]):
             self._once(script, self._run_script)
         reached = {code.info for code in self.visited if code.info is not None}
@@ -336,7 +356,9 @@ class SiteReader(Observer):
             node = candidate.node if candidate else calls.get(span)
             if node is None:
                 continue
-            if visits:
+            if candidate is not None and not self._asked_for(module, candidate):
+                yield self._passed_over(module, candidate)
+            elif visits:
                 yield self._site(module, node, visits)
             elif candidate is not None:
                 yield self._unvisited(module, candidate)
@@ -352,6 +374,15 @@ class SiteReader(Observer):
         )
         return self._finish(
             module, node, first.call, first.kind, first.engine, first.class_name, layers, context, why
+        )
+
+    def _passed_over(self, module: Module, candidate: Candidate) -> Site:
+        """A site of a context that nobody asked for."""
+        context, why, _ = self._context(module, candidate.node, candidate.kind, [])
+        call = module.segment(candidate.node.func)
+        settings = Settings("", candidate.kind, versions=dict(self.versions), context=context)
+        return Site(
+            module.ast_place(candidate.node), call, settings, why, module.enclosing_name(candidate.node)
         )
 
     def _unvisited(self, module: Module, candidate: Candidate) -> Site:
@@ -524,6 +555,15 @@ def _distinct_layers(visits: Sequence[Observation]) -> list[tuple[Layer, ...]]:
 def _plain(value: Any) -> str:
     return repr(
         [(type(m).__name__, getattr(m, "value", None), getattr(m, "detail", "")) for m in members(value)]
+    )
+
+
+def _assigns(module: Module) -> bool:
+    """Whether `x.generation_config.top_k = 5` stands somewhere: a site that is no call."""
+    return any(
+        isinstance(above := module.parents[node], ast.Attribute) and isinstance(above.ctx, ast.Store)
+        for node in module.mentions.get("generation_config", ())
+        if isinstance(node, ast.Attribute)
     )
 
 

@@ -9,9 +9,10 @@ from textwrap import dedent
 
 import pytest
 
+from klguard.read.python import project as project_file
 from klguard.read.python.context import Verdict, classify, classify_through
 from klguard.read.python.project import Project
-from klguard.read.python.source import Module, called_name
+from klguard.read.python.source import Module, called_name, parse
 from klguard.settings import Context, SiteKind
 
 ROLLOUT, EVALUATION = Context.ROLLOUT, Context.EVALUATION
@@ -730,12 +731,14 @@ def test_cells_of_a_notebook_follow_each_other(here: Path) -> None:
     assert classify(project, module, marked(module, "# demo"), SiteKind.GENERATE).context is EVALUATION
 
 
-def test_a_large_project_is_not_parsed_for_one_site(here: Path) -> None:
+def test_a_large_project_is_not_parsed_for_one_site(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {f"part{i}.py": f"def part{i}(draw):\n    return [draw]\n" for i in range(200)}
     project = project_of(here, SHARED | files)
     module = module_at(project, "sampling.py")
+    parsed = []
+    monkeypatch.setattr(project_file, "parse", lambda text: (parsed.append(text), parse(text))[1])
     assert classify(project, module, marked(module), SiteKind.GENERATE).context is ROLLOUT
-    assert len(project.read_paths) <= 40
+    assert len(parsed) <= 40
 
 
 def test_mutual_recursion_ends() -> None:
