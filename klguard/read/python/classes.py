@@ -10,10 +10,8 @@ from typing import Any
 from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
-from klguard.read.python.convert import expression
 from klguard.read.python.functions import Functions
 from klguard.read.python.source import ClassInfo, shorten
-from klguard.read.python.spans import text as written
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -78,7 +76,7 @@ class Classes(Functions):
     def define_top_class(self, info: ClassInfo, state: State, frame: Frame) -> Abstract:
         """A class at the top level of a module, whose methods are defined when they are first read."""
         node = info.node
-        bases = tuple(self.eval(expression(base, None), state, frame) for base in node.bases)
+        bases = tuple(self.eval(nodes.expression(base, None), state, frame) for base in node.bases)
         decorators = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
 
         def run(statement: ast.stmt, ref: Ref, body: Frame) -> list[str]:
@@ -369,7 +367,7 @@ class Classes(Functions):
 def _annotated(statement: nodes.Statement) -> list[str]:
     if not isinstance(statement, nodes.AnnAssign) or not isinstance(statement.target, nodes.Name):
         return []
-    return [] if "ClassVar" in written(statement.annotation) else [statement.target.value]
+    return [] if "ClassVar" in statement.annotation.text() else [statement.target.value]
 
 
 def _call_of(name: str) -> nodes.Call:

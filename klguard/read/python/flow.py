@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from klguard.read.python import nodes
 from klguard.read.python.control import Catcher, Frame, Loop, arrive
 from klguard.read.python.source import shorten
-from klguard.read.python.spans import text as written
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -357,7 +356,7 @@ class Flow:
         """The source text of a node, on one line, shortened."""
         found = self._texts.get(node)
         if found is None:
-            found = self._texts[node] = shorten(written(node))
+            found = self._texts[node] = shorten(node.text())
         return found
 
 

@@ -10,7 +10,6 @@ from klguard.read.python import nodes
 from klguard.read.python.calls import IDENTITY_DECORATORS, MODULE_COST
 from klguard.read.python.classes import Classes
 from klguard.read.python.control import BudgetSpent, Frame
-from klguard.read.python.convert import expression
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, TooComplex
 from klguard.read.python.values import (
@@ -196,7 +195,7 @@ class Modules(Classes):
             return value
         return (
             value
-            if all(self.harmless(self.eval(expression(d, None), state, frame), "") for d in foreign)
+            if all(self.harmless(self.eval(nodes.expression(d, None), state, frame), "") for d in foreign)
             else Unk(Reason.INVISIBLE_CALL, node.name)
         )
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from klguard.read.python import spans
-from klguard.read.python.convert import statement
+from klguard.read.python import nodes
+from klguard.read.python.nodes.spans import Span
 from klguard.read.python.trees import Index, children, index
 from klguard.settings import Place
 
 if TYPE_CHECKING:
     from klguard.read.files import SourceText
-    from klguard.read.python import nodes
 
 MAX_DEPTH = 150
 """Deepest statement that is executed: evaluation recurses."""
@@ -78,9 +77,9 @@ class Unit:
     module: Module
     statement: nodes.Statement
 
-    def span(self, node: nodes.Node) -> spans.Span:
+    def span(self, node: nodes.Node) -> Span:
         """Where a node stands in its module. Raises KeyError for one that stands nowhere."""
-        return spans.span(node)
+        return node.span()
 
     def place(self, node: nodes.Node) -> Place:
         return self.module.place(*self.span(node))
@@ -271,7 +270,7 @@ class Module:
         if found is None:
             if depth(origin, MAX_DEPTH) > MAX_DEPTH:
                 raise TooComplex
-            found = self._units[origin] = Unit(self, statement(origin, self))
+            found = self._units[origin] = Unit(self, nodes.statement(origin, self))
         return found
 
 
