@@ -111,6 +111,10 @@ class Module:
     def lines(self) -> list[str]:
         return self.text.split("\n")
 
+    def line(self, number: int) -> str:
+        """A line of the text, from 1; "" behind its end, where `ast` sees parts of some f-strings."""
+        return self.lines[number - 1] if number <= len(self.lines) else ""
+
     def _index(
         self, body: list[ast.stmt], prefix: str, cls: ClassInfo | None, parent: FunctionInfo | None
     ) -> None:
@@ -259,7 +263,7 @@ class Module:
         return self.place(*self.ast_span(node))
 
     def _characters(self, line: int, offset: int) -> int:
-        text = self.lines[line - 1]
+        text = self.line(line)
         if text.isascii():
             return offset
         return len(text.encode()[:offset].decode(errors="replace"))
@@ -290,6 +294,8 @@ def depth(tree: ast.AST, limit: int) -> int:
     level, nodes = 0, [tree]
     while nodes and level <= limit:
         level += 1
+        if any(node.__class__ is ast.BoolOp and len(node.values) > limit for node in nodes):  # type: ignore[attr-defined]
+            return limit + 1  # `a or b or c` is (a or b) or c
         nodes = [child for node in nodes for child in children(node)]
     return level
 

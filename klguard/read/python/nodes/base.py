@@ -54,14 +54,16 @@ class Node:
         return self._span(self.origin, self.module)
 
     def _span(self, origin: Any, module: Module) -> Span:
+        if not hasattr(origin, "lineno"):
+            raise KeyError(self)
         return module.ast_span(origin)
 
     def text(self) -> str:
         """The source text, as it is written."""
         if self.origin is None or self.module is None:
             return self._composed()
-        whole = self.module.ast_span(self.origin) if isinstance(self.origin, ast.AST) else self.span()
-        return segment(self.module, whole)
+        has_place = hasattr(self.origin, "lineno")
+        return segment(self.module, self.module.ast_span(self.origin) if has_place else self.span())
 
     def _composed(self) -> str:
         """The text of a node that stands nowhere."""

@@ -329,7 +329,7 @@ class Param(Node):
 
     def _span(self, origin: ast.arg, module: Any) -> Span:
         line, column, _, _ = module.ast_span(origin)
-        start = module.lines[line - 1].rfind(self.star, 0, column) if self.star else column
+        start = module.line(line).rfind(self.star, 0, column) if self.star else column
         return line, start if start >= 0 else column, line, column + len(self.name)
 
 

@@ -90,8 +90,8 @@ def _closed(module: Module, end: Point, limit: Point, most: int) -> Point:
 
 def _characters(module: Module, start: Point, end: Point) -> Iterator[tuple[int, int, str]]:
     """(line, column, character) of what is written between two points, without space and comments."""
-    for line in range(start[0], min(end[0], len(module.lines)) + 1):
-        written = module.lines[line - 1]
+    for line in range(start[0], end[0] + 1):
+        written = module.line(line)
         first = start[1] if line == start[0] else 0
         last = end[1] if line == end[0] else len(written)
         for column in range(first, min(last, len(written))):

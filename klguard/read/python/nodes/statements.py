@@ -348,13 +348,11 @@ class MatchCase(Node):
 
 
 class Pattern(Node):
-    """A pattern; of a kind without a class of its own, one that nothing is known of."""
-
     __slots__ = ()
 
 
 def _pattern(origin: ast.pattern, module: Any) -> Any:
-    return node(KINDS.get(origin.__class__, Pattern), origin, module)
+    return node(KINDS[origin.__class__], origin, module)
 
 
 @stands_for(ast.MatchValue, ast.MatchSingleton)
@@ -398,6 +396,11 @@ class MatchMapping(_OfPatterns):
     def _fill(self, origin: ast.MatchMapping, module: Any) -> None:
         super()._fill(origin, module)
         self.keys, self.rest = expressions(origin.keys, module), origin.rest
+
+
+@stands_for(ast.MatchClass)
+class MatchClass(Pattern):
+    __slots__ = ()
 
 
 @stands_for(ast.MatchStar)
