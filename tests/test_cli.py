@@ -295,7 +295,7 @@ def test_a_run_without_a_site_never_imports_the_reader():
     program = (
         "import sys, klguard.cli\n"
         "try: klguard.cli.main()\n"
-        "finally: print([m for m in sys.modules if m in ('klguard.read.python', 'klguard.engines', 'klguard.rules')])\n"
+        "finally: print([m for m in sys.modules if m in ('klguard.read.python.nodes', 'klguard.engines', 'klguard.rules')])\n"
     )
     done = python(program, "check")
     assert done.stdout.splitlines() == ["Nothing found: 1 file checked, 0 rollouts among 0 sites.", "[]"]
