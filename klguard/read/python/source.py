@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from klguard.read.python import nodes
-from klguard.read.python.nodes.spans import Span
 from klguard.read.python.trees import Index, children, index
 from klguard.settings import Place
 
 if TYPE_CHECKING:
     from klguard.read.files import SourceText
+    from klguard.read.python import nodes
+    from klguard.read.python.nodes.spans import Span
 
 MAX_DEPTH = 150
 """Deepest statement that is executed: evaluation recurses."""
@@ -270,11 +270,13 @@ class Module:
 
     def unit(self, origin: ast.stmt) -> Unit:
         """A statement to execute. Raises TooComplex when that would recurse too deeply."""
+        from klguard.read.python.nodes import statement  # most files are never executed
+
         found = self._units.get(origin)
         if found is None:
             if depth(origin, MAX_DEPTH) > MAX_DEPTH:
                 raise TooComplex
-            found = self._units[origin] = Unit(self, nodes.statement(origin, self))
+            found = self._units[origin] = Unit(self, statement(origin, self))
         return found
 
 
