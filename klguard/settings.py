@@ -1,6 +1,6 @@
 """Settings: what is in force at one place that samples, and where each value came from.
 
-Everything here is plain, immutable, picklable data: no I/O, no torch, no libcst. Readers build it,
+Everything here is plain, immutable, picklable data: no I/O, no torch. Readers build it,
 engines complete it, rules judge it.
 """
 

@@ -78,7 +78,6 @@ def test_every_word_of_the_reader_opens_a_file():
 ROOT = Path(klguard.__file__).parents[1]
 
 HEAVY = (
-    "libcst",
     "yaml",
     "packaging",
     "pathspec",

@@ -152,30 +152,11 @@ def _syntax_error(source: str, index: int) -> BadCell | None:
             warnings.simplefilter("ignore")
             ast.parse(source)
     except SyntaxError as error:
-        if _newer_grammar(source, error):
-            return None
         line = min(max(error.lineno or 1, 1), max(source.count("\n"), 1))
         return BadCell(index, line, max(error.offset or 1, 1), error.msg)
     except (ValueError, RecursionError, MemoryError) as error:
         return BadCell(index, 1, 1, str(error) or "too deeply nested")
     return None
-
-
-_SECOND_OPINION_LIMIT = 20_000
-"""Characters. libcst takes more than linear time on long expressions, and such a cell is generated anyway."""
-
-
-def _newer_grammar(source: str, error: SyntaxError) -> bool:
-    """Whether libcst parses what the running Python does not, such as 3.12's f-strings on 3.10."""
-    if len(source) > _SECOND_OPINION_LIMIT or "nested" in error.msg:
-        return False
-    import libcst  # slow to import, and needed only for a cell that seems broken
-
-    try:
-        libcst.parse_module(source)
-    except Exception:  # noqa: BLE001  whatever goes wrong in a second opinion, the first one stands
-        return False
-    return True
 
 
 # --- IPython -----------------------------------------------------------------------------------------------

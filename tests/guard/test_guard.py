@@ -371,7 +371,7 @@ for name in ("Guard", "Violation", "GuardWarning"):
         print(f"{name}: {type(error).__name__}: {error} {error.__cause__}")
 """
 
-WITH_TORCH = "import klguard, sys; print('torch' in sys.modules, 'libcst' in sys.modules)"
+WITH_TORCH = "import klguard, sys; print('torch' in sys.modules, 'klguard.read' in sys.modules)"
 
 
 def python(code):

@@ -480,7 +480,7 @@ import sys
 sys.modules["torch"] = None
 import klguard.guard.journal, klguard.guard.metrics
 import klguard.report.html, klguard.report.terminal, klguard.report.summary
-assert not {"numpy", "transformers", "plotly", "libcst"} & sys.modules.keys(), sorted(sys.modules)
+assert not {"numpy", "transformers", "plotly"} & sys.modules.keys(), sorted(sys.modules)
 """
     assert python(program).wait() == 0
 

@@ -125,10 +125,17 @@ def test_a_cell_that_is_not_python_is_left_blank_and_reported_and_the_others_sti
 
 @pytest.mark.parametrize(
     "source",
-    ["await model.generate()", "async with a as b: pass", "x = f'{a['b']}'", "match x:\n    case 1: pass"],
+    ["await model.generate()", "async with a as b: pass", "match x:\n    case 1: pass"],
 )
-def test_the_grammar_does_not_depend_on_the_python_that_runs_klguard(source):
+def test_an_await_at_the_top_level_and_newer_statements_are_python(source):
     assert not parse(notebook(source)).bad
+
+
+def test_a_cell_in_the_grammar_of_a_newer_python_costs_that_cell_only():
+    read = parse(notebook("a = 1", "x = f'{a['b']}'", "b = 2"))
+    assert [bad.cell for bad in read.bad] == ([] if sys.version_info >= (3, 12) else [1])
+    assert read.text.startswith("a = 1\n") and read.text.endswith("b = 2\n")
+    ast.parse(read.text)
 
 
 @pytest.mark.parametrize("source", ["(" * 3000, "x = " + "[" * 500 + "]" * 500, "\0", "\t\x0c)", "x = 'a"])

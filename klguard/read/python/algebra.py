@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.containers import (
     DICT_LIKE_KINDS,
     MAPPINGS,
@@ -47,7 +46,7 @@ _SET_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 class Algebra(Containers):
     """What `+`, `*`, `|`, `&`, `-`, `^`, `%`, `==` and `in` give for containers."""
 
-    def _eval_Set(self, node: cst.Set, state: State, frame: Frame) -> Abstract:
+    def _eval_Set(self, node: nodes.Set, state: State, frame: Frame) -> Abstract:
         items = self._elements(node.elements, state, frame)
         elements = self.elements_of(Tup(items), state) if items is not None else None
         return self.make_set(elements, state, self.text(node), steps=self._literal(node, frame))
@@ -57,7 +56,7 @@ class Algebra(Containers):
         name: str,
         left: Abstract,
         right: Abstract,
-        node: cst.CSTNode,
+        node: nodes.Node,
         state: State,
         frame: Frame,
         in_place: bool = False,
@@ -82,7 +81,7 @@ class Algebra(Containers):
         name: str,
         left: Abstract,
         right: Abstract,
-        node: cst.CSTNode,
+        node: nodes.Node,
         state: State,
         frame: Frame,
         in_place: bool,
@@ -100,9 +99,7 @@ class Algebra(Containers):
             return self._format(left, right, node, state, frame)
         return super()._binary_one(name, left, right, node, state, frame, in_place)
 
-    def _format(
-        self, left: Const, right: Abstract, node: cst.CSTNode, state: State, frame: Frame
-    ) -> Abstract:
+    def _format(self, left: Const, right: Abstract, node: nodes.Node, state: State, frame: Frame) -> Abstract:
         plain = self.plain(right, state)
         if plain is NOT_PLAIN or not isinstance(left.value, (str, bytes)):
             return Unk(Reason.RUNTIME, self.text(node))
@@ -149,7 +146,7 @@ class Algebra(Containers):
         left: Abstract,
         right: Abstract,
         kind: str,
-        node: cst.CSTNode,
+        node: nodes.Node,
         state: State,
         in_place: bool,
     ) -> Abstract:

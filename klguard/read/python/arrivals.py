@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from klguard.engines import ENGINES
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.source import FunctionInfo
 from klguard.read.python.translation import Translation
@@ -62,7 +61,7 @@ class Arrivals(Translation):
 
     _maker: Callable[[Abstract, State], str]
     _added_on_the_way: Callable[..., Unknown | None]
-    _behind: dict[cst.Call, FunctionInfo | None]
+    _behind: dict[nodes.Call, FunctionInfo | None]
 
     def _layers(
         self,
@@ -70,7 +69,7 @@ class Arrivals(Translation):
         kind: SiteKind,
         name: str,
         callee: Abstract,
-        node: cst.Call,
+        node: nodes.Call,
         arguments: Arguments,
         state: State,
     ) -> tuple[Layer, ...]:
@@ -82,7 +81,7 @@ class Arrivals(Translation):
         )
         if engine == "local" and isinstance(callee, Func):
             positional = tuple(
-                p.name.value for p in (*callee.code.params.posonly_params, *callee.code.params.params)
+                p.name for p in (*callee.code.params.posonly_params, *callee.code.params.params)
             )
             positional = positional[1:] if callee.bound is not None else positional
         elif kind is SiteKind.GENERATE and (behind := self._behind.get(node)) is not None:
@@ -231,21 +230,21 @@ class Arrivals(Translation):
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
         return obj.attrs if isinstance(obj, InstObj) else None
 
-    def holds_inputs(self, node: cst.BaseExpression) -> bool:  # type: ignore[override]
+    def holds_inputs(self, node: nodes.Expression) -> bool:  # type: ignore[override]
         """Whether an unknown `**splat` is visibly a model's inputs (a tokenizer's output), not settings: by the name
         of the variable, or of the function that makes it."""
-        while isinstance(node, (cst.Call, cst.Attribute, cst.Subscript)):
-            if isinstance(node, cst.Attribute):
-                if node.attr.value not in TRANSPARENT:
-                    return _names_inputs(node.attr.value)
+        while isinstance(node, (nodes.Call, nodes.Attribute, nodes.Subscript)):
+            if isinstance(node, nodes.Attribute):
+                if node.attr not in TRANSPARENT:
+                    return _names_inputs(node.attr)
                 node = node.value
-            elif isinstance(node, cst.Call):
+            elif isinstance(node, nodes.Call):
                 node = node.func
             else:
                 node = node.value
-        if isinstance(node, cst.DictComp) and isinstance(node.for_in.iter, cst.Call):
+        if isinstance(node, nodes.DictComp) and isinstance(node.for_in.iter, nodes.Call):
             return self.holds_inputs(node.for_in.iter.func)
-        return isinstance(node, cst.Name) and _names_inputs(node.value)
+        return isinstance(node, nodes.Name) and _names_inputs(node.value)
 
 
 def join_layers(alternatives: list[tuple[Layer, ...]]) -> tuple[Layer, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from typing import Any
 
-import libcst as cst
-
-from klguard.read.python.control import Catcher, Frame, arrive, statements
+from klguard.read.python import nodes
+from klguard.read.python.control import Catcher, Frame, arrive
 from klguard.read.python.loops import Loops
+from klguard.read.python.trees import walk
 from klguard.read.python.values import (
     Abstract,
     Const,
@@ -27,7 +28,7 @@ from klguard.settings import HopKind, Reason
 class Blocks(Loops):
     """Exceptions, context managers and structural matching."""
 
-    def _run_Try(self, node: cst.Try | cst.TryStar, state: State, frame: Frame) -> bool:
+    def _run_Try(self, node: nodes.Try | nodes.TryStar, state: State, frame: Frame) -> bool:
         marks = (len(frame.returns), [(len(x.breaks), len(x.continues)) for x in frame.loops])
         if node.finalbody is None:
             return arrive(state, self._try_and_handlers(node, state, frame))
@@ -44,18 +45,18 @@ class Blocks(Loops):
         if guarded:
             self._passed_by(catcher)
             # Somebody further out catches what passes by: on its way the last block runs too.
-            self.run_suite(node.finalbody.body, catcher.state, frame)
+            self.run_suite(node.finalbody, catcher.state, frame)
         for index in range(marks[0], len(frame.returns)):
             left, value = frame.returns[index]
-            self.run_suite(node.finalbody.body, left, frame)
+            self.run_suite(node.finalbody, left, frame)
             frame.returns[index] = (left, value)
         for current, (breaks, continues) in zip(frame.loops, marks[1], strict=False):
             for left in current.breaks[breaks:] + current.continues[continues:]:
-                self.run_suite(node.finalbody.body, left, frame)
+                self.run_suite(node.finalbody, left, frame)
         if not arrive(state, arrived):
-            self.run_dead(statements(node.finalbody.body), state, frame)
+            self.run_dead(node.finalbody.body, state, frame)
             return False
-        return self.run_suite(node.finalbody.body, state, frame)
+        return self.run_suite(node.finalbody, state, frame)
 
     _run_TryStar = _run_Try
 
@@ -64,27 +65,27 @@ class Blocks(Loops):
         for outer in self.catchers if catcher.raised else ():
             outer.unseen = True
 
-    def _try_and_handlers(self, node: cst.Try | cst.TryStar, state: State, frame: Frame) -> list[State]:
+    def _try_and_handlers(self, node: nodes.Try | nodes.TryStar, state: State, frame: Frame) -> list[State]:
         catcher, alive = self.run_caught(lambda s: self.run_suite(node.body, s, frame), state)
         arrived: list[State] = []
-        if alive and (node.orelse is None or self.run_suite(node.orelse.body, state, frame)):
+        if alive and (node.orelse is None or self.run_suite(node.orelse, state, frame)):
             arrived.append(state.copy())
         for handler in node.handlers:
             caught, raised = self._caught(node, handler, catcher, frame)
-            if handler.name is not None and isinstance(handler.name.name, cst.Name):
-                self.bind(handler.name.name.value, raised, caught, frame)
+            if handler.name is not None:
+                self.bind(handler.name, raised, caught, frame)
             if self.run_suite(handler.body, caught, frame):
                 arrived.append(caught)
         return arrived
 
     def _caught(
-        self, node: cst.Try | cst.TryStar, handler: Any, catcher: Catcher, frame: Frame
+        self, node: nodes.Try | nodes.TryStar, handler: Any, catcher: Catcher, frame: Frame
     ) -> tuple[State, Abstract]:
         """(The state, the exception) with which a handler begins. A class of the project comes from those places only
         where it is seen to be raised, others from everywhere."""
         unknown = Unk(Reason.RUNTIME, "the exception")
         anywhere = catcher.state.copy(), unknown
-        if catcher.unseen or handler.type is None or isinstance(node, cst.TryStar):
+        if catcher.unseen or handler.type is None or isinstance(node, nodes.TryStar):
             return anywhere
         wanted = self.eval(handler.type, anywhere[0], frame)
         if isinstance(wanted, Ext) and (only := self._only_raise(node.body)) is not None:
@@ -104,18 +105,17 @@ class Blocks(Loops):
         merged = join_states(states)
         return anywhere if merged is None else (merged.copy(), join(found))
 
-    def _only_raise(self, body: cst.BaseSuite) -> cst.Call | None:
+    def _only_raise(self, body: nodes.Block) -> nodes.Call | None:
         """`raise Error(a, b)` where nothing else in the block can raise an exception."""
-        line = body.body[0] if len(body.body) == 1 else None
-        small = line.body[0] if isinstance(line, cst.SimpleStatementLine) else line
-        call = small.exc if isinstance(small, cst.Raise) else None
-        plain = isinstance(call, cst.Call) and all(
-            isinstance(arg.value, cst.Name) and not arg.star and arg.keyword is None for arg in call.args
+        only = body.body[0] if len(body.body) == 1 else None
+        call = only.exc if isinstance(only, nodes.Raise) else None
+        plain = isinstance(call, nodes.Call) and all(
+            isinstance(arg.value, nodes.Name) and not arg.star and arg.keyword is None for arg in call.args
         )
-        return call if plain and isinstance(call, cst.Call) else None
+        return call if plain and isinstance(call, nodes.Call) else None
 
     def _arguments_raised(
-        self, call: cst.Call, wanted: Ext, catcher: Catcher, frame: Frame
+        self, call: nodes.Call, wanted: Ext, catcher: Catcher, frame: Frame
     ) -> tuple[State, Abstract] | None:
         made_of = self.eval(call.func, catcher.state, frame)
         if not isinstance(made_of, Ext) or made_of.name != wanted.name or len(catcher.raised) != 1:
@@ -139,7 +139,7 @@ class Blocks(Loops):
             catcher.close()
         return catcher, alive
 
-    def _run_With(self, node: cst.With, state: State, frame: Frame) -> bool:
+    def _run_With(self, node: nodes.With, state: State, frame: Frame) -> bool:
         def enter(index: int, current: State) -> bool:
             if index == len(node.items):
                 return self.run_suite(node.body, current, frame)
@@ -151,7 +151,7 @@ class Blocks(Loops):
 
     def run_managed(
         self,
-        item: cst.WithItem,
+        item: nodes.WithItem,
         manager: Abstract,
         block: Callable[[State], bool],
         state: State,
@@ -159,8 +159,8 @@ class Blocks(Loops):
     ) -> bool:
         """Enter a manager, run the block, and leave it again."""
         entered = self.enter(manager, state, frame)
-        if item.asname is not None:
-            self.assign(item.asname.name, entered, state, frame)
+        if item.target is not None:
+            self.assign(item.target, entered, state, frame)
         if self.text(item.item).startswith(("suppress(", "contextlib.suppress(")):
             caught, alive = self.run_caught(block, state)
             return arrive(state, [state.copy(), caught.state] if alive else [caught.state])
@@ -195,13 +195,13 @@ class Blocks(Loops):
             arrived.append(caught)
         return arrive(state, arrived)
 
-    def _run_Match(self, node: cst.Match, state: State, frame: Frame) -> bool:
+    def _run_Match(self, node: nodes.Match, state: State, frame: Frame) -> bool:
         subject = self.eval(node.subject, state, frame)
         arrived: list[State] = []
         for index, case in enumerate(node.cases):
             matched = self.matches(case.pattern, subject, state, frame)
             if matched is False:
-                self.run_dead(statements(case.body), state, frame)
+                self.run_dead(case.body.body, state, frame)
                 continue
             branch = state.copy()
             self._bind_pattern(case.pattern, subject, branch, frame)
@@ -214,23 +214,21 @@ class Blocks(Loops):
                 arrived.append(branch)
             if matched:
                 for later in node.cases[index + 1 :]:
-                    self.run_dead(statements(later.body), state, frame)
+                    self.run_dead(later.body.body, state, frame)
                 return arrive(state, arrived)
         return arrive(state, [*arrived, state.copy()])
 
-    def matches(
-        self, pattern: cst.MatchPattern, subject: Abstract, state: State, frame: Frame
-    ) -> bool | None:
+    def matches(self, pattern: nodes.Pattern, subject: Abstract, state: State, frame: Frame) -> bool | None:
         """Whether a pattern matches, None when that cannot be known."""
         match pattern:
-            case cst.MatchAs(pattern=None):
+            case nodes.MatchAs(pattern=None):
                 return True
-            case cst.MatchAs():
+            case nodes.MatchAs():
                 return self.matches(pattern.pattern, subject, state, frame)
-            case cst.MatchOr():
-                answers = [self.matches(e.pattern, subject, state, frame) for e in pattern.patterns]
+            case nodes.MatchOr():
+                answers = [self.matches(each, subject, state, frame) for each in pattern.patterns]
                 return True if True in answers else (None if None in answers else False)
-            case cst.MatchValue() | cst.MatchSingleton():
+            case nodes.MatchValue():
                 wanted = self.eval(pattern.value, state, frame)
                 if isinstance(subject, Const) and isinstance(wanted, Const):
                     if any(step.kind is HopKind.ARGPARSE for step in subject.steps):
@@ -239,50 +237,43 @@ class Blocks(Loops):
         return None
 
     def _bind_pattern(self, pattern: Any, subject: Abstract, state: State, frame: Frame) -> None:
-        if isinstance(pattern, cst.MatchAs):
+        if isinstance(pattern, nodes.MatchAs):
             if pattern.pattern is not None:
                 self._bind_pattern(pattern.pattern, subject, state, frame)
             if pattern.name is not None:
-                self.bind(pattern.name.value, subject, state, frame)
+                self.bind(pattern.name, subject, state, frame)
             return
-        if isinstance(pattern, (cst.MatchValue, cst.MatchSingleton)) or pattern is None:
+        if isinstance(pattern, nodes.MatchValue):
             return
         if self._bind_parts(pattern, subject, state, frame):
             return
-        for name in _captured(pattern):
+        for name in _captured(pattern.origin):
             self.bind(name, Unk(Reason.UNSUPPORTED, f"{name}, captured by a pattern"), state, frame)
 
     def _bind_parts(self, pattern: Any, subject: Abstract, state: State, frame: Frame) -> bool:
         """Bind what a sequence or mapping pattern captures from a subject whose parts are known."""
-        if isinstance(pattern, (cst.MatchList, cst.MatchTuple)):
+        if isinstance(pattern, nodes.MatchSequence):
             items = self.items_of(subject, state)
             if (
                 items is None
                 or len(items) != len(pattern.patterns)
-                or any(isinstance(part, cst.MatchStar) for part in pattern.patterns)
+                or any(isinstance(part, nodes.MatchStar) for part in pattern.patterns)
             ):
                 return False
             for part, item in zip(pattern.patterns, items, strict=False):
-                self._bind_pattern(part.value, item, state, frame)
+                self._bind_pattern(part, item, state, frame)
             return True
-        if isinstance(pattern, cst.MatchMapping) and pattern.rest is None:
-            for element in pattern.elements:
-                key = self.eval(element.key, state, frame)
-                self._bind_pattern(
-                    element.pattern, self.get_item(subject, key, state, "a matched key"), state, frame
-                )
+        if isinstance(pattern, nodes.MatchMapping) and pattern.rest is None:
+            for wanted, part in zip(pattern.keys, pattern.patterns, strict=True):
+                key = self.eval(wanted, state, frame)
+                self._bind_pattern(part, self.get_item(subject, key, state, "a matched key"), state, frame)
             return True
         return False
 
 
-def _captured(pattern: cst.CSTNode) -> list[str]:
-    names: list[str] = []
-    stack: list[cst.CSTNode] = [pattern]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, (cst.MatchAs, cst.MatchStar)) and node.name is not None:
-            names.append(node.name.value)
-        if isinstance(node, cst.MatchMapping) and node.rest is not None:
-            names.append(node.rest.value)
-        stack.extend(node.children)
-    return names
+def _captured(pattern: ast.pattern) -> list[str]:
+    found = [
+        node.rest if isinstance(node, ast.MatchMapping) else getattr(node, "name", None)
+        for node in walk(pattern)
+    ]
+    return [name for name in found if name is not None]

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.expressions import Expressions
 from klguard.read.python.values import (
@@ -140,14 +139,14 @@ class Calls(Expressions):
 
     # -- calls -------------------------------------------------------------------------------------------------
 
-    def _eval_Call(self, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _eval_Call(self, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         callee = self.eval(node.func, state, frame)
         if isinstance(callee, Ext) and callee.name == "builtins.super":
             return self.super_proxy(state, frame)
         arguments = self._arguments(node, state, frame)
         return self.call(callee, arguments, node, state, frame)
 
-    def _arguments(self, node: cst.Call, state: State, frame: Frame) -> Arguments:
+    def _arguments(self, node: nodes.Call, state: State, frame: Frame) -> Arguments:
         found = Arguments()
         for arg in node.args:
             value = self.eval(arg.value, state, frame)
@@ -162,8 +161,8 @@ class Calls(Expressions):
             elif arg.star == "**":
                 self._splat(arg, value, found, state, frame)
             elif arg.keyword is not None:
-                step = Step(HopKind.KWARG, frame.unit, arg, f"passed as {arg.keyword.value}=")
-                found.keywords[arg.keyword.value] = with_step(value, step)
+                step = Step(HopKind.KWARG, frame.unit, arg, f"passed as {arg.keyword}=")
+                found.keywords[arg.keyword] = with_step(value, step)
             elif found.more_positional is None:
                 found.positional.append(value)
             else:
@@ -171,7 +170,7 @@ class Calls(Expressions):
                 found.keywords[f"*{len(found.keywords)}"] = value
         return found
 
-    def _splat(self, arg: cst.Arg, value: Abstract, found: Arguments, state: State, frame: Frame) -> None:
+    def _splat(self, arg: nodes.Arg, value: Abstract, found: Arguments, state: State, frame: Frame) -> None:
         text = self.text(arg.value)
         source = self.dict_of(value, state)
         if source is None:
@@ -179,7 +178,7 @@ class Calls(Expressions):
             if not self.holds_inputs(arg.value):
                 found.rest = replace(doubt, detail=doubt.detail or text)
             return
-        step = Step(HopKind.SPLAT, frame.unit, arg, f"passed by **{text}")
+        step = Step(HopKind.SPLAT, frame.unit, arg, f"passed by {self.text(arg)}")
         for key, entry in source.entries.items():
             if isinstance(key, str):
                 found.keywords.setdefault(
@@ -191,7 +190,7 @@ class Calls(Expressions):
     holds_inputs: Callable[..., bool]
 
     def call(  # type: ignore[override]
-        self, callee: Abstract, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Abstract, arguments: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         """Call every possibility of `callee`, each on its own copy of the state."""
         options = members(callee)
@@ -213,7 +212,7 @@ class Calls(Expressions):
         return result
 
     def _call_one(
-        self, callee: Abstract, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Abstract, arguments: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         if isinstance(callee, Later):
             callee = self.force(callee, state)
@@ -234,7 +233,7 @@ class Calls(Expressions):
         return self.opaque_call(callee, arguments, node, state, frame)
 
     def _call_partial(
-        self, callee: Partial, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Partial, arguments: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         given = self.dict_of(callee.kwargs, state) or DictObj()
         first = {k: v for k, v in given.entries.items() if isinstance(k, str)}
@@ -256,7 +255,7 @@ class Calls(Expressions):
         return self.call(callee.func, merged, node, state, frame)
 
     def opaque_call(
-        self, callee: Abstract, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Abstract, arguments: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         """A call of code that is not visible: what it returns is unknown, what it can reach may be changed."""
         text = self.text(node.func)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.functions import Functions
@@ -60,13 +59,13 @@ class Classes(Functions):
 
     lookup: Callable[[Any, str, State], Abstract | None]
 
-    def define_class(self, node: cst.ClassDef, state: State, frame: Frame) -> Abstract:  # type: ignore[override]
-        qualname = (f"{frame.code.qualname}." if frame.code else "") + node.name.value
+    def define_class(self, node: nodes.ClassDef, state: State, frame: Frame) -> Abstract:  # type: ignore[override]
+        qualname = (f"{frame.code.qualname}." if frame.code else "") + node.name
         info = frame.module.classes.get(qualname)
         if info is None:
-            return Unk(Reason.UNSUPPORTED, node.name.value)
-        bases = tuple(self.eval(base.value, state, frame) for base in node.bases if base.keyword is None)
-        decorators = " ".join(self.text(d.decorator) for d in node.decorators)
+            return Unk(Reason.UNSUPPORTED, node.name)
+        bases = tuple(self.eval(base, state, frame) for base in node.bases)
+        decorators = " ".join(self.text(d) for d in node.decorators)
 
         def run(statement: Any, ref: Ref, body: Frame) -> list[str]:
             self._run_class_statement(statement, info, ref, state, body, frame)
@@ -75,9 +74,9 @@ class Classes(Functions):
         return self._build_class(info, bases, decorators, node.body.body, run, state, frame)
 
     def define_top_class(self, info: ClassInfo, state: State, frame: Frame) -> Abstract:
-        """A class at the top level of a module, of which libcst sees the statements but not, yet, the methods."""
+        """A class at the top level of a module, whose methods are defined when they are first read."""
         node = info.node
-        bases = tuple(self.eval(_expression(base), state, frame) for base in node.bases)
+        bases = tuple(self.eval(nodes.expression(base, None), state, frame) for base in node.bases)
         decorators = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
 
         def run(statement: ast.stmt, ref: Ref, body: Frame) -> list[str]:
@@ -91,9 +90,8 @@ class Classes(Functions):
                 return []
             unit = info.module.unit(statement)
             body.unit = unit
-            for part in unit.body:
-                self._run_class_statement(part, info, ref, state, body, frame)
-            return [name for part in unit.body for name in _annotated(part)]
+            self._run_class_statement(unit.statement, info, ref, state, body, frame)
+            return _annotated(unit.statement)
 
         return self._build_class(info, bases, decorators, node.body, run, state, frame)
 
@@ -128,17 +126,17 @@ class Classes(Functions):
     def _run_class_statement(
         self, statement: Any, info: ClassInfo, ref: Ref, state: State, body: Frame, around: Frame
     ) -> None:
-        if not isinstance(statement, cst.FunctionDef):
+        if not isinstance(statement, nodes.FunctionDef):
             self.run_block([statement], state, body)
             return
         # A method does not see the names of its class body.
         scope = replace(body, scopes=around.scopes)
-        method = info.methods.get(statement.name.value)
+        method = info.methods.get(statement.name)
         value = self.define(statement, state, scope, owner=ref, info=method)
         setter = isinstance(value, Func) and any(
             d.endswith((".setter", ".deleter")) for d in value.code.decorators
         )
-        state.bind(body.id, f"{statement.name.value}.setter" if setter else statement.name.value, value)
+        state.bind(body.id, f"{statement.name}.setter" if setter else statement.name, value)
 
     def _make_enum(self, info: ClassInfo, ref: Ref, body: Frame, state: State) -> None:
         for name, value in list(state.variables(body.id).items()):
@@ -257,7 +255,7 @@ class Classes(Functions):
     def super_proxy(self, state: State, frame: Frame) -> Abstract:
         code = frame.code
         if code is not None and code.owner is not None and code.params.params:
-            first = code.params.params[0].name.value
+            first = code.params.params[0].name
             me = next((found for scope in frame.scopes if (found := state.variables(scope).get(first))), None)
             if me is not None:
                 home = self.new_dict({"__self__": me}, state)
@@ -275,7 +273,13 @@ class Classes(Functions):
         return replace(value, bound=me) if isinstance(value, Func) else value
 
     def instantiate(
-        self, cls: Ref, obj: ClassObj, arguments: Arguments, node: cst.Call | None, state: State, frame: Frame
+        self,
+        cls: Ref,
+        obj: ClassObj,
+        arguments: Arguments,
+        node: nodes.Call | None,
+        state: State,
+        frame: Frame,
     ) -> Abstract:
         if node is not None:
             self.constructions.setdefault(obj.info, []).append((arguments, state.copy()))
@@ -288,7 +292,7 @@ class Classes(Functions):
             not isinstance(self.class_attribute(cls, "__init__", state), Func)
         ):
             made = self.model_call(
-                Ext("omegaconf.OmegaConf.create"), arguments, node or cst.Call(cst.Name("dict")), state, frame
+                Ext("omegaconf.OmegaConf.create"), arguments, node or _call_of("dict"), state, frame
             )
             if made is not None:
                 return made
@@ -340,7 +344,7 @@ class Classes(Functions):
                 value = attrs.entries["default"]
             elif "default_factory" in attrs.entries:
                 value = self.call(
-                    attrs.entries["default_factory"], Arguments(), cst.Call(cst.Name("factory")), state, frame
+                    attrs.entries["default_factory"], Arguments(), _call_of("factory"), state, frame
                 )
             else:
                 return Unk(Reason.RUNTIME, name)
@@ -360,18 +364,12 @@ class Classes(Functions):
         return Unk(Reason.RUNTIME, obj.info.name)
 
 
-def _annotated(statement: Any) -> list[str]:
-    if not isinstance(statement, cst.SimpleStatementLine):
+def _annotated(statement: nodes.Statement) -> list[str]:
+    if not isinstance(statement, nodes.AnnAssign) or not isinstance(statement.target, nodes.Name):
         return []
-    return [
-        part.target.value
-        for part in statement.body
-        if isinstance(part, cst.AnnAssign)
-        and isinstance(part.target, cst.Name)
-        and "ClassVar" not in cst.Module([]).code_for_node(part.annotation.annotation)
-    ]
+    return [] if "ClassVar" in statement.annotation.text() else [statement.target.value]
 
 
-def _expression(node: ast.expr) -> cst.BaseExpression:
-    """A libcst expression for an ast one; its place is not needed."""
-    return cst.parse_expression(ast.unparse(node))
+def _call_of(name: str) -> nodes.Call:
+    """A call that is not written anywhere."""
+    return nodes.Call(func=nodes.Name(value=name), args=())

@@ -11,8 +11,7 @@ import argparse
 from dataclasses import replace
 from typing import Any, NoReturn
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import NOT_PLAIN
 from klguard.read.python.control import Frame
@@ -79,7 +78,7 @@ class CommandLines(Models):
 
     # -- argparse --------------------------------------------------------------------------------------------
 
-    def make_parser(self, args: Arguments, node: cst.Call, state: State) -> Ref:
+    def make_parser(self, args: Arguments, node: nodes.Call, state: State) -> Ref:
         """An ArgumentParser: its options by name, and what was said of each in order."""
         odd = set(args.keywords) - _DECORATION or args.rest is not None
         doubt = (
@@ -128,7 +127,7 @@ class CommandLines(Models):
             state.heap[parts["specs"].oid] = ListObj(None)
 
     def parser_method(
-        self, owner: Ref, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, name: str, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         """A call of a method of an ArgumentParser or one of its groups."""
         parts = self._parser_parts(owner, state)
@@ -158,7 +157,7 @@ class CommandLines(Models):
         return unknown
 
     def _subparsers(
-        self, owner: Ref, parts: dict[Any, Ref], args: Arguments, node: cst.Call, state: State
+        self, owner: Ref, parts: dict[Any, Ref], args: Arguments, node: nodes.Call, state: State
     ) -> Abstract:
         state.heap[parts["specs"].oid] = ListObj(None)
         named = args.keywords.get("dest")
@@ -166,7 +165,7 @@ class CommandLines(Models):
             self.set_item(parts["options"], named, Unk(Reason.RUNTIME, "the subcommand"), state)
         return self.make("subparsers", owner, state, self.text(node))
 
-    def subparser(self, owner: Ref, args: Arguments, node: cst.Call, state: State) -> Abstract:
+    def subparser(self, owner: Ref, args: Arguments, node: nodes.Call, state: State) -> Abstract:
         """The parser of a subcommand, whose options are there when it is chosen."""
         parent = self.part(owner, state)
         if not isinstance(parent, Ref) or self.kind_of(parent, state) != "argparse.ArgumentParser":
@@ -182,12 +181,12 @@ class CommandLines(Models):
         state.heap[shared_parts.attrs] = DictObj({**home.entries, "maybe": self.new_dict({}, state)})  # type: ignore[union-attr]
         return parser
 
-    def flag_step(self, node: cst.CSTNode, frame: Frame, name: str) -> Step:
+    def flag_step(self, node: nodes.Node, frame: Frame, name: str) -> Step:
         """The step that says a command line can change a value."""
         return Step(HopKind.ARGPARSE, frame.unit, node, f"default of the command-line option {name}")
 
     def _add_argument(
-        self, parts: dict[Any, Ref], args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, parts: dict[Any, Ref], args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> None:
         options = parts["options"]
         flags = [v.value for v in args.positional if isinstance(v, Const) and isinstance(v.value, str)]
@@ -235,7 +234,7 @@ class CommandLines(Models):
         parts: dict[Any, Ref],
         args: Arguments,
         flags: list[str],
-        node: cst.Call,
+        node: nodes.Call,
         state: State,
         frame: Frame,
     ) -> Abstract:
@@ -262,7 +261,7 @@ class CommandLines(Models):
         )
 
     def _typed(
-        self, default: Abstract, kind: Abstract | None, node: cst.Call, state: State, frame: Frame
+        self, default: Abstract, kind: Abstract | None, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         """argparse passes a default through `type` when it is a string."""
         if kind is None:
@@ -275,9 +274,9 @@ class CommandLines(Models):
         )
 
     def _converted(
-        self, value: Const, kind: Abstract, node: cst.Call, state: State, frame: Frame
+        self, value: Const, kind: Abstract, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
-        call = cst.Call(cst.Name("type"), [cst.Arg(node)])
+        call = nodes.Call(func=nodes.Name(value="type"), args=(nodes.Arg(value=node, keyword=None, star=""),))
         if isinstance(kind, Ext) and kind.name == "builtins.str":
             return value
         result = self.call(kind, Arguments([value]), call, state, frame)
@@ -286,7 +285,13 @@ class CommandLines(Models):
     # -- arguments that are given ----------------------------------------------------------------------------
 
     def _parse_arguments(
-        self, parts: dict[Any, Ref], known: bool, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self,
+        parts: dict[Any, Ref],
+        known: bool,
+        args: Arguments,
+        node: nodes.Call,
+        state: State,
+        frame: Frame,
     ) -> Abstract:
         found = self.dict_of(parts["options"], state) or DictObj()
         given, extra = args.get("args", 0), Unk(Reason.RUNTIME, "unparsed arguments")
@@ -320,7 +325,7 @@ class CommandLines(Models):
             for m in members(given)
         )
 
-    def _all_unknown(self, entries: dict[Any, Abstract], node: cst.Call) -> dict[Any, Abstract]:
+    def _all_unknown(self, entries: dict[Any, Abstract], node: nodes.Call) -> dict[Any, Abstract]:
         return {
             key: Unk(Reason.RUNTIME, f"{key} of {self.text(node)}", value.steps)
             for key, value in entries.items()
@@ -341,7 +346,7 @@ class CommandLines(Models):
         return hard
 
     def _apply(
-        self, parts: dict[Any, Ref], words: Any, known: bool, node: cst.Call, state: State, frame: Frame
+        self, parts: dict[Any, Ref], words: Any, known: bool, node: nodes.Call, state: State, frame: Frame
     ) -> tuple[dict[str, Abstract], list[str]] | None:
         """(the options that the arguments set, the arguments left over); None when that cannot be known."""
         specs = self.items_of(parts["specs"], state)
@@ -403,7 +408,7 @@ class CommandLines(Models):
         return options
 
     def _given_value(
-        self, raw: Any, kind: Abstract | None, node: cst.Call, state: State, frame: Frame
+        self, raw: Any, kind: Abstract | None, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         if isinstance(raw, list):
             return self.new(
@@ -420,7 +425,7 @@ class CommandLines(Models):
         )
 
     def _added(
-        self, value: Abstract, action: Any, default: Abstract | None, node: cst.Call, state: State
+        self, value: Abstract, action: Any, default: Abstract | None, node: nodes.Call, state: State
     ) -> Abstract:
         """What `append`, `extend` and `count` make of a default."""
         empty = default is None or (isinstance(default, Const) and default.value is None)

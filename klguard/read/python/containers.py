@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.control import Frame
 from klguard.read.python.roots import Roots
 from klguard.read.python.values import (
@@ -253,10 +252,10 @@ class Containers(Roots):
 
     # -- subscripts ------------------------------------------------------------------------------------------
 
-    def _eval_Subscript(self, node: cst.Subscript, state: State, frame: Frame) -> Abstract:
+    def _eval_Subscript(self, node: nodes.Subscript, state: State, frame: Frame) -> Abstract:
         owner = self.eval(node.value, state, frame)
-        if len(node.slice) == 1 and isinstance(node.slice[0].slice, cst.Slice):
-            part = node.slice[0].slice
+        if len(node.slice) == 1 and isinstance(node.slice[0], nodes.Slice):
+            part = node.slice[0]
             bounds = [
                 Const(None) if b is None else self.eval(b, state, frame)
                 for b in (part.lower, part.upper, part.step)
@@ -267,20 +266,22 @@ class Containers(Roots):
         return special if special is not None else self.get_item(owner, key, state, self.text(node))
 
     def _special_item(
-        self, owner: Abstract, key: Abstract, node: cst.Subscript, state: State, frame: Frame
+        self, owner: Abstract, key: Abstract, node: nodes.Subscript, state: State, frame: Frame
     ) -> Abstract | None:
         """What `__getitem__` of the project or the factory of a defaultdict gives."""
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
         if isinstance(obj, InstObj) and obj.cls is not None:
             method = self.class_attribute(obj.cls, "__getitem__", state)
             if isinstance(method, Func):
-                call = cst.Call(node.value, [])
+                call = nodes.Call(func=node.value, args=())
                 return self.call_method(replace(method, bound=owner), [key], call, state, frame)
         factory = state.heap.get(("factory", owner.oid)) if isinstance(owner, Ref) else None
         if isinstance(obj, DictObj) and isinstance(factory, ListObj) and factory.items:
             plain, known = self.hashable(key)
             if known and plain not in obj.entries and obj.rest is None:
-                made = self.call_method(factory.items[0], [], cst.Call(node.value, []), state, frame)
+                made = self.call_method(
+                    factory.items[0], [], nodes.Call(func=node.value, args=()), state, frame
+                )
                 self.set_item(owner, key, made, state)
                 return made
             if not known or obj.rest is not None or isinstance(obj.entries[plain], (Alt, Missing)):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import libcst as cst
 
 from klguard.read.python.values import (
     Abstract,
@@ -77,10 +74,6 @@ class Frame:
     yields: list[Abstract] | None = None
     dead: bool = False
     captured: list[bool] = field(default_factory=lambda: [False])
-
-
-def statements(suite: Any) -> Sequence[Any]:
-    return suite.body if isinstance(suite, (cst.IndentedBlock, cst.SimpleStatementSuite)) else suite
 
 
 def arrive(state: State, arrived: list[State]) -> bool:

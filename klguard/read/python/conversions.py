@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import (
     NOT_PLAIN,
@@ -77,7 +76,7 @@ CALLABLE = (Func, Partial)
 class Conversions(Records):
     """Models of functions that make one plain value of others."""
 
-    def _convert(self, name: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
+    def _convert(self, name: str, args: Arguments, node: nodes.Call, state: State) -> Abstract | None:
         if args.more_positional is not None or args.rest is not None:
             return None
         values = args.positional
@@ -103,7 +102,7 @@ class Conversions(Records):
         function: Callable[..., Any],
         values: list[Abstract],
         keywords: dict[str, Abstract],
-        node: cst.Call,
+        node: nodes.Call,
         state: State,
     ) -> Abstract:
         plain = [self.plain(value, state) for value in values]
@@ -122,7 +121,7 @@ class Conversions(Records):
         )
         return self.from_plain(result, state, (*own, *soft))
 
-    def _pow(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _pow(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         plain = [self.plain(value, state) for value in args.positional]
         if len(plain) != 2 or any(value is NOT_PLAIN for value in plain):
             return None
@@ -131,7 +130,7 @@ class Conversions(Records):
         except NotComputed:
             return None
 
-    def _extreme(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _extreme(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         """`min` and `max`, with or without `key` and `default`."""
         if args.more_positional is not None or args.rest is not None or not args.positional:
             return None
@@ -175,7 +174,7 @@ class Conversions(Records):
         except (TypeError, ValueError):
             return options
 
-    def _len(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _len(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 1:
             return None
         lengths = [self._length(member, state) for member in members(args.positional[0])]
@@ -187,12 +186,12 @@ class Conversions(Records):
         items = self.unordered(value, state)
         return len(items) if items is not None else None
 
-    def _eval_FormattedString(self, node: cst.FormattedString, state: State, frame: Frame) -> Abstract:
+    def _eval_FormattedString(self, node: nodes.FormattedString, state: State, frame: Frame) -> Abstract:
         """An f-string; where a part is one of several values, so is the text."""
         texts, soft = [""], list[Step]()
         for part in node.parts:
-            if isinstance(part, cst.FormattedStringText):
-                pieces = None if "\\" in part.value else [part.value.replace("{{", "{").replace("}}", "}")]
+            if isinstance(part, str):
+                pieces: list[str] | None = [part]
             else:
                 value = self.eval(part.expression, state, frame)
                 soft.extend(self.soft_steps([value], state))
@@ -202,29 +201,23 @@ class Conversions(Records):
                 return Unk(Reason.RUNTIME, self.text(node))
         return join(Const(text, (*self._literal(node, frame), *soft)) for text in texts)
 
-    def _pieces(self, value: Abstract, part: cst.FormattedStringExpression, state: State) -> list[str] | None:
+    def _pieces(self, value: Abstract, part: nodes.FormattedPart, state: State) -> list[str] | None:
         """What an expression in an f-string is written as."""
-        spec = ""
-        if part.format_spec is not None:
-            texts = [p.value for p in part.format_spec if isinstance(p, cst.FormattedStringText)]
-            spec = "".join(texts)
-            if len(texts) < len(part.format_spec) or len(spec) > 8:
-                return None
-        if part.equal is not None:
+        if part.spec is None or len(part.spec) > 8:
             return None
         plain = [self.plain(member, state) for member in members(value)]
         if any(p is NOT_PLAIN for p in plain):
             return None
         shown = {"r": repr, "s": str, "a": ascii, None: lambda p: p}[part.conversion]
         try:
-            return [format(shown(p), spec) for p in plain]
+            return [format(shown(p), part.spec) for p in plain]
         except (TypeError, ValueError):
             return None
 
     # -- texts that hold data --------------------------------------------------------------------------------
 
     def parse(
-        self, kind: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, kind: str, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         """`json.loads("...")` and its kin, of a text that is known."""
         text = args.positional[0] if args.positional else None
@@ -236,7 +229,7 @@ class Conversions(Records):
         step = Step(HopKind.LITERAL, frame.unit, node, f"read by {self.text(node.func)}()")
         return self.from_plain(read[0], state, (*text.steps, step))
 
-    def _dumps(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _dumps(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         plain = self.plain(args.positional[0], state) if len(args.positional) == 1 else NOT_PLAIN
         named = {key: self.plain(value, state) for key, value in args.keywords.items()}
         allowed = set(named) <= {"indent", "sort_keys", "ensure_ascii"} and args.rest is None

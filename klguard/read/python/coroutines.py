@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.generators import Generators
@@ -42,7 +41,7 @@ class Deferred:
 
     callee: Func
     arguments: Arguments
-    node: cst.Call
+    node: nodes.Call
 
 
 class Coroutines(Generators):
@@ -50,11 +49,11 @@ class Coroutines(Generators):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._direct: set[cst.Call] = set()
+        self._direct: set[nodes.Call] = set()
         self._deferred: dict[Any, Deferred] = {}
 
     def invoke(
-        self, callee: Func, arguments: Arguments, node: cst.Call | None, state: State, frame: Frame
+        self, callee: Func, arguments: Arguments, node: nodes.Call | None, state: State, frame: Frame
     ) -> Abstract:
         code = callee.code
         if not code.is_async or code.is_generator or node is None or node in self._direct:
@@ -68,28 +67,24 @@ class Coroutines(Generators):
         self._deferred[oid] = Deferred(callee, arguments, node)
         return Unk(Reason.RUNTIME, f"{code.name}()", oid=oid)
 
-    def _eval_Await(self, node: cst.Await, state: State, frame: Frame) -> Abstract:
-        call = node.expression
-        if isinstance(call, cst.Call):
+    def _eval_Await(self, node: nodes.Await, state: State, frame: Frame) -> Abstract:
+        call = node.value
+        if isinstance(call, nodes.Call):
             self._direct.add(call)
         return self._resume(self.eval(call, state, frame), state, frame)
 
-    def _eval_Call(self, node: cst.Call, state: State, frame: Frame) -> Abstract:
-        name = self._last_part(node)
+    def _eval_Call(self, node: nodes.Call, state: State, frame: Frame) -> Abstract:
+        name = node.name
         if name in ("run", "run_until_complete") or (
             node in self._direct and name in ("gather", "wait_for", "shield")
         ):
-            self._direct.update(arg.value for arg in node.args if isinstance(arg.value, cst.Call))
+            self._direct.update(arg.value for arg in node.args if isinstance(arg.value, nodes.Call))
         return super()._eval_Call(node, state, frame)
 
-    def _last_part(self, node: cst.Call) -> str:
-        func = node.func.attr if isinstance(node.func, cst.Attribute) else node.func
-        return func.value if isinstance(func, cst.Name) else ""
-
     def opaque_call(
-        self, callee: Abstract, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Abstract, arguments: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
-        name = callee.name if isinstance(callee, Ext) else self._last_part(node)
+        name = callee.name if isinstance(callee, Ext) else node.name
         given = arguments.positional
         if arguments.more_positional is None and given:
             if name in RUNS:

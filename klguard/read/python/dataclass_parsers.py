@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.command_lines import CommandLines
 from klguard.read.python.containers import (
@@ -36,7 +35,7 @@ class DataclassParsers(CommandLines):
     """Models of HfArgumentParser, TrlParser, tyro, typer, fire and pydantic's BaseSettings."""
 
     def dataclass_parser(
-        self, obj: InstObj, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, obj: InstObj, name: str, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         """A method of transformers' HfArgumentParser or trl's TrlParser."""
         attrs = self.dict_of(Ref(obj.attrs), state)
@@ -64,7 +63,7 @@ class DataclassParsers(CommandLines):
         return Tup(tuple(made))
 
     def _given_contents(
-        self, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, name: str, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         first = args.positional[0] if args.positional else next(iter(args.keywords.values()), None)
         if name == "parse_dict" or first is None:
@@ -76,7 +75,7 @@ class DataclassParsers(CommandLines):
     read_document: Any
 
     def _filled(
-        self, kind: Abstract, contents: Abstract, node: cst.Call, state: State, frame: Frame
+        self, kind: Abstract, contents: Abstract, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         """An instance whose fields a dict gives."""
         source = self.dict_of(contents, state) or DictObj({}, Unk(Reason.RUNTIME, self.text(node)))
@@ -93,7 +92,7 @@ class DataclassParsers(CommandLines):
         )
 
     def from_command_line(
-        self, kind: Abstract, given: Abstract | None, node: cst.Call, state: State, frame: Frame
+        self, kind: Abstract, given: Abstract | None, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         """An instance whose fields the command line may replace, or arguments that the code gives."""
         instance = self._call_one(kind, Arguments(), node, state, frame)
@@ -106,7 +105,7 @@ class DataclassParsers(CommandLines):
             self._blur(obj, self.plain(given, state) if given is not None else NOT_PLAIN, node, state)
         return instance
 
-    def _blur(self, obj: InstObj, words: Any, node: cst.Call, state: State) -> None:
+    def _blur(self, obj: InstObj, words: Any, node: nodes.Call, state: State) -> None:
         """Fields that known arguments mention are unknown; with arguments that are not known all are."""
         attrs = state.heap.get(obj.attrs)
         if not isinstance(attrs, DictObj):
@@ -120,7 +119,7 @@ class DataclassParsers(CommandLines):
         }
         state.heap[obj.attrs] = DictObj(blurred, attrs.rest)
 
-    def _soften(self, obj: InstObj, node: cst.Call, state: State, frame: Frame) -> None:
+    def _soften(self, obj: InstObj, node: nodes.Call, state: State, frame: Frame) -> None:
         attrs = state.heap.get(obj.attrs)
         if not isinstance(attrs, DictObj):
             return
@@ -138,14 +137,14 @@ class DataclassParsers(CommandLines):
 
     # -- functions and settings classes ----------------------------------------------------------------------
 
-    def option(self, args: Arguments, node: cst.Call, frame: Frame) -> Abstract:
+    def option(self, args: Arguments, node: nodes.Call, frame: Frame) -> Abstract:
         """`typer.Option(5)` as a default."""
         default = args.get("default", 0)
         if default is None or (isinstance(default, Const) and default.value is ...):
             return Unk(Reason.RUNTIME, self.text(node))
         return with_step(default, self.flag_step(node, frame, self.text(node)))
 
-    def run_command(self, function: Func, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def run_command(self, function: Func, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         """Run a function whose parameters are command-line options."""
         code = replace(function.code)
         code.defaults = {
@@ -155,7 +154,13 @@ class DataclassParsers(CommandLines):
         return self.invoke(replace(function, code=code), Arguments(), node, state, frame)
 
     def instantiate(
-        self, cls: Ref, obj: ClassObj, arguments: Arguments, node: cst.Call | None, state: State, frame: Frame
+        self,
+        cls: Ref,
+        obj: ClassObj,
+        arguments: Arguments,
+        node: nodes.Call | None,
+        state: State,
+        frame: Frame,
     ) -> Abstract:
         """Fields of pydantic's BaseSettings that a call leaves out come from the environment."""
         made = super().instantiate(cls, obj, arguments, node, state, frame)
@@ -166,7 +171,7 @@ class DataclassParsers(CommandLines):
         attrs = state.heap.get(inst.attrs) if isinstance(inst, InstObj) else None
         if not settings or not isinstance(inst, InstObj) or not isinstance(attrs, DictObj):
             return made
-        where = node if node is not None else cst.Name(obj.info.name)
+        where = node if node is not None else nodes.Name(value=obj.info.name)
         entries = {
             key: value
             if key in arguments.keywords or isinstance(value, Missing)

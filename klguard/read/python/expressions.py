@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.control import Frame
 from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.operations import Operations
@@ -41,7 +40,7 @@ class Expressions(Operations):
         self._sure = True
         self._filters_exactly = True
 
-    def eval(self, node: cst.BaseExpression, state: State, frame: Frame) -> Abstract:  # type: ignore[override]
+    def eval(self, node: nodes.Expression, state: State, frame: Frame) -> Abstract:  # type: ignore[override]
         handler = self._handlers.get(type(node))
         if handler is None:
             handler = self._handlers[type(node)] = getattr(self, "_eval_" + type(node).__name__, None)
@@ -54,33 +53,25 @@ class Expressions(Operations):
 
     # -- literals and displays ---------------------------------------------------------------------------------
 
-    def _eval_Integer(self, node: Any, state: State, frame: Frame) -> Abstract:
+    def _eval_Literal(self, node: nodes.Literal, state: State, frame: Frame) -> Abstract:
         found = self._literals.get(node)
         if found is None:
-            found = self._literals[node] = Const(node.evaluated_value, self._literal(node, frame))
+            found = self._literals[node] = Const(node.value, self._literal(node, frame))
         return found
-
-    _eval_Float = _eval_Imaginary = _eval_SimpleString = _eval_Integer
-
-    def _eval_ConcatenatedString(self, node: cst.ConcatenatedString, state: State, frame: Frame) -> Abstract:
-        left, right = self.eval(node.left, state, frame), self.eval(node.right, state, frame)
-        return self.binary("Add", left, right, node, state, frame)
-
-    def _eval_Ellipsis(self, node: cst.Ellipsis, state: State, frame: Frame) -> Abstract:
-        return Const(...)
 
     def _elements(self, elements: Sequence[Any], state: State, frame: Frame) -> tuple[Abstract, ...] | None:
         found: list[Abstract] | None = []
         for element in elements:
-            value = self.eval(element.value, state, frame)
-            if isinstance(element, cst.StarredElement):
+            starred = isinstance(element, nodes.Starred)
+            value = self.eval(element.value if starred else element, state, frame)
+            if starred:
                 items = self.items_of(value, state)
                 found = None if items is None or found is None else [*found, *items]
             elif found is not None:
                 found.append(value)
         return tuple(found) if found is not None else None
 
-    def _eval_Tuple(self, node: cst.Tuple, state: State, frame: Frame) -> Abstract:
+    def _eval_Tuple(self, node: nodes.Tuple, state: State, frame: Frame) -> Abstract:
         items = self._elements(node.elements, state, frame)
         return (
             Tup(items, self._literal(node, frame))
@@ -88,22 +79,20 @@ class Expressions(Operations):
             else Unk(Reason.RUNTIME, self.text(node))
         )
 
-    def _eval_List(self, node: cst.List, state: State, frame: Frame) -> Abstract:
+    def _eval_List(self, node: nodes.List, state: State, frame: Frame) -> Abstract:
         return self.new(
             ListObj(self._elements(node.elements, state, frame)), state, self._literal(node, frame)
         )
 
-    def _eval_Dict(self, node: cst.Dict, state: State, frame: Frame) -> Abstract:
+    def _eval_Dict(self, node: nodes.Dict, state: State, frame: Frame) -> Abstract:
         ref = self.new_dict({}, state, steps=self._literal(node, frame))
         for element in node.elements:
-            if isinstance(element, cst.DictElement):
+            if isinstance(element, nodes.DictElement):
                 key = self.eval(element.key, state, frame)
                 value = self.eval(element.value, state, frame)
                 self.set_item(ref, key, value, state)
             else:
-                step = Step(
-                    HopKind.SPLAT, frame.unit, element, f"unpacked by {self.text(element)}".rstrip(", ")
-                )
+                step = Step(HopKind.SPLAT, frame.unit, element, f"unpacked by {self.text(element)}")
                 self.merge_into(
                     ref, self.eval(element.value, state, frame), state, self.text(element.value), step
                 )
@@ -157,21 +146,21 @@ class Expressions(Operations):
 
     # -- comprehensions ----------------------------------------------------------------------------------------
 
-    def _eval_ListComp(self, node: cst.ListComp, state: State, frame: Frame) -> Abstract:
+    def _eval_ListComp(self, node: nodes.ListComp, state: State, frame: Frame) -> Abstract:
         found: list[Abstract] = []
         certain = self._comprehend(
             node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame
         )
         return self.new(ListObj(tuple(found) if certain else None), state, self._literal(node, frame))
 
-    def _eval_GeneratorExp(self, node: cst.GeneratorExp, state: State, frame: Frame) -> Abstract:
+    def _eval_GeneratorExp(self, node: nodes.GeneratorExp, state: State, frame: Frame) -> Abstract:
         found: list[Abstract] = []
         certain = self._comprehend(
             node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame
         )
         return Tup(tuple(found)) if certain else Unk(Reason.RUNTIME, self.text(node))
 
-    def _eval_DictComp(self, node: cst.DictComp, state: State, frame: Frame) -> Abstract:
+    def _eval_DictComp(self, node: nodes.DictComp, state: State, frame: Frame) -> Abstract:
         ref = self.new_dict({}, state, steps=self._literal(node, frame))
 
         def add(inner: State, scope: Frame) -> None:
@@ -185,7 +174,7 @@ class Expressions(Operations):
 
     def _comprehend(
         self,
-        clause: cst.CompFor,
+        clause: nodes.CompFor,
         produce: Callable[[State, Frame], Any],
         state: State,
         frame: Frame,
@@ -203,10 +192,12 @@ class Expressions(Operations):
         state.frames.pop(inner.id, None)
         return certain
 
-    def _comp_for(self, clause: cst.CompFor, produce: Callable[..., Any], state: State, frame: Frame) -> bool:
+    def _comp_for(
+        self, clause: nodes.CompFor, produce: Callable[..., Any], state: State, frame: Frame
+    ) -> bool:
         iterable = self.eval(clause.iter, state, frame)
         items = self.items_of(iterable, state)
-        certain = items is not None and len(items) <= MAX_ITEMS and clause.asynchronous is None
+        certain = items is not None and len(items) <= MAX_ITEMS and not clause.asynchronous
         if not certain:
             items = (
                 (join(items),) if items else (Unk(Reason.RUNTIME, f"an item of {self.text(clause.iter)}"),)
@@ -217,7 +208,7 @@ class Expressions(Operations):
             self.assign(clause.target, item, state, frame)
             keep: bool | None = True
             for condition in clause.ifs:
-                answer = truth(self.eval(condition.test, state, frame), state)
+                answer = truth(self.eval(condition, state, frame), state)
                 keep = False if answer is False else (None if answer is None and keep is not False else keep)
                 if keep is False:
                     break

@@ -1,6 +1,6 @@
 """Statements: how the state changes from line to line, through branches, loops, exceptions and matches.
 
-`Flow` executes libcst statements on a `State`. Where the code may go either way both ways are taken and the states
+`Flow` executes statements on a `State`. Where the code may go either way both ways are taken and the states
 are joined; a loop over unknown items runs until nothing new appears, and what still changes then is unknown.
 """
 
@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
-from klguard.read.python.control import Catcher, Frame, Loop, arrive, statements
+from klguard.read.python import nodes
+from klguard.read.python.control import Catcher, Frame, Loop, arrive
 from klguard.read.python.source import shorten
 from klguard.read.python.values import (
     Abstract,
@@ -37,16 +36,14 @@ from klguard.settings import HopKind, Reason
 if TYPE_CHECKING:
     pass
 
-_SOURCE = cst.Module([])
-
-_EFFECTIVE = (cst.Assign, cst.AnnAssign, cst.AugAssign, cst.Expr, cst.Del)
+_EFFECTIVE = (nodes.Assign, nodes.AnnAssign, nodes.AugAssign, nodes.Expr, nodes.Del)
 """Statements after which the state may differ; the compound ones are made of these."""
 
 
 class Flow:
     """Execution of statements. Expressions and calls are the subclasses' business."""
 
-    eval: Callable[[cst.BaseExpression, State, Frame], Abstract]
+    eval: Callable[[nodes.Expression, State, Frame], Abstract]
     define: Callable[..., Abstract]
     define_class: Callable[..., Abstract]
     import_name: Callable[..., Abstract]
@@ -66,13 +63,11 @@ class Flow:
 
     def __init__(self) -> None:
         self.catchers: list[Catcher] = []
-        self._texts: dict[cst.CSTNode, str] = {}
+        self._texts: dict[nodes.Node, str] = {}
 
     # -- blocks ------------------------------------------------------------------------------------------------
 
-    def run_block(
-        self, body: Sequence[cst.BaseStatement | cst.BaseSmallStatement], state: State, frame: Frame
-    ) -> bool:
+    def run_block(self, body: Sequence[nodes.Statement], state: State, frame: Frame) -> bool:
         """Execute statements in order; False when control does not arrive at their end.
 
         What stands behind a return or raise is still looked at, on a copy, so that its sites are seen.
@@ -80,6 +75,8 @@ class Flow:
         alive = True
         for index, statement in enumerate(body):
             self.spend()
+            if isinstance(statement, nodes.SimpleStatement):
+                self.spend()
             handler = getattr(self, "_run_" + type(statement).__name__, None)
             alive = handler(statement, state, frame) if handler else True
             if self.catchers and isinstance(statement, _EFFECTIVE):
@@ -103,52 +100,41 @@ class Flow:
             self.catchers, frame.loops, frame.returns, frame.yields = saved
             frame.dead = False
 
-    def _run_SimpleStatementLine(self, node: cst.SimpleStatementLine, state: State, frame: Frame) -> bool:
-        return self.run_block(node.body, state, frame)
-
-    def _run_SimpleStatementSuite(self, node: cst.SimpleStatementSuite, state: State, frame: Frame) -> bool:
-        return self.run_block(node.body, state, frame)
-
-    def run_suite(self, suite: cst.BaseSuite, state: State, frame: Frame) -> bool:
+    def run_suite(self, suite: nodes.Block, state: State, frame: Frame) -> bool:
         return self.run_block(suite.body, state, frame)
 
     # -- simple statements -------------------------------------------------------------------------------------
 
-    def _run_Expr(self, node: cst.Expr, state: State, frame: Frame) -> bool:
+    def _run_Expr(self, node: nodes.Expr, state: State, frame: Frame) -> bool:
         self.eval(node.value, state, frame)
         return not _is_exit(node.value)
 
-    def _run_Assign(self, node: cst.Assign, state: State, frame: Frame) -> bool:
+    def _run_Assign(self, node: nodes.Assign, state: State, frame: Frame) -> bool:
         value = self.eval(node.value, state, frame)
         for target in node.targets:
-            self.assign(target.target, value, state, frame)
+            self.assign(target, value, state, frame)
         return True
 
-    def _run_AnnAssign(self, node: cst.AnnAssign, state: State, frame: Frame) -> bool:
+    def _run_AnnAssign(self, node: nodes.AnnAssign, state: State, frame: Frame) -> bool:
         if node.value is not None:
             self.assign(node.target, self.eval(node.value, state, frame), state, frame)
         return True
 
-    def _run_AugAssign(self, node: cst.AugAssign, state: State, frame: Frame) -> bool:
+    def _run_AugAssign(self, node: nodes.AugAssign, state: State, frame: Frame) -> bool:
         current = self.eval(node.target, state, frame)
         operand = self.eval(node.value, state, frame)
-        operator = type(node.operator).__name__.removesuffix("Assign")
-        self.assign(
-            node.target,
-            self.binary(operator, current, operand, node, state, frame, in_place=True),
-            state,
-            frame,
-        )
+        result = self.binary(node.operator, current, operand, node, state, frame, in_place=True)
+        self.assign(node.target, result, state, frame)
         return True
 
-    def _run_Return(self, node: cst.Return, state: State, frame: Frame) -> bool:
+    def _run_Return(self, node: nodes.Return, state: State, frame: Frame) -> bool:
         value = self.eval(node.value, state, frame) if node.value is not None else Const(None)
         frame.returns.append((state.copy(), value))
         return False
 
-    def _run_Raise(self, node: cst.Raise, state: State, frame: Frame) -> bool:
+    def _run_Raise(self, node: nodes.Raise, state: State, frame: Frame) -> bool:
         raised = self.eval(node.exc, state, frame) if node.exc is not None else None
-        if isinstance(node.exc, cst.Call) and isinstance(node.exc.func, (cst.Name, cst.Attribute)):
+        if isinstance(node.exc, nodes.Call) and isinstance(node.exc.func, (nodes.Name, nodes.Attribute)):
             made_by = self.eval(node.exc.func, state, frame)
             raised = made_by if isinstance(made_by, Ext) else raised
         if self.catchers:
@@ -158,72 +144,63 @@ class Flow:
                 catcher.raised.append((raised, left))
         return False
 
-    def _run_Break(self, node: cst.Break, state: State, frame: Frame) -> bool:
+    def _run_Break(self, node: nodes.Break, state: State, frame: Frame) -> bool:
         if frame.loops:
             frame.loops[-1].breaks.append(state.copy())
         return False
 
-    def _run_Continue(self, node: cst.Continue, state: State, frame: Frame) -> bool:
+    def _run_Continue(self, node: nodes.Continue, state: State, frame: Frame) -> bool:
         if frame.loops:
             frame.loops[-1].continues.append(state.copy())
         return False
 
-    def _run_Assert(self, node: cst.Assert, state: State, frame: Frame) -> bool:
+    def _run_Assert(self, node: nodes.Assert, state: State, frame: Frame) -> bool:
         self.eval(node.test, state, frame)
         self.narrow(node.test, True, state, frame)
         return True
 
-    def _run_Del(self, node: cst.Del, state: State, frame: Frame) -> bool:
-        targets = (
-            [e.value for e in node.target.elements] if isinstance(node.target, cst.Tuple) else [node.target]
-        )
-        for target in targets:
-            if isinstance(target, cst.Name):
+    def _run_Del(self, node: nodes.Del, state: State, frame: Frame) -> bool:
+        for target in node.targets:
+            if isinstance(target, nodes.Name):
                 state.unbind(self._frame_of(target.value, frame), target.value)
-            elif isinstance(target, cst.Subscript):
+            elif isinstance(target, nodes.Subscript):
                 owner = self.eval(target.value, state, frame)
                 self.delete_item(owner, self.subscript_key(target, state, frame), state)
-            elif isinstance(target, cst.Attribute):
+            elif isinstance(target, nodes.Attribute):
                 owner = self.eval(target.value, state, frame)
-                self.set_attribute(owner, target.attr.value, Missing(), state)
+                self.set_attribute(owner, target.attr, Missing(), state)
         return True
 
-    def _run_Global(self, node: cst.Global, state: State, frame: Frame) -> bool:
-        for item in node.names:
-            frame.outer[item.name.value] = frame.scopes[-1]
-            self.settle_imports(item.name.value, state)
+    def _run_Global(self, node: nodes.Global, state: State, frame: Frame) -> bool:
+        for name in node.names:
+            frame.outer[name] = frame.scopes[-1]
+            self.settle_imports(name, state)
         return True
 
-    def _run_Nonlocal(self, node: cst.Nonlocal, state: State, frame: Frame) -> bool:
-        for item in node.names:
-            name = item.name.value
+    def _run_Nonlocal(self, node: nodes.Nonlocal, state: State, frame: Frame) -> bool:
+        for name in node.names:
             holders = [scope for scope in frame.scopes[1:-1] if name in state.variables(scope)]
             if holders:
                 frame.outer[name] = holders[0]
         return True
 
-    def _run_Import(self, node: cst.Import, state: State, frame: Frame) -> bool:
+    def _run_Import(self, node: nodes.Import, state: State, frame: Frame) -> bool:
         for alias in node.names:
-            name = _dotted(alias.name)
-            if alias.asname is not None and isinstance(alias.asname.name, cst.Name):
-                self.bind(alias.asname.name.value, self.import_name(name, "", state, frame), state, frame)
+            if alias.asname is not None:
+                self.bind(alias.asname, self.import_name(alias.name, "", state, frame), state, frame)
             else:
-                head = name.split(".")[0]
-                self.import_name(name, "", state, frame)
+                head = alias.name.split(".")[0]
+                self.import_name(alias.name, "", state, frame)
                 self.bind(head, self.import_name(head, "", state, frame), state, frame)
         return True
 
-    def _run_ImportFrom(self, node: cst.ImportFrom, state: State, frame: Frame) -> bool:
-        base = "." * len(node.relative) + (_dotted(node.module) if node.module else "")
-        if isinstance(node.names, cst.ImportStar):
-            self.import_star(base, state, frame)
-            return True
+    def _run_ImportFrom(self, node: nodes.ImportFrom, state: State, frame: Frame) -> bool:
         for alias in node.names:
-            name = _dotted(alias.name)
-            bound = (
-                alias.asname.name.value if alias.asname and isinstance(alias.asname.name, cst.Name) else name
-            )
-            self.bind(bound, self.import_name(base, name, state, frame), state, frame)
+            if alias.name == "*":
+                self.import_star(node.source, state, frame)
+            else:
+                value = self.import_name(node.source, alias.name, state, frame)
+                self.bind(alias.asname or alias.name, value, state, frame)
         return True
 
     def import_star(self, base: str, state: State, frame: Frame) -> None:
@@ -235,37 +212,29 @@ class Flow:
 
     # -- definitions -------------------------------------------------------------------------------------------
 
-    def _run_FunctionDef(self, node: cst.FunctionDef, state: State, frame: Frame) -> bool:
-        self.bind(node.name.value, self.define(node, state, frame), state, frame)
+    def _run_FunctionDef(self, node: nodes.FunctionDef, state: State, frame: Frame) -> bool:
+        self.bind(node.name, self.define(node, state, frame), state, frame)
         return True
 
-    def _run_ClassDef(self, node: cst.ClassDef, state: State, frame: Frame) -> bool:
-        self.bind(node.name.value, self.define_class(node, state, frame), state, frame)
+    def _run_ClassDef(self, node: nodes.ClassDef, state: State, frame: Frame) -> bool:
+        self.bind(node.name, self.define_class(node, state, frame), state, frame)
         return True
 
     # -- branches ----------------------------------------------------------------------------------------------
 
-    def _run_If(self, node: cst.If, state: State, frame: Frame) -> bool:
+    def _run_If(self, node: nodes.If, state: State, frame: Frame) -> bool:
         taken = self.decide(self.eval(node.test, state, frame), state)
-        other = node.orelse
         arrived: list[State] = []
-        for polarity, branch in ((True, node.body), (False, other)):
+        for polarity, branch in ((True, node.body), (False, node.orelse)):
             if taken is not None and taken is not polarity:
                 if branch is not None:
-                    dead = branch.body if not isinstance(branch, cst.If) else branch
-                    self.run_dead([branch] if isinstance(branch, cst.If) else statements(dead), state, frame)
+                    self.run_dead(branch.body, state, frame)
                 continue
             branch_state = state.copy()
             self.narrow(node.test, polarity, branch_state, frame)
-            if branch is None or self._run_branch(branch, branch_state, frame):
+            if branch is None or self.run_suite(branch, branch_state, frame):
                 arrived.append(branch_state)
         return arrive(state, arrived)
-
-    def _run_branch(self, branch: Any, state: State, frame: Frame) -> bool:
-        if isinstance(branch, cst.If):
-            self.spend()
-            return self._run_If(branch, state, frame)
-        return self.run_suite(branch.body if isinstance(branch, cst.Else) else branch, state, frame)
 
     def decide(self, value: Abstract, state: State) -> bool | None:
         """Whether a condition is certain. One that a command line can change is not."""
@@ -273,28 +242,30 @@ class Flow:
             return None
         return truth(value, state)
 
-    def narrow(self, test: cst.BaseExpression, polarity: bool, state: State, frame: Frame) -> None:
+    def narrow(self, test: nodes.Expression, polarity: bool, state: State, frame: Frame) -> None:
         """Drop the alternatives of a variable that a condition rules out: `x is None`, `x`, `not x`, `x == 1`, and."""
         match test:
-            case cst.UnaryOperation(operator=cst.Not()):
+            case nodes.UnaryOperation(operator="Not"):
                 self.narrow(test.expression, not polarity, state, frame)
-            case cst.BooleanOperation(operator=cst.And()) if polarity:
+            case nodes.BooleanOperation(operator="And") if polarity:
                 self.narrow(test.left, True, state, frame)
                 self.narrow(test.right, True, state, frame)
-            case cst.BooleanOperation(operator=cst.Or()) if not polarity:
+            case nodes.BooleanOperation(operator="Or") if not polarity:
                 self.narrow(test.left, False, state, frame)
                 self.narrow(test.right, False, state, frame)
-            case cst.Name():
+            case nodes.Name():
                 self._keep(test, lambda v: truth(v, state) is not (not polarity), state, frame)
-            case cst.Comparison(left=cst.Name() as name, comparisons=[cst.ComparisonTarget() as target]):
+            case nodes.Comparison(
+                left=nodes.Name() as name, comparisons=(nodes.ComparisonTarget() as target,)
+            ):
                 self._narrow_comparison(name, target, polarity, state, frame)
 
     def _narrow_comparison(
-        self, name: cst.Name, target: cst.ComparisonTarget, polarity: bool, state: State, frame: Frame
+        self, name: nodes.Name, target: nodes.ComparisonTarget, polarity: bool, state: State, frame: Frame
     ) -> None:
-        if isinstance(target.operator, (cst.IsNot, cst.NotEqual)):
+        if target.operator in ("IsNot", "NotEqual"):
             polarity = not polarity
-        elif not isinstance(target.operator, (cst.Is, cst.Equal)):
+        elif target.operator not in ("Is", "Equal"):
             return
         wanted = self.eval(target.comparator, state, frame)
         if not isinstance(wanted, Const):
@@ -311,7 +282,9 @@ class Flow:
 
         self._keep(name, possible, state, frame)
 
-    def _keep(self, name: cst.Name, possible: Callable[[Abstract], bool], state: State, frame: Frame) -> None:
+    def _keep(
+        self, name: nodes.Name, possible: Callable[[Abstract], bool], state: State, frame: Frame
+    ) -> None:
         home = self._frame_of(name.value, frame)
         value = state.variables(home).get(name.value)
         if isinstance(value, Alt):
@@ -327,76 +300,77 @@ class Flow:
     def _frame_of(self, name: str, frame: Frame) -> Any:
         return frame.outer.get(name, frame.id)
 
-    def assign(self, target: cst.BaseExpression, value: Abstract, state: State, frame: Frame) -> None:
+    def assign(self, target: nodes.Expression, value: Abstract, state: State, frame: Frame) -> None:
         match target:
-            case cst.Name():
+            case nodes.Name():
                 self.bind(target.value, value, state, frame)
-            case cst.Attribute():
+            case nodes.Attribute():
                 step = Step(HopKind.ATTRIBUTE, frame.unit, target, f"assigned to {self.text(target)}")
                 owner = self.eval(target.value, state, frame)
-                self.set_attribute(owner, target.attr.value, with_step(value, step), state)
+                self.set_attribute(owner, target.attr, with_step(value, step), state)
                 if isinstance(owner, Ext) and not self.harmless(owner, ""):
                     self.call_back(value, state, frame, False)
                 self.note_assignment(target, owner, value, state, frame)
-            case cst.Subscript():
+            case nodes.Subscript():
                 step = Step(HopKind.UPDATE, frame.unit, target, f"stored as {self.text(target)}")
                 owner = self.eval(target.value, state, frame)
                 self.set_item(owner, self.subscript_key(target, state, frame), with_step(value, step), state)
-            case cst.Tuple() | cst.List():
+            case nodes.Tuple() | nodes.List():
                 self._unpack(target.elements, value, state, frame)
 
     def note_assignment(
-        self, target: cst.Attribute, owner: Abstract, value: Abstract, state: State, frame: Frame
+        self, target: nodes.Attribute, owner: Abstract, value: Abstract, state: State, frame: Frame
     ) -> None:
         """Hook: `x.generation_config.top_k = 5` is a site of its own."""
 
     def _unpack(self, elements: Sequence[Any], value: Abstract, state: State, frame: Frame) -> None:
         items = self.items_of(value, state)
-        starred = next((i for i, e in enumerate(elements) if isinstance(e, cst.StarredElement)), None)
+        starred = next((i for i, e in enumerate(elements) if isinstance(e, nodes.Starred)), None)
         if items is None or (
             len(items) < len(elements) - 1 if starred is not None else len(items) != len(elements)
         ):
             for index, element in enumerate(elements):
                 oid = ("item", value.oid, index) if isinstance(value, Unk) and value.oid else None
                 unknown = Unk(Reason.RUNTIME, f"part of {_detail(value)}", value.steps, oid)
-                self.assign(element.value, unknown, state, frame)
+                target = element.value if isinstance(element, nodes.Starred) else element
+                self.assign(target, unknown, state, frame)
             return
         if starred is None:
             for element, item in zip(elements, items, strict=False):
-                self.assign(element.value, item, state, frame)
+                self.assign(element, item, state, frame)
             return
         tail = len(elements) - starred - 1
         middle = items[starred : len(items) - tail]
         for element, item in zip(elements[:starred], items, strict=False):
-            self.assign(element.value, item, state, frame)
+            self.assign(element, item, state, frame)
         self.assign(elements[starred].value, self.new(ListObj(tuple(middle)), state), state, frame)
         for element, item in zip(elements[starred + 1 :], items[len(items) - tail :], strict=False):
-            self.assign(element.value, item, state, frame)
+            self.assign(element, item, state, frame)
 
-    def subscript_key(self, node: cst.Subscript, state: State, frame: Frame) -> Abstract:
-        if len(node.slice) == 1 and isinstance(node.slice[0].slice, cst.Index):
-            return self.eval(node.slice[0].slice.value, state, frame)
+    def subscript_key(self, node: nodes.Subscript, state: State, frame: Frame) -> Abstract:
+        if len(node.slice) == 1 and not isinstance(node.slice[0], nodes.Slice):
+            return self.eval(node.slice[0], state, frame)
         return Unk(Reason.DYNAMIC_KEY, self.text(node))
 
-    def text(self, node: cst.CSTNode) -> str:
+    def text(self, node: nodes.Node) -> str:
         """The source text of a node, on one line, shortened."""
         found = self._texts.get(node)
         if found is None:
-            found = self._texts[node] = shorten(_SOURCE.code_for_node(node))
+            found = self._texts[node] = shorten(node.text())
         return found
 
 
-def _is_exit(node: cst.BaseExpression) -> bool:
+def _is_exit(node: nodes.Expression) -> bool:
     """`sys.exit()` and its kin do not come back."""
-    return isinstance(node, cst.Call) and _dotted(node.func) in ("sys.exit", "exit", "quit", "os._exit")
+    return isinstance(node, nodes.Call) and _dotted(node.func) in ("sys.exit", "exit", "quit", "os._exit")
 
 
-def _dotted(node: cst.BaseExpression) -> str:
+def _dotted(node: nodes.Expression) -> str:
     parts: list[str] = []
-    while isinstance(node, cst.Attribute):
-        parts.append(node.attr.value)
+    while isinstance(node, nodes.Attribute):
+        parts.append(node.attr)
         node = node.value
-    if not isinstance(node, cst.Name):
+    if not isinstance(node, nodes.Name):
         return ""
     return ".".join([node.value, *reversed(parts)])
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import IDENTITY_DECORATORS, Arguments, Calls
 from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.source import FunctionInfo, Module
+from klguard.read.python.trees import SCOPES, children
 from klguard.read.python.unfollowed import touched
 from klguard.read.python.values import (
     Abstract,
@@ -60,7 +61,7 @@ class Functions(Calls):
 
     def define(  # type: ignore[override]
         self,
-        node: cst.FunctionDef,
+        node: nodes.FunctionDef,
         state: State,
         frame: Frame,
         owner: Any = None,
@@ -68,8 +69,8 @@ class Functions(Calls):
     ) -> Abstract:
         assert frame.unit is not None
         code = Code(
-            node.name.value,
-            (f"{frame.code.qualname}." if frame.code else "") + node.name.value,
+            node.name,
+            (f"{frame.code.qualname}." if frame.code else "") + node.name,
             frame.module,
             frame.unit,
             node.params,
@@ -79,33 +80,33 @@ class Functions(Calls):
             is_generator=info in frame.module.generators
             if info is not None
             else _yields(node.body, frame.module),
-            is_async=node.asynchronous is not None,
-            decorators=tuple(self.text(d.decorator) for d in node.decorators),
+            is_async=node.asynchronous,
+            decorators=tuple(self.text(d) for d in node.decorators),
         )
         code.defaults = self._defaults(node.params, state, frame)
         frame.captured[0] = True
         value: Abstract = Func(code, frame.scopes)
         for decorator in reversed(node.decorators):
-            value = self._decorate(value, decorator.decorator, state, frame)
+            value = self._decorate(value, decorator, state, frame)
         return value
 
-    def _defaults(self, params: cst.Parameters, state: State, frame: Frame) -> dict[str, Abstract]:
+    def _defaults(self, params: nodes.Parameters, state: State, frame: Frame) -> dict[str, Abstract]:
         found = {}
         for param in (*params.posonly_params, *params.params, *params.kwonly_params):
             if param.default is not None:
-                step = Step(HopKind.DEFAULT, frame.unit, param, f"default of parameter {param.name.value}")
-                found[param.name.value] = with_step(self.eval(param.default, state, frame), step)
+                step = Step(HopKind.DEFAULT, frame.unit, param, f"default of parameter {param.name}")
+                found[param.name] = with_step(self.eval(param.default, state, frame), step)
         return found
 
-    def _decorate(
-        self, value: Abstract, decorator: cst.BaseExpression, state: State, frame: Frame
-    ) -> Abstract:
-        last = self.text(decorator.func if isinstance(decorator, cst.Call) else decorator).rpartition(".")[2]
+    def _decorate(self, value: Abstract, decorator: nodes.Expression, state: State, frame: Frame) -> Abstract:
+        last = self.text(decorator.func if isinstance(decorator, nodes.Call) else decorator).rpartition(".")[
+            2
+        ]
         if last in IDENTITY_DECORATORS:
             return value
         applied = self.eval(decorator, state, frame)
         if isinstance(applied, Func) and isinstance(value, Func):
-            call = cst.Call(decorator, [])
+            call = nodes.Call(func=decorator, args=())
             return self.call(applied, Arguments([value]), call, state, frame)
         if isinstance(value, Func) and not self.harmless(applied, last):
             self._run_with_anything(value, state, frame)
@@ -113,7 +114,7 @@ class Functions(Calls):
         return value
 
     def invoke(
-        self, callee: Func, arguments: Arguments, node: cst.Call | None, state: State, frame: Frame
+        self, callee: Func, arguments: Arguments, node: nodes.Call | None, state: State, frame: Frame
     ) -> Abstract:
         """Run a function of the project on the caller's state, as Python would."""
         code = callee.code
@@ -162,7 +163,7 @@ class Functions(Calls):
         self.escape(arguments.all(), where, state)
         for name, attribute, rebound in touched(code.info.node) if code.info is not None else ():
             is_self = callee.bound is not None and bool(code.params.params)
-            if is_self and name == code.params.params[0].name.value:
+            if is_self and name == code.params.params[0].name:
                 value, scope = callee.bound, None
             else:
                 scope = next((s for s in callee.closure if name in state.variables(s)), None)
@@ -257,7 +258,7 @@ class Functions(Calls):
     worth: Callable[[Code, Frame], bool]
 
     def _run_body(self, code: Code, arguments: Arguments, state: State, inner: Frame) -> Abstract:
-        if isinstance(code.body, cst.BaseExpression):
+        if isinstance(code.body, nodes.Expression):
             return self.eval(code.body, state, inner)
         if code.is_generator:
             return self._run_generator(code, arguments, state, inner)
@@ -320,7 +321,7 @@ class Functions(Calls):
         keywords = dict(arguments.keywords)
         names = [*params.posonly_params, *params.params]
         for index, param in enumerate(names):
-            name = param.name.value
+            name = param.name
             if index < len(positional):
                 value = self._parameter_step(positional[index], name, inner)
             else:
@@ -328,31 +329,31 @@ class Functions(Calls):
             state.bind(inner.id, name, self._typed_parameter(param, value, state, inner))
         for param in params.kwonly_params:
             value = self._by_keyword(callee, param, keywords, arguments, inner, False)
-            state.bind(inner.id, param.name.value, self._typed_parameter(param, value, state, inner))
-        if isinstance(params.star_arg, cst.Param):
+            state.bind(inner.id, param.name, self._typed_parameter(param, value, state, inner))
+        if params.star_arg is not None:
             extra = Tup(tuple(positional[len(names) :]))
             star: Abstract = extra if arguments.more_positional is None else arguments.more_positional
-            state.bind(inner.id, params.star_arg.name.value, star)
+            state.bind(inner.id, params.star_arg.name, star)
         if params.star_kwarg is not None:
             rest = arguments.rest
             if rest is not None and not rest.steps:
-                name = params.star_kwarg.name.value
+                name = params.star_kwarg.name
                 ends = Step(
                     HopKind.END, callee.code.unit, params.star_kwarg, f"**{name} of {callee.code.name}()"
                 )
                 rest = replace(rest, steps=(ends,))
-            state.bind(inner.id, params.star_kwarg.name.value, self.new_dict(keywords, state, rest))
+            state.bind(inner.id, params.star_kwarg.name, self.new_dict(keywords, state, rest))
 
     def _by_keyword(
         self,
         callee: Func,
-        param: cst.Param,
+        param: nodes.Param,
         keywords: dict[str, Abstract],
         arguments: Arguments,
         inner: Frame,
         by_position: bool,
     ) -> Abstract:
-        name = param.name.value
+        name = param.name
         default = callee.code.defaults.get(name)
         passed = keywords.pop(name, None)
         unknown = arguments.rest or (arguments.more_positional if by_position else None)
@@ -385,28 +386,23 @@ class Functions(Calls):
             given.append(absent)
         return self._parameter_step(join(given), name, inner)
 
-    def _typed_parameter(self, param: cst.Param, value: Abstract, state: State, inner: Frame) -> Abstract:
+    def _typed_parameter(self, param: nodes.Param, value: Abstract, state: State, inner: Frame) -> Abstract:
         """A parameter that is not known, but whose annotation names a class of the project: an instance of it,
         whose fields hold their defaults or something else."""
         if not isinstance(value, Unk) or param.annotation is None:
             return value
-        annotation: cst.BaseExpression = param.annotation.annotation
-        if isinstance(annotation, cst.Subscript) and self.text(annotation.value).endswith("Optional"):
-            element = annotation.slice[0].slice
-            annotation = element.value if isinstance(element, cst.Index) else annotation
-        if isinstance(annotation, cst.SimpleString):
-            annotation = (
-                cst.Name(str(annotation.evaluated_value))
-                if str(annotation.evaluated_value).isidentifier()
-                else annotation
-            )
-        if not isinstance(annotation, (cst.Name, cst.Attribute)):
+        annotation = param.annotation
+        if isinstance(annotation, nodes.Subscript) and self.text(annotation.value).endswith("Optional"):
+            annotation = annotation.slice[0]
+        if isinstance(annotation, nodes.Literal) and str(annotation.value).isidentifier():
+            annotation = nodes.Name(value=str(annotation.value))
+        if not isinstance(annotation, (nodes.Name, nodes.Attribute)):
             return value
         cls = self.eval(annotation, state, replace(inner, scopes=inner.scopes[1:]))
         obj = state.heap.get(cls.oid) if isinstance(cls, Ref) else None
         if not isinstance(obj, ClassObj) or not isinstance(cls, Ref) or obj.flavour in ("enum", "namedtuple"):
             return value
-        name = param.name.value
+        name = param.name
         if obj.flavour != "dataclass" or self.class_attribute(cls, "__init__", state) is not None:
             return self.new_instance("", {}, state, cls=cls, rest=Unk(Reason.PARAMETER, name), text=name)
         instance = self.instantiate(cls, obj, Arguments(), None, state, inner)
@@ -436,7 +432,7 @@ class Functions(Calls):
             value, Step(HopKind.PARAMETER, None, None, f"parameter {name} of {inner.code.name}()")
         )
 
-    def _eval_Lambda(self, node: cst.Lambda, state: State, frame: Frame) -> Abstract:
+    def _eval_Lambda(self, node: nodes.Lambda, state: State, frame: Frame) -> Abstract:
         assert frame.unit is not None
         code = Code("<lambda>", "<lambda>", frame.module, frame.unit, node.params, node.body)
         code.defaults = self._defaults(node.params, state, frame)
@@ -444,28 +440,31 @@ class Functions(Calls):
         return Func(code, frame.scopes)
 
 
-def _yields(body: cst.BaseSuite, module: Module) -> bool:
+_MAY_SKIP = (ast.If, ast.Try, ast.While, ast.Match)
+
+
+def _yields(body: nodes.Block, module: Module) -> bool:
     if "yield" not in module.text:
         return False
-    stack: list[cst.CSTNode] = [body]
+    stack = list[ast.AST](body.origin)
     while stack:
         node = stack.pop()
-        if isinstance(node, cst.Yield):
+        if isinstance(node, (ast.Yield, ast.YieldFrom)):
             return True
-        if not isinstance(node, (cst.FunctionDef, cst.ClassDef, cst.Lambda, cst.Name, cst.SimpleString)):
-            stack.extend(node.children)
+        if not isinstance(node, SCOPES):
+            stack.extend(children(node))
     return False
 
 
-def _conditional_yield(body: cst.BaseSuite | cst.BaseExpression) -> bool:
+def _conditional_yield(body: nodes.Block) -> bool:
     """Whether a yield stands under an `if`, `try` or `while`, where it may not run."""
-    stack: list[tuple[cst.CSTNode, bool]] = [(body, False)]
+    stack: list[tuple[ast.AST, bool]] = [(statement, False) for statement in body.origin]
     while stack:
         node, under = stack.pop()
-        if isinstance(node, cst.Yield) and under:
+        if isinstance(node, (ast.Yield, ast.YieldFrom)) and under:
             return True
-        if isinstance(node, (cst.FunctionDef, cst.ClassDef, cst.Lambda)):
+        if isinstance(node, SCOPES):
             continue
-        inside = under or isinstance(node, (cst.If, cst.Try, cst.While, cst.Match))
-        stack.extend((child, inside) for child in node.children)
+        inside = under or isinstance(node, _MAY_SKIP)
+        stack.extend((child, inside) for child in children(node))
     return False

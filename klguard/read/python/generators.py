@@ -8,16 +8,17 @@ everything the generator may change.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame, Loop, arrive
 from klguard.read.python.iteration import Iteration
 from klguard.read.python.loops import is_generator
+from klguard.read.python.trees import SCOPES, children
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -44,6 +45,9 @@ TAKES_ALL = frozenset(
 
 STACKS = frozenset({"contextlib.ExitStack", "contextlib.AsyncExitStack"})
 """Objects that leave other managers when they are left."""
+
+GUARDS = (ast.Try, getattr(ast, "TryStar", ast.Try), ast.With, ast.AsyncWith)
+"""Statements out of which a generator that is never resumed does not simply vanish."""
 
 TAKEN = "<taken>"
 """The variable of a generator's frame that holds what it has yielded: joined and widened like every other."""
@@ -76,22 +80,22 @@ class Generators(Iteration):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._awaited: cst.Call | None = None
+        self._awaited: nodes.Call | None = None
         self._pending: dict[Any, Pending] = {}
         self._doubted: dict[Any, Pending] = {}
-        self._stacked: dict[Any, list[tuple[str, Abstract, Arguments, cst.Call]]] = {}
-        self._instead: dict[cst.Call, Abstract] = {}
+        self._stacked: dict[Any, list[tuple[str, Abstract, Arguments, nodes.Call]]] = {}
+        self._instead: dict[nodes.Call, Abstract] = {}
         self._consumers: dict[Any, Consumer] = {}
-        self._shapes: dict[cst.CSTNode, tuple[bool, bool]] = {}
+        self._shapes: dict[nodes.Node, tuple[bool, bool]] = {}
         self._left = False
 
     # -- a call whose consumer runs the body -----------------------------------------------------------------
 
     def _eval_lazily(
-        self, node: cst.BaseExpression, state: State, frame: Frame
+        self, node: nodes.Expression, state: State, frame: Frame
     ) -> tuple[Abstract, Pending | None]:
         """The value of an expression; of a generator's call, the generator before it has begun."""
-        if not isinstance(node, cst.Call):
+        if not isinstance(node, nodes.Call):
             return self.eval(node, state, frame), None
         around, self._awaited = self._awaited, node
         try:
@@ -137,7 +141,7 @@ class Generators(Iteration):
                 self._doubtful(pending, state)
 
     def call(
-        self, callee: Abstract, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Abstract, arguments: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         if self._doubted:
             owners = [m.owner for m in members(callee) if isinstance(m, Unk) and m.owner is not None]
@@ -145,14 +149,14 @@ class Generators(Iteration):
                 self.resume(value, state)
         return super().call(callee, arguments, node, state, frame)
 
-    def _comp_for(self, clause: cst.CompFor, produce: Any, state: State, frame: Frame) -> bool:
+    def _comp_for(self, clause: nodes.CompFor, produce: Any, state: State, frame: Frame) -> bool:
         if self._doubted:
             self.resume(self._peek(clause.iter, state, frame), state)
         return super()._comp_for(clause, produce, state, frame)
 
-    def _peek(self, node: cst.BaseExpression, state: State, frame: Frame) -> Abstract:
+    def _peek(self, node: nodes.Expression, state: State, frame: Frame) -> Abstract:
         """The value of a name; of anything else nothing, since it must not be evaluated twice."""
-        return self.eval(node, state, frame) if isinstance(node, cst.Name) else Const(None)
+        return self.eval(node, state, frame) if isinstance(node, nodes.Name) else Const(None)
 
     def _drive(self, pending: Pending, consumer: Consumer, state: State) -> bool:
         """Run a generator to its end, `consumer` at each yield; False when the end is not reached."""
@@ -167,19 +171,27 @@ class Generators(Iteration):
             self._left = False
         return arrive(state, [left for left, _ in inner.returns] + ([state.copy()] if alive else []))
 
-    def _eval_Yield(self, node: cst.Yield, state: State, frame: Frame) -> Abstract:
+    def _eval_Yield(self, node: nodes.Yield, state: State, frame: Frame) -> Abstract:
         consumer = self._consumers.get(frame.id)
         if consumer is None or frame.dead:
             return super()._eval_Yield(node, state, frame)
-        value = Const(None) if node.value is None else self.eval(node.value, state, frame)  # type: ignore[arg-type]
+        value = Const(None) if node.value is None else self.eval(node.value, state, frame)
         if not consumer(value, state):
             self._left = True
         return Const(None)
 
-    def _run_Expr(self, node: cst.Expr, state: State, frame: Frame) -> bool:
+    def _eval_YieldFrom(self, node: nodes.YieldFrom, state: State, frame: Frame) -> Abstract:
+        consumer = self._consumers.get(frame.id)
+        if consumer is None or frame.dead:
+            return super()._eval_YieldFrom(node, state, frame)
+        if not consumer(Unk(Reason.UNSUPPORTED, self.text(node)), state):
+            self._left = True
+        return Const(None)
+
+    def _run_Expr(self, node: nodes.Expr, state: State, frame: Frame) -> bool:
         return super()._run_Expr(node, state, frame) and not self._has_left()
 
-    def _run_Assign(self, node: cst.Assign, state: State, frame: Frame) -> bool:
+    def _run_Assign(self, node: nodes.Assign, state: State, frame: Frame) -> bool:
         return super()._run_Assign(node, state, frame) and not self._has_left()
 
     def _has_left(self) -> bool:
@@ -196,17 +208,17 @@ class Generators(Iteration):
 
     # -- with ------------------------------------------------------------------------------------------------
 
-    def _run_With(self, node: cst.With, state: State, frame: Frame) -> bool:
-        if node.asynchronous is not None or frame.dead:
+    def _run_With(self, node: nodes.With, state: State, frame: Frame) -> bool:
+        if node.asynchronous or frame.dead:
             return super()._run_With(node, state, frame)
         return self._enter_item(node, 0, state, frame)
 
-    def _enter_item(self, node: cst.With, index: int, state: State, frame: Frame) -> bool:
+    def _enter_item(self, node: nodes.With, index: int, state: State, frame: Frame) -> bool:
         """Enter the managers from `index` on, run the block, and leave them again."""
         if index == len(node.items):
             return self.run_suite(node.body, state, frame)
         item = node.items[index]
-        target = None if item.asname is None else item.asname.name
+        target = item.target
 
         def block(current: State) -> bool:
             return self._enter_item(node, index + 1, current, frame)
@@ -221,7 +233,7 @@ class Generators(Iteration):
     def _managed(
         self,
         pending: Pending,
-        target: cst.BaseExpression | None,
+        target: nodes.Expression | None,
         block: Callable[[State], bool],
         state: State,
         frame: Frame,
@@ -245,7 +257,7 @@ class Generators(Iteration):
     def _managed_one(
         self,
         pending: Pending,
-        target: cst.BaseExpression | None,
+        target: nodes.Expression | None,
         block: Callable[[State], bool],
         state: State,
         frame: Frame,
@@ -291,8 +303,8 @@ class Generators(Iteration):
 
     # -- for -------------------------------------------------------------------------------------------------
 
-    def _run_For(self, node: cst.For, state: State, frame: Frame) -> bool:
-        if node.asynchronous is not None or frame.dead:
+    def _run_For(self, node: nodes.For, state: State, frame: Frame) -> bool:
+        if node.asynchronous or frame.dead:
             return super()._run_For(node, state, frame)
         value, pending = self._eval_lazily(node.iter, state, frame)
         if pending is not None:
@@ -302,7 +314,7 @@ class Generators(Iteration):
             value = self._doubtful(pending, state)
         return self.run_over(node, value, state, frame)
 
-    def _in_step(self, pending: Pending, node: cst.For, state: State, frame: Frame) -> bool:
+    def _in_step(self, pending: Pending, node: nodes.For, state: State, frame: Frame) -> bool:
         """A `for` over a generator: the loop's body runs at each yield."""
         loop = Loop()
 
@@ -315,22 +327,22 @@ class Generators(Iteration):
 
     # -- list(), next() --------------------------------------------------------------------------------------
 
-    def _eval_Call(self, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _eval_Call(self, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         if node in self._instead:
             return self._instead.pop(node)
         inner = node.args[0].value if node.args and not node.args[0].star else None
-        if isinstance(inner, cst.Call) and isinstance(node.func, cst.Name) and not frame.dead:
+        if isinstance(inner, nodes.Call) and isinstance(node.func, nodes.Name) and not frame.dead:
             callee = self.eval(node.func, state, frame)
             if isinstance(callee, Ext) and (callee.name in TAKES_ALL or callee.name == "builtins.next"):
                 return self._consume(node, inner, callee.name == "builtins.next", state, frame)
-        if isinstance(inner, cst.Call) and isinstance(node.func, cst.Attribute) and not frame.dead:
-            if node.func.attr.value == "enter_context":
+        if isinstance(inner, nodes.Call) and isinstance(node.func, nodes.Attribute) and not frame.dead:
+            if node.func.attr == "enter_context":
                 return self._enter_stacked(node, inner, state, frame)
         return super()._eval_Call(node, state, frame)
 
-    def _enter_stacked(self, node: cst.Call, inner: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _enter_stacked(self, node: nodes.Call, inner: nodes.Call, state: State, frame: Frame) -> Abstract:
         """`stack.enter_context(manager())`: the generator runs up to its yield; the rest, when the stack is left."""
-        assert isinstance(node.func, cst.Attribute)
+        assert isinstance(node.func, nodes.Attribute)
         stack = self._peek(node.func.value, state, frame)
         value, pending = self._eval_lazily(inner, state, frame)
         if pending is not None and self.kind_of(stack, state) in STACKS and self._shape(pending.code)[0]:
@@ -345,7 +357,9 @@ class Generators(Iteration):
         finally:
             self._instead.pop(inner, None)
 
-    def _consume(self, node: cst.Call, inner: cst.Call, one: bool, state: State, frame: Frame) -> Abstract:
+    def _consume(
+        self, node: nodes.Call, inner: nodes.Call, one: bool, state: State, frame: Frame
+    ) -> Abstract:
         """`list(generator())` or `next(generator())`."""
         value, pending = self._eval_lazily(inner, state, frame)
         if pending is not None:
@@ -397,17 +411,17 @@ class Generators(Iteration):
         return join([*(value for _, value in firsts), *([unknown] if alive or not firsts else [])])
 
 
-def _shape_of(body: cst.CSTNode) -> tuple[bool, bool]:
+def _shape_of(body: nodes.Block) -> tuple[bool, bool]:
     statements, guarded = True, False
-    stack: list[tuple[cst.CSTNode, bool, bool]] = [(body, False, False)]
+    stack: list[tuple[ast.AST, bool, bool]] = [(statement, False, False) for statement in body.origin]
     while stack:
         node, plain, inside = stack.pop()
-        if isinstance(node, (cst.FunctionDef, cst.ClassDef, cst.Lambda)):
+        if isinstance(node, SCOPES):
             continue
-        if isinstance(node, cst.Yield):
-            statements = statements and plain and not isinstance(node.value, cst.From)
+        if isinstance(node, (ast.Yield, ast.YieldFrom)):
+            statements = statements and plain and isinstance(node, ast.Yield)
             guarded = guarded or inside
-        inside = inside or isinstance(node, (cst.Try, cst.TryStar, cst.With))
-        here = isinstance(node, (cst.Expr, cst.Assign))
-        stack.extend((child, here, inside) for child in node.children)
+        inside = inside or isinstance(node, GUARDS)
+        here = isinstance(node, (ast.Expr, ast.Assign))
+        stack.extend((child, here, inside) for child in children(node))
     return statements, guarded

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import NOT_PLAIN, SETS
 from klguard.read.python.control import Frame
@@ -73,12 +72,12 @@ class Iteration(Methods):
         }
 
     def call_method(
-        self, function: Abstract, values: Sequence[Abstract], node: cst.Call, state: State, frame: Frame
+        self, function: Abstract, values: Sequence[Abstract], node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         """Call a function that other code calls, with these values."""
         return self.call(function, Arguments(list(values)), node, state, frame)
 
-    def iterator(self, items: Iterable[Abstract] | None, node: cst.CSTNode, state: State) -> Abstract:
+    def iterator(self, items: Iterable[Abstract] | None, node: nodes.Node, state: State) -> Abstract:
         """An iterator over known items; None makes an unknown value."""
         found = None if items is None else tuple(itertools.islice(items, 4 * MAX_ITEMS + 1))
         if found is None or len(found) > 4 * MAX_ITEMS:
@@ -93,7 +92,7 @@ class Iteration(Methods):
 
     # -- making iterators ------------------------------------------------------------------------------------
 
-    def _iter(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _iter(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 1:
             return None
         if self.kind_of(args.positional[0], state) == "iterator":
@@ -101,7 +100,7 @@ class Iteration(Methods):
         items = self.sequence(args, state)
         return None if items is None else self.iterator(items, node, state)
 
-    def _enumerate(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _enumerate(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         items = self.sequence(args, state)
         start = args.get("start", 1) or Const(0)
         if items is None or not isinstance(start, Const):
@@ -116,7 +115,7 @@ class Iteration(Methods):
         known = [column for column in columns if column is not None]
         return None if args.more_positional is not None or len(known) < len(columns) else known
 
-    def _zip(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _zip(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         columns = self._columns(args, state)
         return (
             None
@@ -124,7 +123,7 @@ class Iteration(Methods):
             else self.iterator((Tup(row) for row in zip(*columns, strict=False)), node, state)
         )
 
-    def _zip_longest(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _zip_longest(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         columns = self._columns(args, state)
         fill = args.keywords.get("fillvalue", Const(None))
         if not columns:
@@ -133,26 +132,28 @@ class Iteration(Methods):
             (Tup(row) for row in itertools.zip_longest(*columns, fillvalue=fill)), node, state
         )
 
-    def _reversed(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _reversed(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         items = self.sequence(args, state)
         return None if items is None else self.iterator(reversed(items), node, state)
 
-    def _chain(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _chain(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         columns = self._columns(args, state)
         return None if columns is None else self.iterator(itertools.chain(*columns), node, state)
 
-    def _chain_from(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _chain_from(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         parts = self.sequence(args, state)
         return None if parts is None else self._chain(Arguments(list(parts)), node, state, frame)
 
-    def _product(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _product(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         columns = self._columns(args, state)
         repeat = self.plain(args.keywords.get("repeat", Const(1)), state)
         if columns is None or type(repeat) is not int or not 0 < repeat <= 4:
             return None
         return self.iterator((Tup(row) for row in itertools.product(*columns, repeat=repeat)), node, state)
 
-    def _combine_items(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _combine_items(
+        self, args: Arguments, node: nodes.Call, state: State, frame: Frame
+    ) -> Abstract | None:
         items, length = self.sequence(args, state), args.get("r", 1)
         if (
             items is None
@@ -164,14 +165,14 @@ class Iteration(Methods):
         make = itertools.permutations if "permutations" in self.text(node.func) else itertools.combinations
         return self.iterator((Tup(row) for row in make(items, length.value)), node, state)
 
-    def _islice(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _islice(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         items = self.sequence(args, state)
         bounds = [self.plain(value, state) for value in args.positional[1:]]
         if items is None or not bounds or not all(b is None or (type(b) is int and b >= 0) for b in bounds):
             return None
         return self.iterator(itertools.islice(items, *bounds), node, state)
 
-    def _repeat_item(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _repeat_item(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         times = args.get("times", 1)
         if not args.positional or not isinstance(times, Const) or type(times.value) is not int:
             return None
@@ -179,7 +180,7 @@ class Iteration(Methods):
             itertools.repeat(args.positional[0], min(times.value, 5 * MAX_ITEMS)), node, state
         )
 
-    def _map(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _map(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         if not args.positional or args.more_positional is not None:
             return None
         columns = self._columns(Arguments(args.positional[1:]), state)
@@ -187,7 +188,7 @@ class Iteration(Methods):
         results = self.lazily(args.positional[0], rows, node, state, frame)
         return self.iterator(results, node, state)
 
-    def _starmap(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _starmap(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 2 or args.more_positional is not None:
             return None
         items = self.items_of(args.positional[1], state)
@@ -196,7 +197,7 @@ class Iteration(Methods):
             rows = None
         return self.iterator(self.lazily(args.positional[0], rows, node, state, frame), node, state)
 
-    def _filter(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _filter(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 2 or args.more_positional is not None:
             return None
         test, items = args.positional[0], self.items_of(args.positional[1], state)
@@ -216,7 +217,7 @@ class Iteration(Methods):
         self,
         function: Abstract,
         rows: Sequence[Sequence[Abstract]] | None,
-        node: cst.Call,
+        node: nodes.Call,
         state: State,
         frame: Frame,
     ) -> list[Abstract] | None:
@@ -244,7 +245,7 @@ class Iteration(Methods):
         state.become(branch)
         return results if certain else None
 
-    def _eval_GeneratorExp(self, node: cst.GeneratorExp, state: State, frame: Frame) -> Abstract:
+    def _eval_GeneratorExp(self, node: nodes.GeneratorExp, state: State, frame: Frame) -> Abstract:
         result = super()._eval_GeneratorExp(node, state, frame)
         return self.iterator(result.items, node, state) if isinstance(result, Tup) else result
 
@@ -260,7 +261,7 @@ class Iteration(Methods):
 
     # -- using them ------------------------------------------------------------------------------------------
 
-    def _next(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _next(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         source, default = args.get("", 0), args.get("", 1)
         obj = state.heap.get(source.oid) if isinstance(source, Ref) else None
         if isinstance(obj, InstObj) and obj.cls is not None and isinstance(source, Ref):
@@ -291,7 +292,7 @@ class Iteration(Methods):
         """A method of an instance."""
         return Func(method.code, method.closure, owner, method.steps)
 
-    def _reduce(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _reduce(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         items = self.items_of(args.positional[1], state) if len(args.positional) in (2, 3) else None
         if items is None or args.more_positional is not None or len(items) > MAX_ITEMS:
             self.escape(args.all(), f"passed to {self.text(node.func)}()", state)
@@ -304,13 +305,13 @@ class Iteration(Methods):
             result = self.call_method(args.positional[0], [result, value], node, state, frame)
         return result
 
-    def _sorted(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _sorted(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         items = self.unordered(args.positional[0], state) if args.positional else None
         rest = Arguments([], args.keywords, None, args.rest)
         return self.new(ListObj(self.sort_items(items, rest, node, state, frame)), state)
 
     def sort_items(
-        self, items: Items | None, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, items: Items | None, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Items | None:
         """The items in order, when it is known."""
         key, reverse = args.keywords.get("key"), self.plain(args.keywords.get("reverse", Const(False)), state)
@@ -334,10 +335,10 @@ class Iteration(Methods):
             return None
         return tuple(items[index] for index in order)
 
-    def _any(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _any(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         return self._quantify(args, state, True)
 
-    def _all(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _all(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         return self._quantify(args, state, False)
 
     def _quantify(self, args: Arguments, state: State, wanted: bool) -> Abstract | None:
@@ -351,23 +352,23 @@ class Iteration(Methods):
         return None if None in answers else Const(not wanted, soft)
 
     def _make_set(
-        self, args: Arguments, node: cst.Call, state: State, frame: Frame, kind: str = "set"
+        self, args: Arguments, node: nodes.Call, state: State, frame: Frame, kind: str = "set"
     ) -> Abstract:
         elements = {} if not args.positional and args.more_positional is None else None
         if len(args.positional) == 1 and args.more_positional is None:
             elements = self.elements_of(args.positional[0], state)
         return self.make_set(elements, state, self.text(node), kind)
 
-    def _make_frozenset(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _make_frozenset(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         return self._make_set(args, node, state, frame, "frozenset")
 
     # -- getters ---------------------------------------------------------------------------------------------
 
-    def _itemgetter(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _itemgetter(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         known = args.positional and args.more_positional is None
         return self.make("itemgetter", Tup(tuple(args.positional)), state, self.text(node)) if known else None
 
-    def _attrgetter(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _attrgetter(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         known = args.positional and all(
             isinstance(a, Const) and isinstance(a.value, str) for a in args.positional
         )
@@ -376,7 +377,7 @@ class Iteration(Methods):
         return self.make("attrgetter", Tup(tuple(args.positional)), state, self.text(node))
 
     def call_getter(
-        self, callee: Ref, kind: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Ref, kind: str, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         """`operator.itemgetter("a", "b")(x)` and `operator.attrgetter("a.b")(x)`."""
         wanted = self.part(callee, state)
@@ -386,7 +387,7 @@ class Iteration(Methods):
         return found[0] if len(found) == 1 else Tup(tuple(found))
 
     def _get_by(
-        self, kind: str, owner: Abstract, key: Abstract, node: cst.Call, state: State, frame: Frame
+        self, kind: str, owner: Abstract, key: Abstract, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         if kind == "itemgetter":
             return self.get_item(owner, key, state, self.text(node))
@@ -397,16 +398,16 @@ class Iteration(Methods):
 
     # -- comprehensions --------------------------------------------------------------------------------------
 
-    def _eval_DictComp(self, node: cst.DictComp, state: State, frame: Frame) -> Abstract:
+    def _eval_DictComp(self, node: nodes.DictComp, state: State, frame: Frame) -> Abstract:
         """Over a dict with entries that may be missing, or a set in whatever order, where the plain way
         gives up."""
         clause = node.for_in
-        if clause.inner_for_in is not None or clause.asynchronous is not None:
+        if clause.inner_for_in is not None or clause.asynchronous:
             return super()._eval_DictComp(node, state, frame)
         ref = self.new_dict({}, state, steps=self._literal(node, frame))
         by_key = (
-            isinstance(clause.target, cst.Name)
-            and isinstance(node.key, cst.Name)
+            isinstance(clause.target, nodes.Name)
+            and isinstance(node.key, nodes.Name)
             and (clause.target.value == node.key.value)
         )
         inner = self._comprehension_frame(frame)
@@ -437,12 +438,14 @@ class Iteration(Methods):
         state.frames.pop(inner.id, None)
         return ref
 
-    def _keeps_keys(self, node: cst.DictComp) -> bool:
+    def _keeps_keys(self, node: nodes.DictComp) -> bool:
         """`{k: ... for k, v in ...}`: an item that is not known cannot give a key that another one gives."""
         target = node.for_in.target
-        first = target.elements[0].value if isinstance(target, cst.Tuple) and target.elements else target
+        first = target.elements[0] if isinstance(target, nodes.Tuple) and target.elements else target
         return (
-            isinstance(first, cst.Name) and isinstance(node.key, cst.Name) and first.value == node.key.value
+            isinstance(first, nodes.Name)
+            and isinstance(node.key, nodes.Name)
+            and first.value == node.key.value
         )
 
     def _comprehension_frame(self, frame: Frame) -> Frame:
@@ -483,8 +486,8 @@ class Iteration(Methods):
 
     def _one_round(
         self,
-        clause: cst.CompFor,
-        node: cst.DictComp,
+        clause: nodes.CompFor,
+        node: nodes.DictComp,
         item: Abstract,
         ref: Ref,
         weak: bool,
@@ -499,13 +502,13 @@ class Iteration(Methods):
         if weak:
             target = state.copy()
         for condition in clause.ifs:
-            answer = truth(self.eval(condition.test, target, frame), target)
+            answer = truth(self.eval(condition, target, frame), target)
             if answer is False:
                 break
             if answer is None:
                 target = target.copy() if target is state else target
                 certain = False
-                self.narrow(condition.test, True, target, frame)
+                self.narrow(condition, True, target, frame)
         else:
             key = self.eval(node.key, target, frame)
             self.set_item(ref, key, self.eval(node.value, target, frame), target)
@@ -514,7 +517,7 @@ class Iteration(Methods):
             assert merged is not None
             state.become(merged)
 
-    def _eval_SetComp(self, node: cst.SetComp, state: State, frame: Frame) -> Abstract:
+    def _eval_SetComp(self, node: nodes.SetComp, state: State, frame: Frame) -> Abstract:
         found: list[Abstract] = []
         certain = self._comprehend(
             node.for_in, lambda s, f: found.append(self.eval(node.elt, s, f)), state, frame

@@ -9,9 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import libcst as cst
-
 from klguard.engines import ENGINES
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.command_lines import PARSERS
 from klguard.read.python.control import Frame
@@ -123,7 +122,7 @@ class Libraries(DataclassParsers):
         self._documents: dict[str, list[Any]] = {}
 
     def library_call(  # type: ignore[override]
-        self, callee: Ext, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Ext, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         name = callee.name
         if name in PARSERS:
@@ -158,7 +157,7 @@ class Libraries(DataclassParsers):
             return self._omegaconf(name.rpartition(".")[2], args, node, state)
         return self._foreign_instance(callee, args, node, state, frame)
 
-    def _omegaconf(self, name: str, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
+    def _omegaconf(self, name: str, args: Arguments, node: nodes.Call, state: State) -> Abstract | None:
         """OmegaConf.merge, to_container, structured; what else may change a configuration makes it
         unknown."""
         if name == "merge" and args.positional and args.more_positional is None:
@@ -215,7 +214,7 @@ class Libraries(DataclassParsers):
     # -- instances of library classes ------------------------------------------------------------------------
 
     def _foreign_instance(
-        self, callee: Ext, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Ext, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         package, _, last = callee.name.rpartition(".")
         maker = (
@@ -239,13 +238,13 @@ class Libraries(DataclassParsers):
         steps = (Step(HopKind.LITERAL, frame.unit, node, "made here"),)
         return self.new_instance(made_by, known, state, rest=rest, text=text, steps=steps)
 
-    def _object(self, made_by: str, contents: Abstract, node: cst.Call, state: State) -> Abstract:
+    def _object(self, made_by: str, contents: Abstract, node: nodes.Call, state: State) -> Abstract:
         ref = self.new_dict({}, state)
         self.merge_into(ref, contents, state, self.text(node))
         return self.new(InstObj(None, made_by, ref.oid, self.text(node)), state)
 
     def object_method(  # type: ignore[override]
-        self, callee: Method, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Method, obj: Any, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         if not isinstance(obj, InstObj) or not isinstance(callee.owner, Ref):
             return None
@@ -319,7 +318,7 @@ class Libraries(DataclassParsers):
         return answers[0] if len(set(answers)) == 1 else None
 
     def _stack_method(
-        self, owner: Ref, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, name: str, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         """`ExitStack.enter_context`, `push` and `callback`: something runs when the stack is left."""
         if name in ("close", "pop_all", "aclose"):
@@ -368,7 +367,7 @@ class Libraries(DataclassParsers):
 
     # -- configuration files ---------------------------------------------------------------------------------
 
-    def _load(self, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _load(self, name: str, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         unknown = Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
         kind = LOADERS.get(name) or TEXT_READERS[name]
         path = self._path_of(args.get("stream", 0), state)
@@ -381,7 +380,7 @@ class Libraries(DataclassParsers):
         return self.dict_like(contents, state) if "OmegaConf" in name else contents
 
     def _any_document(
-        self, kind: str, unknown: Unk, node: cst.Call, state: State, frame: Frame
+        self, kind: str, unknown: Unk, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         """A file named only at run time: one of the project's whose top-level keys this module asks for,
         or another."""
@@ -476,7 +475,7 @@ class Libraries(DataclassParsers):
         return found
 
     def model_call(  # type: ignore[override]
-        self, callee: Abstract, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Abstract, arguments: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         """`model.generation_config.update(top_k=0)` sets fields of an object that is not visible."""
         stack = callee.owner if isinstance(callee, Unk) else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import libcst as cst
-
-from klguard.read.python.control import Frame, Loop, arrive, changes, statements, widen
+from klguard.read.python import nodes
+from klguard.read.python.control import Frame, Loop, arrive, changes, widen
 from klguard.read.python.flow import Flow
+from klguard.read.python.trees import children
 from klguard.read.python.values import Abstract, Const, State, Unk, identity, join, join_states
 from klguard.settings import Reason
 
@@ -22,12 +23,12 @@ ROUNDS = 3
 class Loops(Flow):
     """`for` and `while`."""
 
-    def _run_For(self, node: cst.For, state: State, frame: Frame) -> bool:
+    def _run_For(self, node: nodes.For, state: State, frame: Frame) -> bool:
         return self.run_over(node, self.eval(node.iter, state, frame), state, frame)
 
     resume: Callable[[Abstract, State], None]
 
-    def run_over(self, node: cst.For, iterable: Abstract, state: State, frame: Frame) -> bool:
+    def run_over(self, node: nodes.For, iterable: Abstract, state: State, frame: Frame) -> bool:
         """A `for` whose iterable has been evaluated."""
         items = None if node.asynchronous else self.items_of(iterable, state)
         if items is not None and self._unrolls(node, items):
@@ -43,14 +44,14 @@ class Loops(Flow):
 
         return self._repeat(node, bind_item, state, frame, endless=False)
 
-    def _unrolls(self, node: cst.For, items: Sequence[Abstract]) -> bool:
+    def _unrolls(self, node: nodes.For, items: Sequence[Abstract]) -> bool:
         """Whether a loop over known items runs item by item: not a long one, nor mere repetition around other loops."""
         if not _has_loop(node.body):
             return len(items) <= UNROLL
         return len(items) <= 4 and not all(isinstance(i, Const) and isinstance(i.value, int) for i in items)
 
     def _item(
-        self, iterable: Abstract, items: Any, source: cst.CSTNode, state: State, frame: Frame
+        self, iterable: Abstract, items: Any, source: nodes.Node, state: State, frame: Frame
     ) -> Abstract:
         if items:
             return join(items)
@@ -58,7 +59,7 @@ class Loops(Flow):
         oid = ("item", identity(iterable)) if isinstance(iterable, Unk) and iterable.oid else None
         return Unk(Reason.RUNTIME, text, oid=oid)
 
-    def _unroll(self, node: cst.For, items: Sequence[Abstract], state: State, frame: Frame) -> bool:
+    def _unroll(self, node: nodes.For, items: Sequence[Abstract], state: State, frame: Frame) -> bool:
         loop = Loop()
         for item in items:
             self.assign(node.target, item, state, frame)
@@ -67,7 +68,7 @@ class Loops(Flow):
                 return self._after_loop(node, [], loop, state, frame)
         return self._after_loop(node, [state.copy()], loop, state, frame)
 
-    def _round(self, body: cst.BaseSuite, loop: Loop, state: State, frame: Frame) -> bool:
+    def _round(self, body: nodes.Block, loop: Loop, state: State, frame: Frame) -> bool:
         """One pass through a loop body; the state becomes the one at its end."""
         loop.continues = []
         frame.loops.append(loop)
@@ -78,19 +79,19 @@ class Loops(Flow):
         return arrive(state, ([state.copy()] if alive else []) + loop.continues)
 
     def _after_loop(
-        self, node: cst.For | cst.While, finished: list[State], loop: Loop, state: State, frame: Frame
+        self, node: nodes.For | nodes.While, finished: list[State], loop: Loop, state: State, frame: Frame
     ) -> bool:
         arrived = list(loop.breaks)
         if finished and (end := join_states(finished)) is not None:
-            if node.orelse is None or self.run_suite(node.orelse.body, end, frame):
+            if node.orelse is None or self.run_suite(node.orelse, end, frame):
                 arrived.append(end)
         elif node.orelse is not None:
-            self.run_dead(statements(node.orelse.body), state, frame)
+            self.run_dead(node.orelse.body, state, frame)
         return arrive(state, arrived)
 
-    def _run_While(self, node: cst.While, state: State, frame: Frame) -> bool:
+    def _run_While(self, node: nodes.While, state: State, frame: Frame) -> bool:
         loop = Loop()
-        endless = isinstance(node.test, cst.Name) and node.test.value == "True"
+        endless = isinstance(node.test, nodes.Name) and node.test.value == "True"
         for _ in range(UNROLL):
             if endless:
                 break
@@ -105,7 +106,7 @@ class Loops(Flow):
 
     def _repeat(
         self,
-        node: cst.For | cst.While,
+        node: nodes.For | nodes.While,
         before: Callable[[State], None],
         state: State,
         frame: Frame,
@@ -120,9 +121,9 @@ class Loops(Flow):
         for turn in range(ROUNDS):
             current = start.copy()
             before(current)
-            if isinstance(node, cst.While) and turn:
+            if isinstance(node, nodes.While) and turn:
                 self.eval(node.test, current, frame)
-            if isinstance(node, cst.While):
+            if isinstance(node, nodes.While):
                 self.narrow(node.test, True, current, frame)
             if not self._round(node.body, loop, current, frame):
                 break
@@ -139,16 +140,14 @@ class Loops(Flow):
         return self._after_loop(node, finished, loop, state, frame)
 
 
-def _has_loop(body: cst.BaseSuite) -> bool:
-    stack: list[cst.CSTNode] = [body]
+def _has_loop(body: nodes.Block) -> bool:
+    stack = list[ast.AST](body.origin)
     while stack:
         node = stack.pop()
-        if isinstance(node, (cst.For, cst.While)):
+        if isinstance(node, (ast.For, ast.AsyncFor, ast.While)):
             return True
-        if isinstance(
-            node, (cst.BaseSuite, cst.If, cst.Else, cst.Try, cst.With, cst.ExceptHandler, cst.Finally)
-        ):
-            stack.extend(node.children)
+        if isinstance(node, (ast.If, ast.Try, ast.With, ast.AsyncWith, ast.ExceptHandler)):
+            stack.extend(children(node))
     return False
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.blocks import Blocks
 from klguard.read.python.control import Frame
 from klguard.read.python.source import shorten
@@ -59,8 +58,8 @@ class Memory(Blocks):
     def __init__(self) -> None:
         super().__init__()
         self._fresh = itertools.count()
-        self._literals: dict[cst.CSTNode, Const] = {}
-        self._spot: tuple[Any, cst.CSTNode] | None = None
+        self._literals: dict[nodes.Node, Const] = {}
+        self._spot: tuple[Any, nodes.Node] | None = None
 
     # -- heap --------------------------------------------------------------------------------------------------
 
@@ -122,7 +121,7 @@ class Memory(Blocks):
 
     # -- names and attributes ----------------------------------------------------------------------------------
 
-    def _eval_Name(self, node: cst.Name, state: State, frame: Frame) -> Abstract:
+    def _eval_Name(self, node: nodes.Name, state: State, frame: Frame) -> Abstract:
         name = node.value
         if name in KEYWORDS:
             found = self._literals.get(node)
@@ -144,15 +143,15 @@ class Memory(Blocks):
             return Const(frame.module.name)
         return Unk(Reason.RUNTIME, name, oid=("name", frame.module.path, name))
 
-    def _literal(self, node: cst.BaseExpression, frame: Frame) -> Steps:
+    def _literal(self, node: nodes.Expression, frame: Frame) -> Steps:
         return (Step(HopKind.LITERAL, frame.unit, node, "written here"),)
 
-    def _eval_Attribute(self, node: cst.Attribute, state: State, frame: Frame) -> Abstract:
+    def _eval_Attribute(self, node: nodes.Attribute, state: State, frame: Frame) -> Abstract:
         owner = self.eval(node.value, state, frame)
-        return self.get_attribute(owner, node.attr.value, state, frame, node)
+        return self.get_attribute(owner, node.attr, state, frame, node)
 
     def get_attribute(
-        self, owner: Abstract, name: str, state: State, frame: Frame, node: cst.CSTNode | None = None
+        self, owner: Abstract, name: str, state: State, frame: Frame, node: nodes.Node | None = None
     ) -> Abstract:
         if isinstance(owner, Alt):
             return join(self.get_attribute(member, name, state, frame, node) for member in owner.values)

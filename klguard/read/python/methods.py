@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import DICT_LIKE_KINDS, MAPPINGS, NOT_PLAIN, SETS, VIEWS
 from klguard.read.python.control import Frame
@@ -60,7 +59,7 @@ class Methods(Sets):
     sort_items: Callable[..., tuple[Abstract, ...] | None]
 
     def call_of_method(
-        self, callee: Method, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Method, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         owner = callee.owner
         if isinstance(owner, Const) and isinstance(owner.value, (str, bytes)):
@@ -84,7 +83,7 @@ class Methods(Sets):
         return self._container_method(owner, obj, callee.name, args, node, state, frame)
 
     def _container_method(
-        self, owner: Ref, obj: Any, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: Any, name: str, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         kind = "dict" if isinstance(obj, DictObj) else "list"
         handler = getattr(self, f"_{kind}_{name.strip('_') if name.startswith('__') else name}", None)
@@ -143,7 +142,7 @@ class Methods(Sets):
     # -- dicts -----------------------------------------------------------------------------------------------
 
     def _dict_get(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         key, default = args.get("key", 0), args.get("default", 1) or Const(None)
         step = Step(HopKind.DEFAULT, frame.unit, node, f"fallback of {self.text(node)}")
@@ -152,7 +151,7 @@ class Methods(Sets):
             return Unk(Reason.DYNAMIC_KEY, self.text(node))
         return join(self._get_one(obj, member, fallback, node) for member in members(key))
 
-    def _get_one(self, obj: DictObj, key: Abstract, fallback: Abstract, node: cst.Call) -> Abstract:
+    def _get_one(self, obj: DictObj, key: Abstract, fallback: Abstract, node: nodes.Call) -> Abstract:
         plain, known = self.hashable(key)
         if not known:
             if obj.rest is not None:
@@ -171,7 +170,7 @@ class Methods(Sets):
         return join(present if len(present) == len(members(value)) else [*present, fallback])
 
     def _dict_setdefault(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         key, default = args.get("key", 0), args.get("default", 1) or Const(None)
         plain, known = self.hashable(key) if key is not None else (None, False)
@@ -190,7 +189,7 @@ class Methods(Sets):
         return settled
 
     def _dict_pop(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         value = self._dict_get(owner, obj, args, node, state, frame)
         key = args.get("key", 0)
@@ -201,7 +200,7 @@ class Methods(Sets):
         return value
 
     def _dict_popitem(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         keys = self.items_of(owner, state)
         if not keys or args.all():
@@ -212,7 +211,7 @@ class Methods(Sets):
         return Tup((keys[-1], value))
 
     def _dict_update(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         step = Step(HopKind.UPDATE, frame.unit, node, f"updated by {self.text(node)}")
         if args.positional:
@@ -228,31 +227,31 @@ class Methods(Sets):
         self.merge_into(ref, keywords, state, "")
 
     def _dict_ior(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         self._dict_update(owner, obj, args, node, state, frame)
         return owner
 
     def _dict_or(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         twin = self.new_dict(dict(obj.entries), state, obj.rest)
         self._dict_update(twin, obj, args, node, state, frame)
         return twin
 
     def _dict_copy(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         return self.new_dict(dict(obj.entries), state, obj.rest, owner.steps)
 
     def _dict_clear(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         state.heap[owner.oid] = DictObj()
         return Const(None)
 
     def _dict_move_to_end(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         key, last = args.get("key", 0), args.get("last", 1) or Const(True)
         plain, known = self.hashable(key) if key is not None else (None, False)
@@ -265,22 +264,22 @@ class Methods(Sets):
         return Const(None)
 
     def _dict_keys(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         return self.make("dict_keys", owner, state, self.text(node))
 
     def _dict_values(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         return self.make("dict_values", owner, state, self.text(node))
 
     def _dict_items(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         return self.make("dict_items", owner, state, self.text(node))
 
     def _dict_iter(
-        self, owner: Ref, obj: DictObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: DictObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         items = self.items_of(owner, state)
         return self.make(
@@ -290,12 +289,12 @@ class Methods(Sets):
     # -- what dicts and lists have in common -----------------------------------------------------------------
 
     def _dict_getitem(
-        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: Any, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Found:
         return self.get_item(owner, args.positional[0], state, self.text(node)) if args.positional else None
 
     def _dict_setitem(
-        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: Any, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Found:
         if len(args.positional) != 2:
             self.escape([owner], self.text(node), state)
@@ -305,7 +304,7 @@ class Methods(Sets):
         return Const(None)
 
     def _dict_delitem(
-        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: Any, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Found:
         if len(args.positional) != 1:
             self.escape([owner], self.text(node), state)
@@ -314,7 +313,7 @@ class Methods(Sets):
         return Const(None)
 
     def _dict_contains(
-        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: Any, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Found:
         answers = (
             [self._contains(True, key, owner, state, ()) for key in members(args.positional[0])]
@@ -324,7 +323,7 @@ class Methods(Sets):
         return None if not answers or None in answers else join(a for a in answers if a is not None)
 
     def _dict_len(
-        self, owner: Ref, obj: Any, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: Any, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Found:
         items = self.items_of(owner, state)
         return Const(len(items)) if items is not None else None
@@ -335,27 +334,27 @@ class Methods(Sets):
     # -- lists -----------------------------------------------------------------------------------------------
 
     def _list_append(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         known = obj.items is not None and len(args.positional) == 1 and args.more_positional is None
         state.heap[owner.oid] = ListObj((*(obj.items or ()), args.positional[0]) if known else None)
         return Const(None)
 
     def _list_extend(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         more = self.items_of(args.positional[0], state) if len(args.positional) == 1 else None
         state.heap[owner.oid] = ListObj(None if more is None or obj.items is None else (*obj.items, *more))
         return Const(None)
 
     def _list_iadd(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         self._list_extend(owner, obj, args, node, state, frame)
         return owner
 
     def _list_pop(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         index = args.get("", 0) or (Const(-1) if args.more_positional is None else Const(None))
         items = obj.items
@@ -373,7 +372,7 @@ class Methods(Sets):
         return join(items) if items else Unk(Reason.RUNTIME, self.text(node))
 
     def _list_insert(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         index = args.get("", 0)
         items: list[Abstract] | None = None
@@ -389,7 +388,7 @@ class Methods(Sets):
         return Const(None)
 
     def _list_remove(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         items: list[Abstract] | None = None
         if obj.items is not None and len(args.positional) == 1:
@@ -407,44 +406,44 @@ class Methods(Sets):
         return Const(None)
 
     def _list_reverse(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         state.heap[owner.oid] = ListObj(None if obj.items is None else tuple(reversed(obj.items)))
         return Const(None)
 
     def _list_clear(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         state.heap[owner.oid] = ListObj(())
         return Const(None)
 
     def _list_sort(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         state.heap[owner.oid] = ListObj(self.sort_items(obj.items, args, node, state, frame))
         return Const(None)
 
     def _list_index(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Found:
         known = obj.items is not None and len(args.positional) == 1
         return self._search("index", obj.items or (), args.positional[0], state) if known else None
 
     def _list_count(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Found:
         known = obj.items is not None and len(args.positional) == 1
         return self._search("count", obj.items or (), args.positional[0], state) if known else None
 
     def _list_copy(
-        self, owner: Ref, obj: ListObj, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, obj: ListObj, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         return self.new(obj, state)
 
     # -- mappings that are kept elsewhere, dicts that are not known ------------------------------------------
 
     def _mapping_method(
-        self, owner: Ref, kind: str, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, kind: str, name: str, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         """A method of `vars(module)` or a ChainMap: on a dict of its contents, what changed is written
         back."""
@@ -473,7 +472,7 @@ class Methods(Sets):
         return result
 
     def unknown_method(
-        self, callee: Unk, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Unk, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         """A method of an object that is not known, where its name says enough: `cfg.get(key, default)`."""
         owner = callee.owner
@@ -499,7 +498,7 @@ class Methods(Sets):
         return None
 
     def _get_unknown(
-        self, owner: Abstract, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Abstract, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         default = args.get("default", 1)
         overlay = (
@@ -519,7 +518,7 @@ class Methods(Sets):
         step = Step(HopKind.DEFAULT, frame.unit, node, f"fallback of {self.text(node)}")
         return join((with_step(default, step), unknown))
 
-    def _update_unknown(self, owner: Unk, args: Arguments, node: cst.Call, state: State) -> None:
+    def _update_unknown(self, owner: Unk, args: Arguments, node: nodes.Call, state: State) -> None:
         key = ("items", owner.oid)
         state.heap.setdefault(key, DictObj({}, replace(owner, oid=None)))
         for value in args.positional:

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import DICT_LIKE_KINDS
 from klguard.read.python.control import Frame
@@ -120,7 +119,7 @@ class Models(Conversions):
         }
 
     def model_call(  # type: ignore[override]
-        self, callee: Abstract, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Abstract, arguments: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         if isinstance(callee, Method):
             return self.call_of_method(callee, arguments, node, state, frame)
@@ -157,7 +156,7 @@ class Models(Conversions):
     is_quiet: Callable[[str, str], bool]
 
     def _call_object(
-        self, callee: Ref, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Ref, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         kind = self.kind_of(callee, state)
         if kind in ("itemgetter", "attrgetter"):
@@ -165,7 +164,7 @@ class Models(Conversions):
         return self.call_namedtuple(callee, args, node, state) if kind == "namedtuple-type" else None
 
     def _method_of_object(
-        self, callee: Unk, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Unk, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         """A method nobody defined visibly: of something unknown, or of an instance of a library's class."""
         owner = callee.owner
@@ -188,7 +187,7 @@ class Models(Conversions):
         return self.unknown_method(callee, args, node, state, frame)
 
     def _pydantic_method(
-        self, owner: Ref, name: str, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, owner: Ref, name: str, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         """`model_dump()` and `model_copy(update=...)` of a pydantic model."""
         cls = self._class_object(owner, state)
@@ -206,7 +205,7 @@ class Models(Conversions):
         return twin
 
     def object_call(
-        self, callee: Method, kind: str, args: Arguments, node: cst.Call, state: State
+        self, callee: Method, kind: str, args: Arguments, node: nodes.Call, state: State
     ) -> Abstract | None:
         """A method of a library object that no model knows: unless it only reads, the object is unknown
         after it."""
@@ -218,7 +217,7 @@ class Models(Conversions):
 
     # -- constructors ----------------------------------------------------------------------------------------
 
-    def _make_dict(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _make_dict(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         ref = self.new_dict({}, state, steps=(Step(HopKind.LITERAL, frame.unit, node, "written here"),))
         if args.positional:
             self.merge_into(ref, args.positional[0], state, self.text(node))
@@ -227,7 +226,7 @@ class Models(Conversions):
         self.merge_keywords(ref, args, state)
         return ref
 
-    def _make_dict_like(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _make_dict_like(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         first = args.get("obj", 0)
         if isinstance(first, Const) and isinstance(first.value, str):
             read = self.parse("yaml", Arguments([first]), node, state, frame)
@@ -255,26 +254,28 @@ class Models(Conversions):
         nested = isinstance(obj, DictObj) or self.kind_of(value, state) == "dict-like"
         return self.dict_like(value, state) if nested else self.duplicate(value, state, {}, deep=True)
 
-    def _make_namespace(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _make_namespace(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         made = self.new_instance("namespace", args.keywords, state, rest=args.rest, text=self.text(node))
         for value in args.positional[:1]:
             self.merge_into(Ref(state.heap[made.oid].attrs), value, state, self.text(node))  # type: ignore[union-attr]
         return made
 
-    def _make_defaultdict(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _make_defaultdict(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         made = self._make_dict(replace(args, positional=args.positional[1:]), node, state, frame)
         if args.positional and isinstance(made, Ref):
             state.heap[("factory", made.oid)] = ListObj((args.positional[0],))
         return made
 
-    def _make_chain_map(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _make_chain_map(
+        self, args: Arguments, node: nodes.Call, state: State, frame: Frame
+    ) -> Abstract | None:
         if args.more_positional is not None:
             return None
         return self.make(
             "chain-map", Tup(tuple(args.positional) or (self.new_dict({}, state),)), state, self.text(node)
         )
 
-    def _from_keys(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _from_keys(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         keys = self.unordered(args.positional[0], state) if args.positional else None
         value = args.get("value", 1) or Const(None)
         ref = self.new_dict({}, state, Unk(Reason.RUNTIME, self.text(node)) if keys is None else None)
@@ -282,7 +283,7 @@ class Models(Conversions):
             self.set_item(ref, key, value, state)
         return ref
 
-    def _merge_two(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _merge_two(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 2:
             return None
         in_place = self.text(node.func).endswith("ior")
@@ -290,36 +291,38 @@ class Models(Conversions):
             "BitOr", args.positional[0], args.positional[1], node, state, frame, in_place=in_place
         )
 
-    def _get_by_call(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _get_by_call(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         known = len(args.positional) == 2
         return (
             self.get_item(args.positional[0], args.positional[1], state, self.text(node)) if known else None
         )
 
-    def _set_by_call(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _set_by_call(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 3:
             self.escape(args.all(), self.text(node), state)
             return None
         self.set_item(args.positional[0], args.positional[1], args.positional[2], state)
         return Const(None)
 
-    def _delete_by_call(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _delete_by_call(
+        self, args: Arguments, node: nodes.Call, state: State, frame: Frame
+    ) -> Abstract | None:
         if len(args.positional) != 2:
             self.escape(args.all(), self.text(node), state)
             return None
         self.delete_item(args.positional[0], args.positional[1], state)
         return Const(None)
 
-    def _make_list(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _make_list(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         empty = not args.positional and args.more_positional is None
         return self.new(ListObj(() if empty else self.sequence(args, state)), state)
 
-    def _make_tuple(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _make_tuple(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         empty = not args.positional and args.more_positional is None
         items = () if empty else self.sequence(args, state)
         return Tup(items) if items is not None else Unk(Reason.RUNTIME, self.text(node))
 
-    def _make_range(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _make_range(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         bounds = [a.value for a in args.positional if isinstance(a, Const) and type(a.value) is int]
         if len(bounds) != len(args.positional) or not bounds or args.more_positional is not None:
             return None
@@ -331,7 +334,7 @@ class Models(Conversions):
 
     # -- other functions -------------------------------------------------------------------------------------
 
-    def _execute(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _execute(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         """Code given as a text may do anything to the variables around."""
         first = args.positional[0] if args.positional else None
         if (
@@ -351,7 +354,9 @@ class Models(Conversions):
                         state.bind(scope, name, Unk(Reason.ESCAPED, where, value.steps))
         return Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
 
-    def _import_module(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _import_module(
+        self, args: Arguments, node: nodes.Call, state: State, frame: Frame
+    ) -> Abstract | None:
         """A module by its full name."""
         name = args.get("name", 0)
         whole = isinstance(name, Const) and isinstance(name.value, str) and not name.value.startswith(".")
@@ -362,11 +367,11 @@ class Models(Conversions):
             wanted = wanted.split(".")[0]
         return self.import_name(wanted, "", state, frame)
 
-    def _choice(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _choice(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         items = self.sequence(args, state)
         return join(items) if items else None
 
-    def _shuffle(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _shuffle(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         for value in args.positional[:1]:
             items = self.items_of(value, state)
             for member in members(value):
@@ -374,11 +379,11 @@ class Models(Conversions):
                     state.heap[member.oid] = ListObj(tuple(join(items) for _ in items) if items else None)
         return Const(None)
 
-    def _nullcontext(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _nullcontext(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         value = args.get("enter_result", 0) or Const(None)
         return self.new_instance("nullcontext", {"enter_result": value}, state, text=self.text(node))
 
-    def _open(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _open(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         path = args.get("file", 0)
         return (
             self.new_instance("open", {"path": path}, state, text=self.text(node))
@@ -386,34 +391,34 @@ class Models(Conversions):
             else None
         )
 
-    def _callable(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _callable(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("", 0)
         return Const(True) if isinstance(value, CALLABLE) else None
 
-    def _first(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _first(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         return args.get("", 0)
 
-    def _wraps(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _wraps(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         return Ext("klguard.identity")
 
-    def _cast(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _cast(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         return args.get("val", 1)
 
-    def _copy(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _copy(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("x", 0)
         return self.duplicate(value, state, {}, deep=False) if value is not None else None
 
-    def _deepcopy(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _deepcopy(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("x", 0)
         return self.duplicate(value, state, {}, deep=True) if value is not None else None
 
-    def _partial(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _partial(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         if not args.positional:
             return None
         kwargs = self.new_dict(dict(args.keywords), state, args.rest)
         return Partial(args.positional[0], tuple(args.positional[1:]), kwargs)
 
-    def _getenv(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _getenv(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         unknown = Unk(Reason.RUNTIME, self.text(node))
         default = args.get("default", 1)
         return join((default, unknown)) if default is not None else unknown

@@ -6,8 +6,7 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import IDENTITY_DECORATORS, MODULE_COST
 from klguard.read.python.classes import Classes
 from klguard.read.python.control import BudgetSpent, Frame
@@ -75,25 +74,22 @@ class Modules(Classes):
 
     def _module_body(self, module: Module, state: State, frame: Frame, main: bool = False) -> None:
         alive = True
-        for first, last in _groups(module.tree.body):
+        for node in module.tree.body:
             target = state if alive else state.copy()
             frame.dead = not alive
-            if isinstance(first, (ast.Import, ast.ImportFrom)) and first is last:
-                self._import_statement(first, target, frame)
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                self._import_statement(node, target, frame)
                 continue
-            if first is last and (later := self._definition(module, first)) is not None:
-                self.bind(first.name, later, target, frame)  # type: ignore[attr-defined]
+            if (later := self._definition(module, node)) is not None:
+                self.bind(node.name, later, target, frame)  # type: ignore[attr-defined]
                 continue
-            if isinstance(first, ast.If) and first is last and _is_main(first.test):
+            if isinstance(node, ast.If) and _is_main(node.test):
                 if main:
-                    self._module_statement(module, first, last, target, frame)
+                    self._module_statement(module, node, target, frame)
                 continue
-            alive = self._module_statement(module, first, last, target, frame) and alive
+            alive = self._module_statement(module, node, target, frame) and alive
 
-    def _module_statement(
-        self, module: Module, first: ast.stmt, last: ast.stmt, state: State, frame: Frame
-    ) -> bool:
-        node = first if first is last else None
+    def _module_statement(self, module: Module, node: ast.stmt, state: State, frame: Frame) -> bool:
         try:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 self.bind(node.name, self._define_function(module.by_node[node], state, frame), state, frame)
@@ -102,17 +98,17 @@ class Modules(Classes):
                 value = self.define_top_class(module.classes[node.name], state, frame)
                 self.bind(node.name, self._decorated_class(value, node, state, frame), state, frame)
                 return True
-            unit = module.unit(first, last)
+            unit = module.unit(node)
         except TooComplex:
-            self.too_complex(module, first)
-            for name in _bound_names(first):
+            self.too_complex(module, node)
+            for name in _bound_names(node):
                 state.bind(frame.id, name, Unk(Reason.BUDGET, name))
             return True
         frame.unit = unit
-        if isinstance(first, ast.If) and _is_main(first.test) and isinstance(unit.body[0], cst.If):
-            self.run_suite(unit.body[0].body, state, frame)
+        if isinstance(node, ast.If) and _is_main(node.test) and isinstance(unit.statement, nodes.If):
+            self.run_suite(unit.statement.body, state, frame)
             return True
-        return self.run_block(unit.body, state, frame)
+        return self.run_block((unit.statement,), state, frame)
 
     too_complex: Callable[[Module, ast.stmt], None]
 
@@ -199,10 +195,7 @@ class Modules(Classes):
             return value
         return (
             value
-            if all(
-                self.harmless(self.eval(cst.parse_expression(ast.unparse(d)), state, frame), "")
-                for d in foreign
-            )
+            if all(self.harmless(self.eval(nodes.expression(d, None), state, frame), "") for d in foreign)
             else Unk(Reason.INVISIBLE_CALL, node.name)
         )
 
@@ -212,8 +205,7 @@ class Modules(Classes):
         """Define a function or method from its own cut of the module. Raises TooComplex."""
         unit = info.module.unit(info.node)
         frame.unit = unit
-        node = next(part for part in unit.body if isinstance(part, cst.FunctionDef))
-        return self.define(node, state, frame, owner=owner, info=info)
+        return self.define(unit.statement, state, frame, owner=owner, info=info)
 
     def load_function(self, info: FunctionInfo, state: State) -> Func | None:
         """The Func of a definition that running its module did not leave behind (conditional, decorated away)."""
@@ -281,17 +273,6 @@ class Modules(Classes):
         if info is not None and info.parent is None and frame.module.path in self._running:
             return self.load_function(info, state)
         return None
-
-
-def _groups(body: list[ast.stmt]) -> list[tuple[ast.stmt, ast.stmt]]:
-    """Statements that share a line must be cut together: (first, last) of each group."""
-    groups: list[tuple[ast.stmt, ast.stmt]] = []
-    for statement in body:
-        if groups and statement.lineno <= (groups[-1][1].end_lineno or 0):
-            groups[-1] = (groups[-1][0], statement)
-        else:
-            groups.append((statement, statement))
-    return groups
 
 
 def _is_main(test: ast.expr) -> bool:

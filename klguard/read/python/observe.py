@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import libcst as cst
-
 from klguard.engines import ENGINES
+from klguard.read.python import nodes
 from klguard.read.python.arrivals import Arrivals, join_layers
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
@@ -105,7 +104,7 @@ class Observer(Arrivals):
         self.observations: dict[Key, list[Observation]] = {}
         self._count = 0
         self._latest: list[Observation] = []
-        self._behind: dict[cst.Call, FunctionInfo | None] = {}
+        self._behind: dict[nodes.Call, FunctionInfo | None] = {}
         self._samplers: list[ClassInfo] | None = None
         self.used_partials: set[Key] = set()
         self._partial_keys: dict[Any, Key] = {}
@@ -121,7 +120,7 @@ class Observer(Arrivals):
     # -- which calls are sites ---------------------------------------------------------------------------------
 
     def observe(  # type: ignore[override]
-        self, node: cst.Call, callee: Abstract, arguments: Arguments, state: State, frame: Frame
+        self, node: nodes.Call, callee: Abstract, arguments: Arguments, state: State, frame: Frame
     ) -> tuple[int, Observation | None]:
         found = self._recognise(node, callee, arguments, state, frame) if frame.unit is not None else None
         if found is not None:
@@ -143,7 +142,7 @@ class Observer(Arrivals):
     def observed(  # type: ignore[override]
         self,
         token: tuple[int, Observation | None],
-        node: cst.Call,
+        node: nodes.Call,
         callee: Abstract,
         arguments: Arguments,
         state: State,
@@ -165,7 +164,7 @@ class Observer(Arrivals):
             del self._latest[:1000]
 
     def _recognise(
-        self, node: cst.Call, callee: Abstract, arguments: Arguments, state: State, frame: Frame
+        self, node: nodes.Call, callee: Abstract, arguments: Arguments, state: State, frame: Frame
     ) -> Observation | None:
         if isinstance(callee, Ext) and callee.name == "functools.partial" and arguments.positional:
             callee, *rest = arguments.positional
@@ -189,28 +188,28 @@ class Observer(Arrivals):
             )
         return None
 
-    def _partial(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _partial(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         made = super()._partial(args, node, state, frame)
         if isinstance(made, Partial) and frame.unit is not None:
             self._partial_keys[made.kwargs.oid] = (frame.module.path, *self._span(frame.unit, node))
         return made
 
     def _call_partial(
-        self, callee: Partial, arguments: Arguments, node: cst.Call, state: State, frame: Frame
+        self, callee: Partial, arguments: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract:
         """What a partial holds is in force where it is called, together with what the call adds."""
         if (key := self._partial_keys.get(callee.kwargs.oid)) is not None:
             self.used_partials.add(key)
         return super()._call_partial(callee, arguments, node, state, frame)
 
-    def _span(self, unit: Unit, node: cst.CSTNode) -> tuple[int, int, int, int]:
+    def _span(self, unit: Unit, node: nodes.Node) -> tuple[int, int, int, int]:
         try:
             return unit.span(node)
         except KeyError:
             return (0, 0, 0, 0)
 
     def _identify(
-        self, callee: Abstract, node: cst.Call, arguments: Arguments, state: State, frame: Frame
+        self, callee: Abstract, node: nodes.Call, arguments: Arguments, state: State, frame: Frame
     ) -> tuple[str, str, SiteKind | None, str]:
         """(bare name, engine, kind, dotted class name) of what is called; kind None where it is no site."""
         if isinstance(callee, Ext):
@@ -270,9 +269,9 @@ class Observer(Arrivals):
         return name, "", None, ""
 
     def _method_site(
-        self, callee: Unk | Method, node: cst.Call, arguments: Arguments, state: State, frame: Frame
+        self, callee: Unk | Method, node: nodes.Call, arguments: Arguments, state: State, frame: Frame
     ) -> tuple[str, str, SiteKind | None, str]:
-        name = callee.name or self._last_name(node)
+        name = callee.name or node.name
         if name in ("remote", "options") and isinstance(callee, Unk) and isinstance(callee.owner, Unk):
             name = callee.owner.name
         text = self.text(node.func)
@@ -292,16 +291,6 @@ class Observer(Arrivals):
         engine = self._engine_of(owner, node, arguments, state, frame)
         return name, engine, SiteKind.GENERATE, self._trainer_class(owner, state) or name
 
-    def _last_name(self, node: cst.Call) -> str:
-        func = node.func
-        return (
-            func.attr.value
-            if isinstance(func, cst.Attribute)
-            else func.value
-            if isinstance(func, cst.Name)
-            else ""
-        )
-
     def _unbound_class(self, name: str, frame: Frame) -> tuple[str, str, SiteKind | None, str]:
         """A class nobody visibly imports: a star import of its library explains it, else it is not the real one."""
         for star in frame.module.star_imports:
@@ -315,7 +304,7 @@ class Observer(Arrivals):
         return obj.made_by if isinstance(obj, InstObj) and obj.made_by.startswith("trl") else ""
 
     def _engine_of(
-        self, owner: Abstract | None, node: cst.Call, arguments: Arguments, state: State, frame: Frame
+        self, owner: Abstract | None, node: nodes.Call, arguments: Arguments, state: State, frame: Frame
     ) -> str:
         makers = [self._maker(owner, state)] if owner is not None else []
         makers += [self._maker(value, state) for value in arguments.all()]
@@ -330,7 +319,7 @@ class Observer(Arrivals):
             if not known and "length_params" in arguments.keywords:  # NeMo's and Megatron's
                 return "local"
             return "sglang" if self.dict_of(value, state) is not None else "vllm"
-        if not known and self._last_name(node) == "generate" and self._is_foreign(node, arguments):
+        if not known and node.name == "generate" and self._is_foreign(node, arguments):
             return "local"
         if not known and isinstance(owner, (Unk, type(None))):
             behind = self._method_behind(node, frame)
@@ -340,7 +329,7 @@ class Observer(Arrivals):
                 return "local"
         return "transformers"
 
-    def _is_foreign(self, node: cst.Call, arguments: Arguments) -> bool:
+    def _is_foreign(self, node: nodes.Call, arguments: Arguments) -> bool:
         """Whether a `generate` on an object nobody knows is called as transformers' is not.
 
         What is left out of such a call cannot be held against it: its defaults are those of somebody else.
@@ -349,7 +338,7 @@ class Observer(Arrivals):
         if FOREIGN_ARGUMENTS & names or ("tokenizer" in names and not FOR_TOKENIZER & names):
             return True
         first, *others = [arg.value for arg in node.args if not arg.star and arg.keyword is None] or [None]
-        if isinstance(first, cst.Tuple) or len(others) > 1:
+        if isinstance(first, nodes.Tuple) or len(others) > 1:
             return True
         if others and not OBJECTS.search(self.text(others[0])):
             return True
@@ -357,20 +346,20 @@ class Observer(Arrivals):
             return False
         return first is None or not TOKENS.search(self.text(first))
 
-    def _is_import(self, node: cst.Call, frame: Frame) -> bool:
+    def _is_import(self, node: nodes.Call, frame: Frame) -> bool:
         """`module.generate(...)`: a function of a module is no model's method."""
         func = node.func
         return (
-            isinstance(func, cst.Attribute)
-            and isinstance(func.value, cst.Name)
+            isinstance(func, nodes.Attribute)
+            and isinstance(func.value, nodes.Name)
             and (func.value.value in frame.module.imports)
         )
 
-    def _rival(self, node: cst.Call) -> ClassInfo | None:
+    def _rival(self, node: nodes.Call) -> ClassInfo | None:
         """A class of the project with a generate() of its own whose name speaks of the receiver (`self.policy` and
         `ActorPolicy`): where the receiver is not known, its defaults may be in force instead of the library's."""
-        receiver = node.func.value if isinstance(node.func, cst.Attribute) else None
-        name = receiver.attr.value if isinstance(receiver, cst.Attribute) else getattr(receiver, "value", "")
+        receiver = node.func.value if isinstance(node.func, nodes.Attribute) else None
+        name = receiver.attr if isinstance(receiver, nodes.Attribute) else getattr(receiver, "value", "")
         if not isinstance(name, str) or len(name) < 4 or name in ("self", "model"):
             return None
         if self._samplers is None:
@@ -386,18 +375,15 @@ class Observer(Arrivals):
             (info for info in self._samplers if any(word in info.name.lower() for word in words)), None
         )
 
-    def _method_behind(self, node: cst.Call, frame: Frame) -> FunctionInfo | None:
+    def _method_behind(self, node: nodes.Call, frame: Frame) -> FunctionInfo | None:
         """The generate() of the project that a call enters although the interpreter does not know the receiver: the
         call graph infers classes from all assignments there are."""
         from klguard.read.python.context import analysis_of
 
         if node not in self._behind:
             self._behind[node] = None
-            span = self._span(frame.unit, node) if frame.unit is not None else None
-            call = next(
-                (c for c in frame.module.calls.get("generate", ()) if frame.module.ast_span(c) == span), None
-            )
-            if call is not None and isinstance(call.func, ast.Attribute):
+            call = node.origin
+            if call is not None and isinstance(call.func, ast.Attribute) and call.func.attr == "generate":
                 graph = analysis_of(self.project).graph
                 entered, found = (
                     graph.target(frame.module, call),
@@ -437,9 +423,9 @@ class Observer(Arrivals):
                 found.append(target)
         return found
 
-    def _added_on_the_way(self, node: cst.Call, callee: Abstract, state: State) -> Unknown | None:
+    def _added_on_the_way(self, node: nodes.Call, callee: Abstract, state: State) -> Unknown | None:
         """Why more may be in force than what a call passes: a generate() of the project stands between."""
-        if self._last_name(node) in ("remote", "options"):
+        if node.name in ("remote", "options"):
             return Unknown(Reason.INVISIBLE_CALL, "what the remote generate() adds")
         owner = callee.owner if isinstance(callee, Unk) else None
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
@@ -458,17 +444,17 @@ class Observer(Arrivals):
         return None
 
     def note_assignment(
-        self, target: cst.Attribute, owner: Abstract, value: Abstract, state: State, frame: Frame
+        self, target: nodes.Attribute, owner: Abstract, value: Abstract, state: State, frame: Frame
     ) -> None:
         """`x.generation_config.top_k = 5` fixes a setting."""
         inner = target.value
         if (
-            not (isinstance(inner, cst.Attribute) and inner.attr.value == "generation_config")
+            not (isinstance(inner, nodes.Attribute) and inner.attr == "generation_config")
             or frame.unit is None
         ):
             return
         others = Unknown(Reason.RUNTIME, self.text(inner))
-        layer = Layer(LayerKind.OBJECT, {target.attr.value: self.to_value(value, state)}, others)
+        layer = Layer(LayerKind.OBJECT, {target.attr: self.to_value(value, state)}, others)
         found = Observation(
             frame.module,
             self._span(frame.unit, target),
@@ -481,7 +467,7 @@ class Observer(Arrivals):
             frame.dead,
         )
         self._record(found)
-        model = self.eval(inner.value, state.copy(), frame) if isinstance(inner.value, cst.Name) else None
+        model = self.eval(inner.value, state.copy(), frame) if isinstance(inner.value, nodes.Name) else None
         models = members(model) if model is not None else (owner.owner if isinstance(owner, Unk) else None,)
         for member in models:
             if isinstance(member, (Unk, Ref)) and member.oid is not None:

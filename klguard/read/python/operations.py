@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.control import Frame
 from klguard.read.python.memory import Memory
 from klguard.read.python.operators import NotComputed, compute, compute_unary
@@ -37,9 +36,9 @@ class Operations(Memory):
 
     # -- operators ---------------------------------------------------------------------------------------------
 
-    def _eval_UnaryOperation(self, node: cst.UnaryOperation, state: State, frame: Frame) -> Abstract:
+    def _eval_UnaryOperation(self, node: nodes.UnaryOperation, state: State, frame: Frame) -> Abstract:
         operand = self.eval(node.expression, state, frame)
-        name = type(node.operator).__name__
+        name = node.operator
         results: list[Abstract] = []
         for member in members(operand):
             if name == "Not" and (answer := truth(member, state)) is not None:
@@ -54,16 +53,16 @@ class Operations(Memory):
                 results.append(Unk(Reason.RUNTIME, self.text(node)))
         return join(results)
 
-    def _eval_BinaryOperation(self, node: cst.BinaryOperation, state: State, frame: Frame) -> Abstract:
+    def _eval_BinaryOperation(self, node: nodes.BinaryOperation, state: State, frame: Frame) -> Abstract:
         left, right = self.eval(node.left, state, frame), self.eval(node.right, state, frame)
-        return self.binary(type(node.operator).__name__, left, right, node, state, frame)
+        return self.binary(node.operator, left, right, node, state, frame)
 
     def binary(  # type: ignore[override]
         self,
         name: str,
         left: Abstract,
         right: Abstract,
-        node: cst.CSTNode,
+        node: nodes.Node,
         state: State,
         frame: Frame,
         in_place: bool = False,
@@ -78,7 +77,7 @@ class Operations(Memory):
         return join(results)
 
     def _change_in_place(
-        self, name: str, left: Ref, right: Abstract, node: cst.CSTNode, state: State, frame: Frame
+        self, name: str, left: Ref, right: Abstract, node: nodes.Node, state: State, frame: Frame
     ) -> Abstract:
         """`kw |= a if x else b`: one object, changed in one of several ways."""
         if name == "BitOr" and isinstance(state.heap.get(left.oid), DictObj):
@@ -93,7 +92,7 @@ class Operations(Memory):
         name: str,
         left: Abstract,
         right: Abstract,
-        node: cst.CSTNode,
+        node: nodes.Node,
         state: State,
         frame: Frame,
         in_place: bool,
@@ -121,9 +120,9 @@ class Operations(Memory):
             return ref
         return Unk(Reason.RUNTIME, self.text(node))
 
-    def _eval_BooleanOperation(self, node: cst.BooleanOperation, state: State, frame: Frame) -> Abstract:
+    def _eval_BooleanOperation(self, node: nodes.BooleanOperation, state: State, frame: Frame) -> Abstract:
         left = self.eval(node.left, state, frame)
-        stops_at = isinstance(node.operator, cst.Or)
+        stops_at = node.operator == "Or"
         results: list[Abstract] = []
         goes_on = False
         for member in members(left):
@@ -144,15 +143,13 @@ class Operations(Memory):
             results.append(right)
         return join(results)
 
-    def _eval_Comparison(self, node: cst.Comparison, state: State, frame: Frame) -> Abstract:
+    def _eval_Comparison(self, node: nodes.Comparison, state: State, frame: Frame) -> Abstract:
         left = self.eval(node.left, state, frame)
         answer: Abstract = Const(True)
         for target in node.comparisons:
             right = self.eval(target.comparator, state, frame)
             results = [
-                self._compare(type(target.operator).__name__, a, b, state)
-                for a in members(left)
-                for b in members(right)
+                self._compare(target.operator, a, b, state) for a in members(left) for b in members(right)
             ]
             step = join(Unk(Reason.RUNTIME, self.text(node)) if r is None else r for r in results)
             answer = (
@@ -203,7 +200,7 @@ class Operations(Memory):
             return Const(any(item.value == plain for item in items) is positive, soft)  # type: ignore[union-attr]
         return None
 
-    def _eval_IfExp(self, node: cst.IfExp, state: State, frame: Frame) -> Abstract:
+    def _eval_IfExp(self, node: nodes.IfExp, state: State, frame: Frame) -> Abstract:
         taken = truth(self.eval(node.test, state, frame), state)
         if taken is not None:
             return self.eval(node.body if taken else node.orelse, state, frame)
@@ -216,23 +213,23 @@ class Operations(Memory):
         state.become(merged)
         return value
 
-    def _eval_NamedExpr(self, node: cst.NamedExpr, state: State, frame: Frame) -> Abstract:
+    def _eval_NamedExpr(self, node: nodes.NamedExpr, state: State, frame: Frame) -> Abstract:
         value = self.eval(node.value, state, frame)
         self.assign(node.target, value, state, frame)
         return value
 
-    def _eval_Await(self, node: cst.Await, state: State, frame: Frame) -> Abstract:
-        return self.eval(node.expression, state, frame)
+    def _eval_Await(self, node: nodes.Await, state: State, frame: Frame) -> Abstract:
+        return self.eval(node.value, state, frame)
 
-    def _eval_Yield(self, node: cst.Yield, state: State, frame: Frame) -> Abstract:
-        if isinstance(node.value, cst.From):
-            value = self.eval(node.value.item, state, frame)
-            items = self.items_of(value, state)
-            frame.yields = None if items is None or frame.yields is None else [*frame.yields, *items]
-        elif node.value is not None:
-            value = self.eval(node.value, state, frame)
-            if frame.yields is not None:
-                frame.yields.append(value)
+    def _eval_Yield(self, node: nodes.Yield, state: State, frame: Frame) -> Abstract:
+        value = None if node.value is None else self.eval(node.value, state, frame)
+        if value is not None and frame.yields is not None:
+            frame.yields.append(value)
+        return Unk(Reason.RUNTIME, "what is sent to a generator")
+
+    def _eval_YieldFrom(self, node: nodes.YieldFrom, state: State, frame: Frame) -> Abstract:
+        items = self.items_of(self.eval(node.value, state, frame), state)
+        frame.yields = None if items is None or frame.yields is None else [*frame.yields, *items]
         return Unk(Reason.RUNTIME, "what is sent to a generator")
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.coroutines import Coroutines
@@ -90,7 +89,7 @@ class Records(Coroutines):
     # -- named tuples ----------------------------------------------------------------------------------------
 
     def _namedtuple_type(
-        self, args: Arguments, node: cst.Call, state: State, frame: Frame
+        self, args: Arguments, node: nodes.Call, state: State, frame: Frame
     ) -> Abstract | None:
         names, defaults = args.get("field_names", 1), args.get("defaults") or Tup(())
         plain = self.plain(names, state) if names is not None else None
@@ -105,7 +104,9 @@ class Records(Coroutines):
         pairs = tuple(Tup((Const(name), value)) for name, value in zip(fields, filled, strict=False))
         return self.make("namedtuple-type", Tup(pairs), state, self.text(node))
 
-    def call_namedtuple(self, callee: Ref, args: Arguments, node: cst.Call, state: State) -> Abstract | None:
+    def call_namedtuple(
+        self, callee: Ref, args: Arguments, node: nodes.Call, state: State
+    ) -> Abstract | None:
         """Make an instance of what `collections.namedtuple` returned."""
         pairs = self.part(callee, state)
         if not isinstance(pairs, Tup) or args.more_positional is not None or args.rest is not None:
@@ -128,7 +129,7 @@ class Records(Coroutines):
         return attrs if isinstance(attrs, DictObj) else None
 
     def namedtuple_method(
-        self, owner: Ref, name: str, args: Arguments, node: cst.Call, state: State
+        self, owner: Ref, name: str, args: Arguments, node: nodes.Call, state: State
     ) -> Abstract | None:
         """`_asdict` and `_replace`; other methods of a named tuple cannot change it."""
         obj, attrs = state.heap.get(owner.oid), self._namedtuple_attrs(owner, state)
@@ -159,7 +160,7 @@ class Records(Coroutines):
 
     # -- dataclasses -----------------------------------------------------------------------------------------
 
-    def _field(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _field(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         entries = dict(args.keywords)
         if args.positional and not (
             isinstance(args.positional[0], Const) and args.positional[0].value is ...
@@ -176,7 +177,7 @@ class Records(Coroutines):
         cls = state.heap.get(ref.oid) if isinstance(ref, Ref) else None
         return (ref, cls) if isinstance(ref, Ref) and isinstance(cls, ClassObj) else None
 
-    def _fields_of(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _fields_of(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("class_or_instance", 0)
         found = self._class_object(value, state) if value is not None else None
         if found is None or found[1].flavour != "dataclass" or self.has_foreign_base(found[0], state):
@@ -190,7 +191,7 @@ class Records(Coroutines):
             made.append(self.new_instance("dataclass-field", info, state, rest=Unk(Reason.RUNTIME, name)))
         return Tup(tuple(made))
 
-    def _is_dataclass(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _is_dataclass(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("obj", 0)
         found = self._class_object(value, state) if value is not None else None
         return (
@@ -219,14 +220,14 @@ class Records(Coroutines):
         rest = attrs.rest or (None if whole else Unk(Reason.RUNTIME, f"the fields of {foreign[0].name}"))
         return {name: attrs.entries[name] for name in cls[1].fields if name in attrs.entries}, rest
 
-    def _asdict(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _asdict(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("obj", 0) or args.get("instance") or args.get("inst")
         found = self._field_values(value, state) if value is not None else None
         if found is None or set(args.keywords) - {"obj", "instance", "inst"}:
             return None
         return self.new_dict({k: self._plain_copy(v, state) for k, v in found[0].items()}, state, found[1])
 
-    def _astuple(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _astuple(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         value = args.get("obj", 0)
         found = self._field_values(value, state) if value is not None else None
         if found is None or found[1] is not None or args.keywords:
@@ -265,7 +266,7 @@ class Records(Coroutines):
             return self.new_dict(entries, state, found[1])
         return self.duplicate(value, state, {}, deep=True)
 
-    def _replace(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _replace(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         """A new instance, whose `__post_init__` runs again."""
         if not args.positional:
             return None
@@ -292,7 +293,7 @@ class Records(Coroutines):
             if isinstance(base, Ref)
         )
 
-    def _isinstance(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _isinstance(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         value, kind = args.get("", 0), args.get("", 1)
         if value is None or kind is None:
             return None
@@ -355,7 +356,7 @@ class Records(Coroutines):
             return kind == name
         return None
 
-    def _type(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _type(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         if len(args.positional) != 1:
             return None
         return join(self._type_of(member, state, self.text(node)) for member in members(args.positional[0]))
@@ -378,7 +379,7 @@ class Records(Coroutines):
 
     # -- attributes by name ----------------------------------------------------------------------------------
 
-    def _getattr(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _getattr(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         owner, name, default = (args.get("", i) for i in range(3))
         if owner is None or name is None:
             return None
@@ -392,7 +393,13 @@ class Records(Coroutines):
         )
 
     def _getattr_one(
-        self, owner: Abstract, name: str, default: Abstract | None, node: cst.Call, state: State, frame: Frame
+        self,
+        owner: Abstract,
+        name: str,
+        default: Abstract | None,
+        node: nodes.Call,
+        state: State,
+        frame: Frame,
     ) -> Abstract:
         found = self.has_attribute(owner, name, state)
         if found is False and default is not None:
@@ -425,7 +432,7 @@ class Records(Coroutines):
             )
         return None
 
-    def _setattr(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _setattr(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         owner, name, value = (args.get("", i) for i in range(3))
         if owner is None or value is None:
             return Const(None)
@@ -443,7 +450,7 @@ class Records(Coroutines):
             if isinstance(member, Mod):
                 self._set_global(member, Unk(Reason.DYNAMIC_KEY, text), Const(None), state, True)
 
-    def _delattr(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _delattr(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         owner, name = args.get("", 0), args.get("", 1)
         if owner is not None and isinstance(name, Const) and isinstance(name.value, str):
             self.set_attribute(owner, name.value, Missing(), state)
@@ -451,20 +458,20 @@ class Records(Coroutines):
             self._doubt_all(owner, state, self.text(node))
         return Const(None)
 
-    def _hasattr(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _hasattr(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         owner, name = args.get("", 0), args.get("", 1)
         if owner is None or not isinstance(name, Const) or not isinstance(name.value, str):
             return None
         found = {self.has_attribute(member, name.value, state) for member in members(owner)}
         return Const(found.pop()) if len(found) == 1 and None not in found else None
 
-    def _vars(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract | None:
+    def _vars(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract | None:
         owner = args.get("", 0)
         if owner is None:
             return self._locals(args, node, state, frame)
         return join(self._vars_of(member, node, state) for member in members(owner))
 
-    def _vars_of(self, owner: Abstract, node: cst.Call, state: State) -> Abstract:
+    def _vars_of(self, owner: Abstract, node: nodes.Call, state: State) -> Abstract:
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
         if isinstance(obj, InstObj):
             return Ref(obj.attrs)
@@ -482,10 +489,10 @@ class Records(Coroutines):
         own = {name: self.class_attribute(owner, name, state) or unknown for name in attrs.entries}
         return self.new_dict({**hidden, **own}, state, attrs.rest)
 
-    def _globals(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _globals(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         return self.make("module-dict", Mod(frame.module), state, self.text(node))
 
-    def _locals(self, args: Arguments, node: cst.Call, state: State, frame: Frame) -> Abstract:
+    def _locals(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
         if frame.id == ("module", frame.module.path):
             return self._globals(args, node, state, frame)
         names = list(state.variables(frame.id))

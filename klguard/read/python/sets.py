@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import libcst as cst
-
+from klguard.read.python import nodes
 from klguard.read.python.algebra import Algebra
 from klguard.read.python.calls import Arguments
 from klguard.read.python.operators import SET_OPERATIONS
@@ -47,7 +46,7 @@ class Sets(Algebra):
     """Calls of methods of sets. One that is not modelled makes the set unknown."""
 
     def set_method(
-        self, owner: Ref, kind: str, name: str, args: Arguments, node: cst.Call, state: State
+        self, owner: Ref, kind: str, name: str, args: Arguments, node: nodes.Call, state: State
     ) -> Abstract | None:
         if name in SET_QUESTIONS:
             return self.ask_set(owner, SET_QUESTIONS[name], args, state)

@@ -464,18 +464,8 @@ class SiteReader(Observer):
 
     def _caller(self, link: Any) -> tuple[Module, ast.expr] | None:
         """The ast call behind one link of an interpreter's chain."""
-        _, node, module, unit = link
-        if node is None or unit is None:
-            return None
-        span = self._span(unit, node)
-        return next(
-            (
-                (module, call)
-                for call in module.calls.get(_name_of(node), ())
-                if module.ast_span(call) == span
-            ),
-            None,
-        )
+        _, node, module, _ = link
+        return None if node is None or node.origin is None else (module, node.origin)
 
     def _finish(
         self,
@@ -603,9 +593,3 @@ def _on_trlx(call: ast.Call) -> bool:
         and isinstance(call.func.value, ast.Name)
         and call.func.value.id == "trlx"
     )
-
-
-def _name_of(node: Any) -> str:
-    """Last component of a libcst callee, "" where it is no name."""
-    last = getattr(node.func, "attr", node.func)
-    return getattr(last, "value", "") if type(last).__name__ == "Name" else ""

@@ -1,9 +1,5 @@
-"""A Python file as the analyser sees it: a cheap `ast` index of the whole file, and libcst trees of the parts
-an answer depends on.
-
-libcst parses at about a tenth of the speed of `ast` and computes positions slower still, so a file is cut at its
-statements (ast gives the lines) and libcst sees only the cuts that somebody asks for.
-"""
+"""A Python file as the analyser sees it: its `ast`, an index of that, and the statements that an answer depends on
+as the nodes that code is judged on (`nodes`)."""
 
 from __future__ import annotations
 
@@ -19,19 +15,16 @@ from klguard.read.python.trees import Index, children, index
 from klguard.settings import Place
 
 if TYPE_CHECKING:
-    import libcst as cst
-
     from klguard.read.files import SourceText
+    from klguard.read.python import nodes
+    from klguard.read.python.nodes.spans import Span
 
 MAX_DEPTH = 150
-"""Deepest expression libcst is given: its parser recurses and is superlinear in long operator chains."""
-
-MAX_UNIT = 400_000
-"""Longest cut in characters that libcst is given, about a second of parsing."""
+"""Deepest statement that is executed: evaluation recurses."""
 
 
 class TooComplex(Exception):
-    """A cut that libcst must not be asked to parse."""
+    """A statement that is nested too deeply to be executed."""
 
 
 @dataclass(eq=False)
@@ -79,33 +72,21 @@ def called_name(call: ast.Call) -> str:
 
 @dataclass(eq=False)
 class Unit:
-    """A cut of a module that libcst has parsed: `tree` with the line its first own line has in the module."""
+    """A statement of a module that is executed."""
 
     module: Module
-    tree: cst.Module
-    body: tuple[cst.BaseStatement, ...]
-    first_line: int
-    padding: int
-    _positions: dict | None = None
+    statement: nodes.Statement
 
-    def span(self, node: cst.CSTNode) -> tuple[int, int, int, int]:
-        """(line, column, end line, end column) in the module's text; lines from 1, columns from 0, in characters."""
-        if self._positions is None:
-            from libcst.metadata import MetadataWrapper, PositionProvider
+    def span(self, node: nodes.Node) -> Span:
+        """Where a node stands in its module. Raises KeyError for one that stands nowhere."""
+        return node.span()
 
-            self._positions = dict(
-                MetadataWrapper(self.tree, unsafe_skip_copy=True).resolve(PositionProvider)
-            )
-        found = self._positions[node]
-        shift = self.first_line - 1 - self.padding
-        return found.start.line + shift, found.start.column, found.end.line + shift, found.end.column
-
-    def place(self, node: cst.CSTNode) -> Place:
+    def place(self, node: nodes.Node) -> Place:
         return self.module.place(*self.span(node))
 
 
 class Module:
-    """One file (or notebook), parsed by `ast` at once and by libcst piece by piece."""
+    """One file (or notebook), parsed as a whole."""
 
     def __init__(self, source: SourceText, name: str, tree: ast.Module) -> None:
         self.source = source
@@ -113,7 +94,7 @@ class Module:
         self.name = name
         self.tree = tree
         self.text = source.text
-        self._units: dict[int, Unit] = {}
+        self._units: dict[ast.stmt, Unit] = {}
         self.functions: dict[str, FunctionInfo] = {}
         self.classes: dict[str, ClassInfo] = {}
         self.by_node: dict[ast.AST, FunctionInfo] = {}
@@ -129,6 +110,10 @@ class Module:
     @cached_property
     def lines(self) -> list[str]:
         return self.text.split("\n")
+
+    def line(self, number: int) -> str:
+        """A line of the text, from 1; "" behind its end, where `ast` sees parts of some f-strings."""
+        return self.lines[number - 1] if number <= len(self.lines) else ""
 
     def _index(
         self, body: list[ast.stmt], prefix: str, cls: ClassInfo | None, parent: FunctionInfo | None
@@ -278,41 +263,21 @@ class Module:
         return self.place(*self.ast_span(node))
 
     def _characters(self, line: int, offset: int) -> int:
-        text = self.lines[line - 1]
+        text = self.line(line)
         if text.isascii():
             return offset
         return len(text.encode()[:offset].decode(errors="replace"))
 
-    def unit(self, first: ast.stmt, last: ast.stmt | None = None) -> Unit:
-        """The libcst cut that holds the statements `first` to `last`, with their original indentation.
+    def unit(self, origin: ast.stmt) -> Unit:
+        """A statement to execute. Raises TooComplex when that would recurse too deeply."""
+        from klguard.read.python.nodes import statement  # most files are never executed
 
-        Raises TooComplex when libcst could not parse it in reasonable time and depth.
-        """
-        start, end = first_line(first), (last or first).end_lineno or first.lineno
-        if start not in self._units:
-            self._units[start] = self._parse(start, end, [first] if last is None else [first, last])
-        return self._units[start]
-
-    def _parse(self, start: int, end: int, nodes: list[ast.stmt]) -> Unit:
-        import libcst as cst
-
-        text = "\n".join(self.lines[start - 1 : end]) + "\n"
-        if len(text) > MAX_UNIT or any(depth(node, MAX_DEPTH) > MAX_DEPTH for node in nodes):
-            raise TooComplex
-        indented = text[:1] in " \t\f" and bool(text[:1].strip("\f") or text.lstrip("\f")[:1] in " \t")
-        padding = 1 if indented else 0
-        try:
-            tree = cst.parse_module(("if 1:\n" if indented else "") + text)
-        except (cst.ParserSyntaxError, RecursionError) as error:
-            raise TooComplex from error
-        body = tree.body[0].body.body if indented else tree.body  # type: ignore[union-attr]
-        return Unit(self, tree, tuple(body), start, padding)  # type: ignore[arg-type]
-
-
-def first_line(node: ast.stmt) -> int:
-    """First line of a statement, its decorators included."""
-    decorators = getattr(node, "decorator_list", None)
-    return min([node.lineno, *(d.lineno for d in decorators)]) if decorators else node.lineno
+        found = self._units.get(origin)
+        if found is None:
+            if depth(origin, MAX_DEPTH) > MAX_DEPTH:
+                raise TooComplex
+            found = self._units[origin] = Unit(self, statement(origin, self))
+        return found
 
 
 def _blocks(node: ast.stmt) -> Iterator[list[ast.stmt]]:
@@ -331,6 +296,8 @@ def depth(tree: ast.AST, limit: int) -> int:
     level, nodes = 0, [tree]
     while nodes and level <= limit:
         level += 1
+        if any(node.__class__ is ast.BoolOp and len(node.values) > limit for node in nodes):  # type: ignore[attr-defined]
+            return limit + 1  # `a or b or c` is (a or b) or c
         nodes = [child for node in nodes for child in children(node)]
     return level
 

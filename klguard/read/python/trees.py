@@ -15,6 +15,9 @@ _PLAIN = frozenset(
 )
 """Fields that hold no node of their own."""
 
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+"""What is inside of these does not run where it stands."""
+
 _FIELDS: dict[type, tuple[str, ...]] = {ast.Constant: ()}
 
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Place, Reason
 
 if TYPE_CHECKING:
-    import libcst as cst
-
+    from klguard.read.python import nodes
     from klguard.read.python.source import ClassInfo, Module, Unit
 
 MAX_STEPS = 12
@@ -27,7 +26,7 @@ class Step:
 
     kind: HopKind
     unit: Unit | None
-    node: cst.CSTNode | None
+    node: nodes.Node | None
     text: str
     place: Place | None = None
 
@@ -161,8 +160,8 @@ class Code:
     qualname: str
     module: Module
     unit: Unit
-    params: cst.Parameters
-    body: cst.BaseSuite | cst.BaseExpression
+    params: nodes.Parameters
+    body: nodes.Block | nodes.Expression
     defaults: dict[str, Abstract] = field(default_factory=dict)
     owner: Any = None
     is_generator: bool = False
