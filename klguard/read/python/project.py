@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import accumulate, count, islice
+from itertools import islice
 from pathlib import Path
 
 from klguard.read.files import DEFAULT_LIMIT, Failure, SourceText, discover, read, read_bytes, reported
@@ -46,8 +45,6 @@ class Project:
         self.failures: dict[str, tuple[Failure, ...]] = {}
         self.read_paths: set[str] = set()
         self.words: set[str] = set()
-        self._searches: dict[str, tuple[list[str], Iterator[str]]] = {}
-        self._beside: dict[tuple[str, str], list[str]] = {}
         self._binds: dict[tuple[str, str], bool] = {}
         self._stars: dict[str, list[str]] = {}
         self._found: dict[tuple[str, str], str | None] = {}
@@ -105,7 +102,8 @@ class Project:
         folder of `module` count, and the ones with `hint`.
         """
         folder = module.path.rpartition("/")[0]
-        hinted = [path for path in self._spread(hint, folder) if self._holds(path, word)] if hint else []
+        holding = set(self._holding(word)) if hint else set()
+        hinted = [path for path in self._spread(hint, folder) if path in holding] if hint else []
         yield module
         for path in dict.fromkeys((*hinted, *self._spread(word, folder))):
             if path != module.path and (other := self.module(path)) is not None:
@@ -114,66 +112,39 @@ class Project:
     def mentioning(self, pattern: str, word: str) -> Iterator[Module]:
         """Modules whose bytes match a regular expression that holds `word`, in path order."""
         looked_for = re.compile(pattern.encode())
-        for path in self._mentions(word):
+        for path in self._holding(word):
             if looked_for.search(self._content(path)) and (module := self.module(path)) is not None:
                 yield module
 
     def _spread(self, word: str, folder: str) -> list[str]:
         """The paths that hold `word`: all of them, or where it is common those in `folder`."""
-        paths = list(islice(self._mentions(word), COMMON + 1))
+        paths = self._holding(word)
         if len(paths) <= COMMON:
             return paths
-        self.read_paths.update(paths)  # what makes the word common
-        key = word, folder
-        if key not in self._beside:
-            beside = (path for path in self._folders.get(folder, ()) if self._holds(path, word))
-            self._beside[key] = list(islice(beside, COMMON))
-        return self._beside[key]
+        self.read_paths.update(paths[: COMMON + 1])  # what makes the word common
+        return list(islice((path for path in paths if path.rpartition("/")[0] == folder), COMMON))
 
-    def _holds(self, path: str, word: str) -> bool:
-        return _holds_word(self._content(path), word.encode())
-
-    def _mentions(self, word: str) -> Iterator[str]:
-        """Paths whose text holds `word` as a whole word, in order. Files are searched as far as somebody asks."""
+    def _holding(self, word: str) -> list[str]:
+        """Paths whose text holds `word` as a whole word, in order."""
         self.words.add(word)
-        found, rest = self._searches.setdefault(word, ([], self._search(word)))
-        for index in count():
-            if index == len(found):
-                path = next(rest, None)
-                if path is None:
-                    return
-                found.append(path)
-            yield found[index]
-
-    def _search(self, word: str) -> Iterator[str]:
-        plain = word.encode()
-        everything, starts = self._everything
-        position = everything.find(plain)
-        while position >= 0:
-            index = bisect_right(starts, position) - 1
-            if _holds_word(self._content(self._order[index]), plain):
-                yield self._order[index]
-            if index + 1 == len(starts):
-                return
-            position = everything.find(plain, starts[index + 1])
+        return [self._order[number] for number in self._numbers.get(word.encode(), ())]
 
     @cached_property
-    def _everything(self) -> tuple[bytes, list[int]]:
-        """The content of all files one after the other, to be searched in one go, and where each begins."""
-        contents = [self._content(path) for path in self._order]
-        starts = [0, *accumulate(len(content) + 1 for content in contents)]
-        return b"\0".join(contents), starts[: len(contents)]
+    def _numbers(self) -> dict[bytes, list[int]]:
+        """Word -> the files that hold it, by their place in the order. One pass over all bytes is worth a few dozen
+        searches through them."""
+        numbers: dict[bytes, list[int]] = {}
+        for number, path in enumerate(self._order):
+            content = self._content(path)
+            if path.endswith(".ipynb"):
+                content = content.replace(b"\\n", b" ")
+            for word in set(content.translate(_WORDS_ONLY).split()):
+                numbers.setdefault(word, []).append(number)
+        return numbers
 
     @cached_property
     def _order(self) -> list[str]:
         return sorted(self.paths)
-
-    @cached_property
-    def _folders(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for path in self._order:
-            found.setdefault(path.rpartition("/")[0], []).append(path)
-        return found
 
     # -- names -------------------------------------------------------------------------------------------------
 
@@ -281,14 +252,14 @@ class Project:
     def _may_give(self, path: str, name: str) -> bool:
         """Whether `import *` of the file at `path` may give `resolve` a `name`: it defines or imports something so
         called, or passes on the names of a file that does. Asked of the bytes: packages import hundreds of files so."""
-        return any(self._may_bind(each, name) for each in self._passed_on(path))
+        holding = set(self._holding(name))
+        return any(each in holding and self._may_bind(each, name) for each in self._passed_on(path))
 
     def _may_bind(self, path: str, name: str) -> bool:
         key = path, name
         if key not in self._binds:
-            content, plain = self._content(path), name.encode()
-            binding = _BINDING.replace(b"NAME", re.escape(plain))
-            self._binds[key] = plain in content and re.search(binding, content) is not None
+            binding = _BINDING.replace(b"NAME", re.escape(name.encode()))
+            self._binds[key] = re.search(binding, self._content(path)) is not None
         return self._binds[key]
 
     def _passed_on(self, path: str) -> list[str]:
@@ -332,18 +303,6 @@ class Project:
         return target
 
 
-def _holds_word(content: bytes, word: bytes) -> bool:
-    """Whether `word` stands in `content` with nothing of a word before and behind it. (A regular expression that
-    begins with a look behind it is tried at every byte.)"""
-    start = content.find(word)
-    while start >= 0:
-        end = start + len(word)
-        if content[start - 1 : start] not in _OF_WORDS and content[end : end + 1] not in _OF_WORDS:
-            return True
-        start = content.find(word, start + 1)
-    return False
-
-
 _STAR = re.compile(rb"\bfrom\s+([\w.]+)\s+import \*", re.ASCII)
 
 _BINDING = rb"""(?xm) (?:def|class) \s+ NAME \b
@@ -352,7 +311,10 @@ _BINDING = rb"""(?xm) (?:def|class) \s+ NAME \b
     | ^\s* NAME \s* (?:,|as\b|\)|[#]|$)"""
 """Where a definition or an import statement holds NAME; the last line is for lists with comments between the names."""
 
-_OF_WORDS = frozenset(bytes([code]) for code in range(128) if chr(code).isalnum() or code == ord("_"))
+_WORDS_ONLY = bytes(
+    code if code > 127 or chr(code).isalnum() or code == ord("_") else ord(" ") for code in range(256)
+)
+"""For bytes.translate: whatever is no part of a word becomes a space."""
 
 
 def _module_name(path: str) -> str:
