@@ -81,11 +81,13 @@ class ShiftedLogits(_Rescored):
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         found = diagnosis(readings, self._half)
-        if found:
-            self.run.notes["scoring"] = found
         if found in _SHIFTS:
             off = readings["off"] / readings["rescored"]
             yield self._said("the log-probabilities of the rollout", off, found, 3e-2 if self._half else 1e-3)
+
+    def aligned(self, readings: Readings) -> bool:
+        """Whether the log-probs of the row that was scored by hand are exactly those at the right positions."""
+        return diagnosis(readings, self._half) == "right"
 
     @staticmethod
     def _said(what: str, off: float, shift: str, limit: float) -> Breach:
