@@ -390,7 +390,10 @@ class Evidence:
         out = set() if self._one_off() else {"shift+1"}
         if self.aligned:
             return {"shift-1", "shift+1"}
-        for name, (neighbour, own) in (("shift-1", self._neighbours[3:5]), ("shift+1", self._neighbours[5:7])):
+        for name, (neighbour, own) in (
+            ("shift-1", self._neighbours[3:5]),
+            ("shift+1", self._neighbours[5:7]),
+        ):
             if own > 0.0:
                 out.add("sampler" if neighbour <= FITS * own else name)
         return out
