@@ -139,10 +139,11 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "KLG803", "reference-aliased", 9, "reference",
-        "no trainable parameter of the policy shares memory with the reference",
-        "none (frozen layers may be shared)", BEFORE,
+        "no trainable parameter of the policy shares memory with the reference, and the policy is not scored in its"
+        " place",
+        "none (frozen layers may be shared); equal bit for bit in 3 steps where the weights differ", BEFORE,
         "the reference is the policy: KL is 0 for ever",
-        "make the reference with copy.deepcopy, or load it a second time",
+        "make the reference with copy.deepcopy, or load it a second time; score it with the adapter switched off",
     ),
     Entry(
         "KLG804", "base-changed", 10, "reference",
@@ -206,6 +207,14 @@ CATALOGUE: tuple[Entry, ...] = (
         "equal sets", BEFORE,
         "responses end at one token and are masked at another",
         "use generation_config.eos_token_id, with all its ids, in the trainer's mask too",
+    ),
+    Entry(
+        "KLG818", "first-token-masked", None, "masks",
+        "the first response token is in the response mask, and in the mask of the loss",
+        "exact; at least 4 rows of a step, none of which has it, with different first tokens", EVERY,
+        "the token that follows the prompt is never trained: the mask is off by one",
+        "build the mask from the first response token on; where logits are shifted by one, shift the mask with the"
+        " tokens, mask[:, 1:], and not with the logits, mask[:, :-1]",
     ),
     Entry(
         "KLG821", "unwhitened-advantages", 20, "advantages",
@@ -406,9 +415,9 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "KLG863", "completion-length", 52, "signals",
-        "responses end by themselves and are longer than a few tokens",
-        "at most half cut off, mean length at least 3; reported after 5 steps", EVERY,
-        "most responses are cut off, or empty",
+        "responses have tokens, end by themselves and are longer than a few tokens",
+        "none empty (an error where all are); at most half cut off, mean length at least 3, after 5 steps", EVERY,
+        "most responses are cut off, or there is nothing to train on",
         "raise max_new_tokens, or look at the stop tokens", WARNING,
     ),
     Entry(

@@ -14,6 +14,8 @@ from klguard.guard import models, probe
 from klguard.guard.events import Event, Pairs, Preflight, Rollout, Scoring, Setup, StepEnd
 from klguard.guard.fingerprint import Kept, memory, writes
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run, tolerance
+from klguard.guard.invariants.measuring import Consecutive
+from klguard.guard.invariants.updates import sample, spread
 from klguard.guard.ledger import Readings
 from klguard.guard.rescoring import EXPLAINED, NAMED, SLOTS, diagnosis, rescoring
 
@@ -259,16 +261,41 @@ class BaseFrozen(_Frozen):
         )
 
 
+_SCORED = {
+    "adapter": (
+        "the policy's adapter is not 0",
+        "score the reference inside `with model.disable_adapter():`, or with the adapter that is the reference",
+    ),
+    "weights": (
+        "the two have different weights by now",
+        "score the reference with the reference model",
+    ),
+}
+"""How policy and reference are known to differ, and what to do when the log-probs do not."""
+
+
 class ReferenceAliased(Invariant):
     """What is trained in the policy is not part of the reference. Frozen layers may be shared, and adapters,
-    which are switched off for the reference."""
+    which are switched off for the reference.
+
+    Whether they were, and whether the reference was scored by the reference at all, shows in the log-probs: where
+    the weights differ visibly, those of the reference are not the policy's bit for bit at every token. Weights
+    differ when the second factor of a LoRA adapter is not 0, or when at least `SHARE` of a sample of the policy's
+    weights is not the reference's after rounding to bfloat16 (in which both may compute). A KL of weight 0 has
+    no reference worth the name, and is not looked at.
+    """
 
     code = "KLG803"
-    watches = (Setup, Rollout)
+    watches = (Setup, Rollout, Pairs)
+    sums = ("tokens", "apart", "weighed", "compared", "unequal", "adapters")
+    STEPS, TOKENS, SHARE, TENSORS, ELEMENTS = 3, 32, 1e-3, 8, 4096
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._looked: set[tuple[int, int]] = set()
+        self._same = Consecutive(self.STEPS)
+        self._weighed = -1
+        self._differ = ""
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         policy, reference = self.run.policy, self.run.reference
@@ -292,6 +319,67 @@ class ReferenceAliased(Invariant):
                 value=float(len(shared)),
                 limit=0.0,
             )
+
+    def measure(self, event: Event) -> None:
+        if not isinstance(event, Pairs) or self.run.policy is None or self.run.kl_coef == 0:
+            return
+        apart = (event.logprobs != event.reference_logprobs) & event.mask
+        self.add("tokens", event.mask.sum())
+        self.add("apart", apart.sum())
+        # weights that differ stay so, unless the reference is set anew: that shows in the log-probs first
+        due = not self._differ or self._same.figures
+        if due and self._weighed != self.run.step:
+            self._weighed = self.run.step
+            self.add("weighed", 1.0)
+            self._weigh(self.run.policy)
+
+    def _weigh(self, policy: nn.Module) -> None:
+        """Whether policy and reference are different models at present, by samples of their weights."""
+        own = {models.own_name(name): p for name, p in policy.named_parameters()}
+        factors = [p for name, p in own.items() if "lora_B" in name and p.requires_grad]
+        for factor in spread(factors, self.TENSORS):
+            values = sample(factor, self.ELEMENTS)
+            if values is not None:
+                self.add("adapters", (values != 0).any())
+        reference = self.run.reference
+        if factors or reference is None or reference is policy:
+            return
+        theirs = {models.own_name(name): p for name, p in reference.named_parameters()}
+        both = [
+            name for name, p in own.items() if p.requires_grad and p.is_floating_point() and name in theirs
+        ]
+        for name in spread(both, self.TENSORS):
+            mine, other = (sample(p, self.ELEMENTS) for p in (own[name], theirs[name]))
+            if mine is not None and other is not None and mine.shape == other.shape:
+                other = other.to(mine.device, non_blocking=True)
+                self.add("compared", float(mine.numel()))
+                self.add("unequal", (mine.bfloat16() != other.bfloat16()).sum())
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        if readings["weighed"]:
+            compared, adapters = readings["compared"], readings["adapters"]
+            differ = compared > 0 and readings["unequal"] >= self.SHARE * compared
+            self._differ = "adapter" if adapters else "weights" if differ else ""
+        if readings["tokens"] < self.TOKENS or not self._differ:
+            return
+        self.exercised = True
+        if self._same.see(not readings["apart"], readings["tokens"]):
+            why, help = _SCORED[self._differ]
+            yield Breach(
+                f"the reference's log-probabilities are the policy's bit for bit at all"
+                f" {sum(self._same.figures):,.0f} tokens of {self.STEPS} steps, although {why}: the policy was scored"
+                " in place of the reference, and KL is 0 for ever",
+                value=0.0,
+                key="scored",
+                help=help,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"same": self._same.state_dict(), "differ": self._differ}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._same.load_state_dict(state["same"])
+        self._differ = state["differ"]
 
     @staticmethod
     def _shared(policy: nn.Module, reference: nn.Module) -> list[str] | None:

@@ -1,0 +1,99 @@
+"""KLG803 from log-probs: the policy scored in place of its reference, with adapters and without."""
+
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from klguard.guard import Guard  # noqa: E402
+
+from .adapters import Adapted, AdapterStillOn  # noqa: E402
+from .loop import Loop, run  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+class Swapped(Loop):
+    """There is a reference, and the policy is scored where it should be."""
+
+    learning_rate = 1e-3
+
+    def rollout(self):
+        batch = super().rollout()
+        return dataclasses.replace(batch, reference=batch.old, reference_logits=batch.logits)
+
+
+class NotSwapped(Loop):
+    learning_rate = 1e-3
+
+
+class StandsStill(Swapped):
+    """Updates that change nothing: the reference's log-probs are the policy's by right."""
+
+    learning_rate = 0.0
+
+    def tell_minibatch(self, *arguments):
+        """The ratio does not move either."""
+
+
+class ReferenceSetAnew(Swapped):
+    """The reference is set to the policy at each rollout, on purpose."""
+
+    def rollout(self):
+        self.reference.load_state_dict(self.policy.state_dict())
+        return Loop.rollout(self)
+
+
+def codes(kind, steps=4, **options):
+    return {finding.code for finding in run(kind, steps=steps, **options).findings}
+
+
+@pytest.mark.parametrize("kind", (Adapted, NotSwapped), ids=lambda kind: kind.__name__)
+def test_a_reference_that_is_scored_is_right(kind):
+    guard = run(kind, steps=4)
+    assert guard.findings == [] and "KLG803" in guard.exercised
+
+
+@pytest.mark.parametrize("kind", (AdapterStillOn, Swapped), ids=lambda kind: kind.__name__)
+def test_the_policy_in_place_of_the_reference_is_found_and_nothing_else(kind):
+    assert codes(kind) == {"KLG803"}
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Adapted, set()), (AdapterStillOn, {"KLG803"})])
+def test_the_policy_given_as_its_own_reference(kind, expected):
+    loop = kind()
+    guard = Guard(loop.policy, loop.policy, loop.tokenizer, **loop.guard_arguments())
+    loop.run(guard, 4)
+    assert {finding.code for finding in guard.findings} == expected
+
+
+def test_what_to_do_depends_on_the_adapter():
+    (found,) = run(AdapterStillOn, steps=4).findings
+    assert "disable_adapter" in found.help and "adapter is not 0" in found.message
+    (found,) = run(Swapped, steps=4).findings
+    assert "reference model" in found.help
+
+
+def test_equal_weights_give_equal_log_probs():
+    assert "KLG803" not in codes(StandsStill)
+
+
+def test_a_reference_that_follows_on_purpose_is_not_this():
+    assert codes(ReferenceSetAnew, ignore=["KLG802"]) == set()
+
+
+def test_a_kl_of_weight_zero_has_no_reference():
+    assert codes(AdapterStillOn, kl_coef=0.0) == set()
+
+
+def test_a_restart_between_two_steps_changes_nothing():
+    loop = AdapterStillOn()
+    guard = Guard(loop.policy, loop.reference, loop.tokenizer, **loop.guard_arguments())
+    loop.run(guard, 3)
+    assert guard.findings == []
+    again = Guard(loop.policy, loop.reference, loop.tokenizer, **loop.guard_arguments())
+    again.load_state_dict(guard.state_dict())
+    loop.run(again, 1)
+    assert {finding.code for finding in again.findings} == {"KLG803"}
