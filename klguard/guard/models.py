@@ -183,3 +183,9 @@ def _adds_nothing(name: str, parameter: Tensor) -> bool:
 def adapted(module: nn.Module | None) -> bool:
     """Whether the model carries an adapter of PEFT."""
     return next(tuner_layers(module), None) is not None
+
+
+def adapter_adds(module: nn.Module | None) -> bool:
+    """Whether a LoRA adapter that is trained changes what the model computes. Waits for the device."""
+    named = () if module is None else module.named_parameters()
+    return any("lora_B" in name and p.requires_grad and not _adds_nothing(name, p) for name, p in named)

@@ -1,5 +1,6 @@
 """KLG803 from log-probs: the policy scored in place of its reference, with adapters and without."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -7,12 +8,47 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from klguard.findings import Severity  # noqa: E402
 from klguard.guard import Guard  # noqa: E402
 
 from .adapters import Adapted, AdapterStillOn  # noqa: E402
 from .loop import Loop, run  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+class TrainedBefore(Adapted):
+    """The run starts from a trained adapter, and its reference is the base without it."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        with torch.no_grad():
+            for block in policy.transformer.h:
+                block.mlp.c_fc.lora_B.weight.normal_(0, 0.1)
+        return policy
+
+
+class KeptAdapter(TrainedBefore):
+    """Correct: the adapter as it was is kept, and the reference is scored with it."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        self.first = copy.deepcopy(policy).eval().requires_grad_(False)
+        return policy
+
+    def forward(self, model, ids, attention):
+        return super().forward(self.first if model is None else model, ids, attention)
+
+
+class Resumed(TrainedBefore):
+    """The same adapter, with the optimizer's state of the steps that trained it."""
+
+    def make_optimizer(self):
+        optimizer = super().make_optimizer()
+        for parameter in self.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        return optimizer
 
 
 class Swapped(Loop):
@@ -67,6 +103,25 @@ def test_the_policy_given_as_its_own_reference(kind, expected):
     guard = Guard(loop.policy, loop.policy, loop.tokenizer, **loop.guard_arguments())
     loop.run(guard, 4)
     assert {finding.code for finding in guard.findings} == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [(TrainedBefore, {"KLG801"}), (KeptAdapter, set()), (Resumed, set())],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_adapter_that_was_trained_before(kind, expected):
+    findings = run(kind, steps=2).findings
+    assert {finding.code for finding in findings} == expected
+    assert all(finding.severity is Severity.WARNING for finding in findings)
+
+
+def test_without_an_update_nobody_knows_whether_the_run_is_fresh():
+    class NotTrained(TrainedBefore):
+        def apply(self):
+            pass
+
+    assert codes(NotTrained, steps=1) == set()
 
 
 def test_what_to_do_depends_on_the_adapter():

@@ -306,6 +306,15 @@ class TwoStops(Loop):
         """Behind token 2 comes padding that was not sampled."""
 
 
+class NeverStops(Loop):
+    """The sampler is told no stop token, and responses are cut at the first one afterwards."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        policy.generation_config.eos_token_id = None
+        return policy
+
+
 class DilutedRatio(Loop):
     """The ratio is averaged over the padding, where it is set to 0."""
 
@@ -388,6 +397,7 @@ BUGS = {
     NoResponses: "KLG863",
     OnlyPadding: "KLG863",
     TwoStops: "KLG817",
+    NeverStops: "KLG817",
     DilutedRatio: "KLG813",
     DilutedEntropy: "KLG813",
     Untied: "KLG853",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from klguard.findings import Severity
 from klguard.guard import models, probe
-from klguard.guard.events import Event, Pairs, Preflight, Rollout, Scoring, Setup, StepEnd
+from klguard.guard.events import Event, Pairs, Preflight, Rollout, Scoring, Setup, StepEnd, Update
 from klguard.guard.fingerprint import Kept, memory, writes
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run, tolerance
 from klguard.guard.invariants.measuring import Consecutive
@@ -30,16 +30,21 @@ class FirstKL(Invariant):
 
     Whether it does is looked up in the weights themselves; a policy that was trained before has its KL. Dropout
     and a shift of the logits also give a KL: KLG805, KLG703 and KLG814 name them, and this one keeps silent.
+
+    Without a reference model the reference is the policy with its adapter switched off. Where the adapter was
+    trained before, that is not the policy the run starts from, which is a warning: KL begins with what the earlier
+    training did. A run that is resumed has such an adapter too; it shows in the optimizer, which is not fresh then.
     """
 
     code = "KLG801"
-    watches = (Setup, Preflight, Scoring, Rollout, Pairs)
-    sums = ("tokens", "distance", "noisy", *SLOTS)
+    watches = (Setup, Preflight, Scoring, Rollout, Pairs, Update)
+    sums = ("tokens", "distance", "noisy", "fresh", "resumed", *SLOTS)
     maxima = ("largest",)
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._copy: bool | None = None
+        self._trained_before = False
         self._version = 0
         self._precision = torch.float32
         self._mixed = False
@@ -55,6 +60,8 @@ class FirstKL(Invariant):
         run = self.run
         fresh = run.step == 0 and run.version == 0
         self._copy = fresh and models.copies(run.policy, run.reference)
+        alone = run.reference is None or run.reference is run.policy
+        self._trained_before = fresh and alone and models.adapter_adds(run.policy) and run.kl_coef != 0
         self._version = _weights(run)
         self._precision = models.precision(run.policy, run.reference)
         self._mixed = (
@@ -80,11 +87,13 @@ class FirstKL(Invariant):
     def measure(self, event: Event) -> None:
         if isinstance(event, Rollout):
             rescoring(self.run).see(self.run, event)
-        elif self._first() and isinstance(event, Scoring):
+        elif isinstance(event, Scoring) and (self._first() or self._trained_before):
             result = rescoring(self.run).of(self.run, event)
             for name, figure in result.figures.items() if result else ():
                 self.add(name, figure)
-        elif self._first() and isinstance(event, Pairs):
+        elif isinstance(event, Update):
+            self._measure_optimizer(event)
+        elif isinstance(event, Pairs) and (self._first() or (self._trained_before and self._untouched())):
             self.exercised = True
             distance = (event.logprobs.double() - event.reference_logprobs.double()).abs()
             distance = torch.where(event.mask & distance.isfinite(), distance, 0.0)
@@ -94,18 +103,44 @@ class FirstKL(Invariant):
             noisy = models.active_dropout(self.run.policy) or models.active_dropout(self.run.reference)
             self.add("noisy", float(noisy is not None))
 
-    def _first(self) -> bool:
+    def _untouched(self) -> bool:
         run = self.run
-        return bool(self._copy) and run.step == 0 and run.version == 0 and _weights(run) == self._version
+        return run.step == 0 and run.version == 0 and _weights(run) == self._version
+
+    def _first(self) -> bool:
+        return bool(self._copy) and self._untouched()
+
+    def _measure_optimizer(self, event: Update) -> None:
+        """Whether the optimizer that is about to step for the first time has stepped in an earlier run."""
+        if self._trained_before and not event.after and self.run.step == 0 and self.run.version == 0:
+            self.add("fresh" if not event.optimizer.state else "resumed", 1.0)
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         mean = readings.mean("distance", "tokens")
         named = diagnosis(readings, self._precision in HALF) in NAMED
         if mean is None or readings["noisy"] or named:
             return
+        if self._trained_before:
+            if readings["fresh"] and not readings["resumed"]:
+                yield from self._said_of_adapter(mean)
+            return
         yield from self._judged(
             mean, readings.maximum("largest"), "their log-probabilities of the first rollout"
         )
+
+    def _said_of_adapter(self, mean: float) -> Iterator[Breach]:
+        limit = tolerance(self._precision, fp32=1e-2, half=5e-2)
+        if mean > limit:
+            yield Breach(
+                f"no update has happened, and the reference differs from the policy by {mean:.2g} nats per token on"
+                " average: it is the base without the adapter, and the adapter was trained before",
+                value=mean,
+                limit=limit,
+                key="adapter",
+                severity=Severity.WARNING,
+                help="keep a copy of the adapter as it is now, and score the reference with that; where KL to the base"
+                " is what you want, ignore KLG801",
+            )
 
     def _judged(self, mean: float, largest: float, what: str) -> Iterator[Breach]:
         certain = tolerance(self._precision, fp32=1e-2, half=5e-2)
