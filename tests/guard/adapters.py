@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -77,3 +78,26 @@ class AdapterStillOn(Adapted):
     @contextmanager
     def switched_off(self):
         yield
+
+
+class TrainedBefore(Adapted):
+    """The run starts from a trained adapter, and its reference is the base without it."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        with torch.no_grad():
+            for block in policy.transformer.h:
+                block.mlp.c_fc.lora_B.weight.normal_(0, 0.1)
+        return policy
+
+
+class KeptAdapter(TrainedBefore):
+    """Correct: the adapter as it was is kept, and the reference is scored with it."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        self.first = copy.deepcopy(policy).eval().requires_grad_(False)
+        return policy
+
+    def forward(self, model, ids, attention):
+        return super().forward(self.first if model is None else model, ids, attention)

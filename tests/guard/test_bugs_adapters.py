@@ -1,6 +1,5 @@
 """KLG803 from log-probs: the policy scored in place of its reference, with adapters and without."""
 
-import copy
 import dataclasses
 
 import pytest
@@ -11,33 +10,10 @@ pytest.importorskip("transformers")
 from klguard.findings import Severity  # noqa: E402
 from klguard.guard import Guard  # noqa: E402
 
-from .adapters import Adapted, AdapterStillOn  # noqa: E402
+from .adapters import Adapted, AdapterStillOn, KeptAdapter, TrainedBefore  # noqa: E402
 from .loop import Loop, run  # noqa: E402
 
 torch.set_num_threads(1)
-
-
-class TrainedBefore(Adapted):
-    """The run starts from a trained adapter, and its reference is the base without it."""
-
-    def make_policy(self):
-        policy = super().make_policy()
-        with torch.no_grad():
-            for block in policy.transformer.h:
-                block.mlp.c_fc.lora_B.weight.normal_(0, 0.1)
-        return policy
-
-
-class KeptAdapter(TrainedBefore):
-    """Correct: the adapter as it was is kept, and the reference is scored with it."""
-
-    def make_policy(self):
-        policy = super().make_policy()
-        self.first = copy.deepcopy(policy).eval().requires_grad_(False)
-        return policy
-
-    def forward(self, model, ids, attention):
-        return super().forward(self.first if model is None else model, ids, attention)
 
 
 class Resumed(TrainedBefore):

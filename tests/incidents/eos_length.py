@@ -41,7 +41,17 @@ class ErasedWithTheStop(Loop):
         return responses != 0
 
 
+class NoStopInTheGenerationConfig(Loop):
+    """generate() knows no stop token, and responses are cut at the first one afterwards."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        policy.generation_config.eos_token_id = None
+        return policy
+
+
 REPLAYS = (
+    loop("trl-2387", "KLG817", NoStopInTheGenerationConfig, Loop),
     loop("dschat-672", "KLG811", OnePositionTooMany, Loop),
     script(
         "trl-6357",

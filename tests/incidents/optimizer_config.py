@@ -120,7 +120,32 @@ class GradientsKept(Loop):
         self.policy.zero_grad()
 
 
+class ScheduledByIteration(Loop):
+    """A schedule of four iterations, stepped at the end of each."""
+
+    def make_scheduler(self):
+        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda count: max(0.0, 1 - count / 4))
+
+    def apply(self):
+        self.optimizer.step()
+
+    def step(self):
+        super().step()
+        self.scheduler.step()
+
+
+class ScheduledByMinibatch(ScheduledByIteration):
+    """The same schedule, stepped with each minibatch."""
+
+    def apply(self):
+        Loop.apply(self)
+
+    def step(self):
+        Loop.step(self)
+
+
 REPLAYS = (
+    loop("nemo-rl-305", "KLG846", ScheduledByMinibatch, ScheduledByIteration, steps=4),
     loop("trl-702", "KLG842", TrainsACopy, Loop, steps=3),
     loop("trlx-522", "KLG868", AllEpochsOnOneMinibatch, Loop),
     loop("nemo-rl-2372", "KLG846", StaleMasters, Loop),

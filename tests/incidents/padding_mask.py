@@ -131,7 +131,16 @@ class EverythingAttended(Loop):
         return super().forward(model, ids, torch.ones_like(attention))
 
 
+class MaskCutAsTheLogits(Loop):
+    """The mask of the loss is cut off by one: no first response token is trained."""
+
+    def tell_minibatch(self, batch, new, entropy, epoch):
+        mask = batch.mask & (torch.arange(RESPONSE) > 0)
+        self.guard.minibatch(new, batch.old, mask, tokens=batch.responses, rows=batch.rows, epoch=epoch)
+
+
 REPLAYS = (
+    loop("verl-3287", "KLG818", MaskCutAsTheLogits, Loop),
     loop("verl-1440", "KLG866", MasksOfOtherRows, Loop),
     loop("trlx-509", "KLG831", NoPositionsInTheUpdate, Loop),
     loop("unsloth-3278", "KLG838", NotANumber, Loop),

@@ -54,7 +54,28 @@ class LogSoftmaxInBrain16(Loop):
         return super().token_log_probs(logits.bfloat16(), tokens).float()
 
 
+class LongEpochs(Loop):
+    """All rows in one minibatch, many tokens of them."""
+
+    minibatches = 1
+
+    def make_prompts(self):
+        prompts, attention, groups = super().make_prompts()
+        return prompts.repeat(8, 1), attention.repeat(8, 1), torch.arange(8 * len(groups))
+
+
+class RatioAddedUpInBrain16(LongEpochs):
+    """The mean ratio is a running sum in bf16."""
+
+    def reported(self, batch, new, entropy):
+        total = torch.zeros((), dtype=torch.bfloat16)
+        for ratio in self.ratio(new, batch.old)[batch.mask].bfloat16():
+            total = total + ratio
+        return {"ratio": (total / batch.mask.sum()).float()}
+
+
 REPLAYS = (
+    loop("prime-rl-568", "KLG813", RatioAddedUpInBrain16, LongEpochs),
     loop("verl-2996", "KLG831", DependsOnTheBatch, Loop),
     loop("trl-6688", "KLG804", MergedAndUnmerged, AdapterTrained),
     loop("verl-789", "KLG841", SteppedAllTheSame, Loop),
