@@ -444,3 +444,20 @@ def test_an_end_is_found_across_a_restart():
     second.invariant.load_state_dict(first.invariant.state_dict())
     second.optimizer.param_groups[0]["lr"] = 0.0
     assert [breach.key for breach in found(second, steps=1)] == ["spent"]
+
+
+# --- an optimizer that steps without a gradient -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DeadGradient, OptimizerParameters, UnclippedGradient, Scheduling])
+def test_a_step_without_any_gradient_is_measured(kind):
+    training = Training(kind, max_grad_norm=1.0)
+    training.prepare = training.optimizer.zero_grad
+    assert found(training, steps=3) == []  # without advantages nobody knows whether there should be one
+
+
+def test_steps_without_any_gradient_are_told_where_there_is_a_signal():
+    training = Training(DeadGradient)
+    training.prepare = training.optimizer.zero_grad
+    advantages = Advantages(advantages=torch.ones(4, 3), mask=torch.ones(4, 3, dtype=torch.bool))
+    assert "zero" in {breach.key for breach in found(training, steps=3, before=(advantages,))}

@@ -69,6 +69,8 @@ REPLAYS = (
     loop("trl-6591", "KLG801", TrainedBefore, KeptAdapter),
 )
 SIBLINGS = (
+    loop("trl-3194", "KLG801", TrainedBefore, KeptAdapter),
+    loop("trl-495", "KLG801", TrainedBefore, KeptAdapter),
     loop("adapter-left-on", "KLG803", AdapterStillOn, Adapted, steps=4),
     loop("policy-scored-twice", "KLG803", PolicyScoredTwice, LearnsFaster, steps=4),
     loop("same-object", "KLG803", TheSameObject, Loop, steps=0),

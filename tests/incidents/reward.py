@@ -60,6 +60,14 @@ class GroupsTiled(GroupLoop):
         super().tell_rollout(replace(batch, groups=wrong))
 
 
+class StrideOverPartialGroups(GroupLoop):
+    """A group has lost a response, and groups are recovered by a fixed stride all the same."""
+
+    def tell_rollout(self, batch):
+        shifted = torch.cat([batch.groups[1:], batch.groups[-1:] + 1])
+        super().tell_rollout(replace(batch, groups=shifted))
+
+
 class WellWeighted(Loop):
     """One token is paid for wherever it stands, and the KL is weighed against it."""
 
@@ -83,5 +91,6 @@ REPLAYS = (
 )
 SIBLINGS = (
     loop("flat-reward", "KLG823", NoSpread, GroupLoop, steps=5),
-    loop("tiled-groups", "KLG822", GroupsTiled, GroupLoop),
+    loop("areal-1419", "KLG822", StrideOverPartialGroups, GroupLoop),
+    loop("prime-rl-600", "KLG822", GroupsTiled, GroupLoop),
 )
