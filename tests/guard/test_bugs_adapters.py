@@ -100,6 +100,16 @@ def test_without_an_update_nobody_knows_whether_the_run_is_fresh():
     assert codes(NotTrained, steps=1) == set()
 
 
+def test_value_heads_in_both_models_do_not_tell_them_apart():
+    """Only the head learns at first: log-probs are equal by right, and the heads of both began at random."""
+    loop = StandsStill()
+    for model in (loop.policy, loop.reference):
+        model.v_head = torch.nn.Linear(32, 32, bias=False)
+    guard = Guard(loop.policy, loop.reference, loop.tokenizer, **loop.guard_arguments())
+    loop.run(guard, 4)
+    assert "KLG803" not in {finding.code for finding in guard.findings}
+
+
 def test_what_to_do_depends_on_the_adapter():
     (found,) = run(AdapterStillOn, steps=4).findings
     assert "disable_adapter" in found.help and "adapter is not 0" in found.message

@@ -294,7 +294,7 @@ def test_log_probs_of_padding_that_are_no_numbers_do_no_harm():
     assert told(UnmaskedStatistic, Minibatch(**(vars(event) | {"new": new}))) == []
 
 
-@pytest.mark.parametrize("reported", (256 / 448, 0.98, 1.1, torch.tensor(0.57, dtype=torch.bfloat16)))
+@pytest.mark.parametrize("reported", (256 / 448, 0.9, 1.1, torch.tensor(0.57, dtype=torch.bfloat16)))
 def test_a_ratio_of_equal_log_probs_that_is_not_one_was_spoilt(reported):
     (breach,) = told(UnmaskedStatistic, minibatch(lambda *_: {"ratio": reported}, noise=0.0))
     assert breach.key == "spoilt" and breach.value == pytest.approx(float(reported), rel=1e-6)

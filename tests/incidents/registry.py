@@ -41,7 +41,7 @@ INCIDENTS = {
 }
 
 UNNAMED = {
-    "trl-3004": "tried with a mean of row means in place of a mean over tokens: KLG834 was not said in 6 steps",
+    "trl-3004": "by which mean the KL term enters the loss is not told: means over tokens and over rows are both in use",
     "prime-rl-2034": "dividing by sequences or by tokens is a choice, and each is consistent with itself",
     "trl-4857": "which log-probs a loop compares in a mask of its own is not told to the guard",
 }

@@ -194,7 +194,7 @@ class UnmaskedStatistic(Invariant):
     watches = (Minibatch,)
     sums = (*(f"{name}_diluted" for name in _FIGURES), "spoilt")
     maxima = (*_FIGURES, *(f"{name}_masked" for name in _FIGURES), "ratio_spoilt")
-    STILL, OFF, PARTS = 1e-3, 5e-3, 64
+    STILL, OFF, PARTS = 1e-3, 2e-2, 64
 
     def measure(self, event: Event) -> None:
         values = self._values(event)
@@ -215,15 +215,15 @@ class UnmaskedStatistic(Invariant):
             self.highest(name, torch.where(bad, figure, -torch.inf))
             self.highest(f"{name}_masked", torch.where(bad, right[0], -torch.inf))
             if name == "ratio":
-                self._measure_still(event, figure, ~bad, 4 * self.OFF if half else self.OFF)
+                self._measure_still(event, figure, ~bad)
 
-    def _measure_still(self, event: Minibatch, figure: Tensor, other: Tensor, limit: float) -> None:
+    def _measure_still(self, event: Minibatch, figure: Tensor, other: Tensor) -> None:
         """Whether the reported ratio () is not 1 where no row moved, and is not said to be something else."""
         d = torch.where(event.mask, event.new.detach().double() - event.old.detach().double(), 0.0)
         still = (d.abs().sum(1).amax() <= self.STILL) & event.mask.any()
         parts = 1 / figure.clamp(min=1e-3)
-        share = (parts <= self.PARTS) & ((parts - parts.round()).abs() <= limit * parts) & (parts > 1.5)
-        spoilt = other & still & ((figure - 1).abs() > limit) & ~share
+        share = (parts <= self.PARTS) & ((parts - parts.round()).abs() <= self.OFF * parts) & (parts > 1.5)
+        spoilt = other & still & ((figure - 1).abs() > self.OFF) & ~share
         self.add("spoilt", spoilt)
         self.highest("ratio_spoilt", torch.where(spoilt, figure, -torch.inf))
 
@@ -292,6 +292,7 @@ class UnmaskedStatistic(Invariant):
                 value=readings["ratio_spoilt"],
                 limit=1.0,
                 key="spoilt",
+                severity=Severity.WARNING,
                 help="add up figures in fp32: a sum of ones in bfloat16 ends at 256; and divide once, by what was"
                 " summed",
             )

@@ -380,8 +380,11 @@ class ReferenceAliased(Invariant):
         if factors or reference is None or reference is policy:
             return
         theirs = {models.own_name(name): p for name, p in reference.named_parameters()}
+        # a value head, which both may have, has no part in the log-probs
         both = [
-            name for name, p in own.items() if p.requires_grad and p.is_floating_point() and name in theirs
+            name
+            for name, p in own.items()
+            if p.requires_grad and p.is_floating_point() and name in theirs and not models.of_values(name)
         ]
         for name in spread(both, self.TENSORS):
             mine, other = (sample(p, self.ELEMENTS) for p in (own[name], theirs[name]))
