@@ -125,8 +125,9 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "KLG801", "nonzero-first-kl", 7, "reference",
-        "before the first update the policy equals a reference that is its copy",
-        "mean |d| 1e-4 nats (fp32), 5e-3 (bf16), 5e-2 (one in each)", FIRST_ROLLOUT,
+        "before the first update the policy equals a reference that is its copy, or itself without its adapter",
+        "mean |d| 1e-4 nats (fp32), 5e-3 (bf16), 5e-2 (one in each); of a trained adapter 1e-2 (a warning)",
+        FIRST_ROLLOUT,
         "KL does not start at 0: another checkpoint, dropout, another precision or another code path",
         "load the reference from the policy's checkpoint, call eval() on both, score both the same way",
     ),
@@ -139,10 +140,11 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "KLG803", "reference-aliased", 9, "reference",
-        "no trainable parameter of the policy shares memory with the reference",
-        "none (frozen layers may be shared)", BEFORE,
+        "no trainable parameter of the policy shares memory with the reference, and the policy is not scored in its"
+        " place",
+        "none (frozen layers may be shared); equal bit for bit in 3 steps where the weights differ", BEFORE,
         "the reference is the policy: KL is 0 for ever",
-        "make the reference with copy.deepcopy, or load it a second time",
+        "make the reference with copy.deepcopy, or load it a second time; score it with the adapter switched off",
     ),
     Entry(
         "KLG804", "base-changed", 10, "reference",
@@ -175,9 +177,9 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG813", "unmasked-statistic", 15, "masks",
         "reported ratio, KL and entropy are means over valid tokens",
-        "1e-4 relative (1e-2 for half precision)", EVERY,
-        "the logged figure is diluted by padding and hides what happens",
-        "multiply by the mask and divide by its sum",
+        "1e-4 relative (1e-2 for half precision); 2e-2 for a ratio that has to be 1 (a warning)", EVERY,
+        "the logged figure is diluted by padding, or spoilt by rounding, and hides what happens",
+        "multiply by the mask and divide by its sum, in fp32",
     ),
     Entry(
         "KLG814", "padding-matters", 16, "masks",
@@ -203,9 +205,17 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG817", "stop-sets-differ", 19, "masks",
         "tokenizer, generation config, engine and trainer stop at the same tokens",
-        "equal sets", BEFORE,
+        "equal sets; no sampled token behind the stop that ends the mask (a warning, at 4 rows and 80 %)", BEFORE,
         "responses end at one token and are masked at another",
         "use generation_config.eos_token_id, with all its ids, in the trainer's mask too",
+    ),
+    Entry(
+        "KLG818", "first-token-masked", None, "masks",
+        "the first response token is in the response mask, and in the mask of the loss",
+        "exact; at least 4 rows of a step, none of which has it, with different first tokens", EVERY,
+        "the token that follows the prompt is never trained: the mask is off by one",
+        "build the mask from the first response token on; where logits are shifted by one, shift the mask with the"
+        " tokens, mask[:, 1:], and not with the logits, mask[:, :-1]",
     ),
     Entry(
         "KLG821", "unwhitened-advantages", 20, "advantages",
@@ -350,9 +360,11 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "KLG846", "scheduler", 40, "optimiser",
-        "scheduler and optimizer have the same groups, and a step changes weights by about the learning rate",
-        "on Adam, max |change| of a weight w is 10 * lr + lr * weight decay * |w|", EVERY,
-        "the scheduler drives another optimizer, or the weights are changed by something else",
+        "scheduler and optimizer have the same groups, a step changes weights by about the learning rate, and the"
+        " schedule lasts as long as the run",
+        "on Adam, max |change| of a weight w is 10 * lr + lr * weight decay * |w|; lr 0 for 3 steps after it was not: a"
+        " warning", EVERY,
+        "the scheduler drives another optimizer or runs ahead, or the weights are changed by something else",
         "make the scheduler from the very optimizer that steps; step both once per update",
     ),
     Entry(
@@ -406,9 +418,9 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "KLG863", "completion-length", 52, "signals",
-        "responses end by themselves and are longer than a few tokens",
-        "at most half cut off, mean length at least 3; reported after 5 steps", EVERY,
-        "most responses are cut off, or empty",
+        "responses have tokens, end by themselves and are longer than a few tokens",
+        "none empty (an error where all are); at most half cut off, mean length at least 3, after 5 steps", EVERY,
+        "most responses are cut off, or there is nothing to train on",
         "raise max_new_tokens, or look at the stop tokens", WARNING,
     ),
     Entry(

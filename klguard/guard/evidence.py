@@ -36,10 +36,17 @@ PIT_MEMORY = 0.9
 """Share of the adaptive bet's counts that is kept from one step to the next."""
 BANNED_PRIOR = 0.05
 
-FIGURES = 4
-"""Sums beside the components': surplus, its squares, how many, and the entropy of the tested rows."""
+FIGURES = 8
+"""Sums beside the components': surplus, its squares, how many; how far the engine's log-probs are from those at the
+position before and from the scored ones, and the same with the position after; the entropy of the tested rows."""
 SURPLUS_ERRORS, SURPLUS_NATS = 4.0, 0.1
 """How far the mean surplus may be from 0, in standard errors plus nats, when the logits really are one off."""
+
+FITS = 0.2
+"""A neighbouring position explains the engine's log-probs when it leaves at most this share of their distance
+from the scored ones (the share of `klguard.guard.rescoring`)."""
+FARTHEST = 20.0
+"""Nats at which the distance of two log-probs of a token is cut: one token of probability 0 must not decide."""
 
 FLOOR = -1000.0
 """Smallest log-ratio of one token, nats: keeps sums finite, and e^-1000 is 0 to every digit that is kept."""
@@ -63,7 +70,8 @@ class Evidence:
     bank: hypotheses, `default_bank()` if None. To them come the adaptive bet on the PIT histogram (named
     `pit`) and every banned token. delta: see above. vocabulary: size of the vocabulary, else taken from the
     first rows. eos: ids that end a response, used for rows that carry none. alpha: the level at which
-    diagnostics begin to take part in naming the cause; it does not enter the evidence.
+    diagnostics begin to take part in naming the cause; it does not enter the evidence. aligned: to be set once the
+    scored logits are known to stand at the right positions; then no shift is named, whatever its weight.
 
     Use: `gather` for each chunk of rows, or `gather_scalars` where there are no logits (never both for the
     same tokens); at the end of a step sum `pending` and `pending_banned` over ranks, give the second to
@@ -101,7 +109,8 @@ class Evidence:
         self._density: Tensor | None = None
         self._seen: set[str] = set()
         self._under_way = 0
-        self._surplus = (0.0, 0.0, 0.0)
+        self._neighbours = (0.0,) * (FIGURES - 1)
+        self.aligned = False
         self.entropy: float | None = None
         self.tokens = 0
         self.nonfinite = 0
@@ -250,20 +259,23 @@ class Evidence:
 
     @staticmethod
     def _figures(rows: Rows) -> Tensor:
-        """(FIGURES,) sums: surplus, its square, rows that have one, entropy.
+        """(FIGURES,) sums: surplus, its square, rows that have one, four distances, entropy.
 
         The surplus of a row is log p_t(x_{t-1}) + H(p_t): what the logits say of the token before them, measured
         against what they say of their own draws. Its mean is 0 when x_{t-1} was drawn from p_t, which is what
         `shift+1` claims. It is not when a policy merely likes to repeat itself.
+
+        The distances, in nats, are |log p_{t-1}(x_t) - s_t| and |log p_t(x_t) - s_t| where both are known, and the
+        same with p_{t+1}, where s is the log-prob that the engine reported.
         """
-        entropy = torch.where(rows.usable, rows.entropy, 0.0)
-        if rows.before is None:
-            return torch.cat([entropy.new_zeros(3), entropy.sum()[None]])
-        told = rows.usable & rows.before.isfinite()
-        surplus = torch.where(told, rows.before.to(torch.float64) + rows.entropy, 0.0)
-        return torch.stack(
-            [surplus.sum(), surplus.square().sum(), told.sum().to(torch.float64), entropy.sum()]
-        )
+        entropy = torch.where(rows.usable, rows.entropy, 0.0).sum()[None]
+        surplus = entropy.new_zeros(3)
+        if rows.before is not None:
+            told = rows.usable & rows.before.isfinite()
+            each = torch.where(told, rows.before.to(torch.float64) + rows.entropy, 0.0)
+            surplus = torch.stack([each.sum(), each.square().sum(), told.sum().to(torch.float64)])
+        apart = [_apart(rows, one) for one in (rows.earlier, rows.later)]
+        return torch.cat([surplus, *apart, entropy])
 
     def _density_on(self, device: torch.device) -> Tensor:
         """(PIT_BINS,) the adaptive bet of this step, fixed by the counts of previous steps; its mean is 1."""
@@ -298,8 +310,10 @@ class Evidence:
         counts = totals[components : components + PIT_BINS].cpu()
         self._pit_counts = PIT_MEMORY * self._pit_counts + counts
         self._density = None
-        *surplus, entropy = totals[components + PIT_BINS : components + PIT_BINS + FIGURES].tolist()
-        self._surplus = tuple(PIT_MEMORY * old + new for old, new in zip(self._surplus, surplus, strict=True))
+        *seen, entropy = totals[components + PIT_BINS : components + PIT_BINS + FIGURES].tolist()
+        self._neighbours = tuple(
+            PIT_MEMORY * old + new for old, new in zip(self._neighbours, seen, strict=True)
+        )
         self.entropy = entropy / float(counts.sum()) if counts.sum() > 0 else None
         self.tokens += int(totals[-2])
         self.nonfinite += int(totals[-1])
@@ -348,13 +362,14 @@ class Evidence:
         """Posterior weight of each cause, largest first; they sum to 1. Before any data, the prior.
 
         Diagnostics take part once the evidence, which does not contain them, has reached ln(1/alpha), and
-        `shift+1` only where the tokens look drawn from the neighbours' logits.
+        `shift+1` only where the tokens look drawn from the neighbours' logits. A shift takes part only where nothing
+        exact contradicts it (see `_contradicted`).
         The weight of all banned tokens together stands under the likeliest of them.
         """
         crossed = self.log_evidence >= -math.log(self.alpha)
         weighted = (self._log_naming if crossed else self._log_prior) + self._mixture.log_values
-        if not self._one_off():
-            weighted = torch.where(torch.tensor([n == "shift+1" for n in self.names]), -math.inf, weighted)
+        out = self._contradicted()
+        weighted = torch.where(torch.tensor([name in out for name in self.names]), -math.inf, weighted)
         log_banned, best, token = self._banned_summary
         weighted = torch.cat([weighted, weighted.new_tensor([self._log_banned_prior + log_banned])])
         single = named(token, self._vocabulary) if best > 1.0 and self._vocabulary else "banned_token"
@@ -364,9 +379,28 @@ class Evidence:
                 causes[name] = causes.get(name, 0.0) + weight
         return dict(sorted(causes.items(), key=lambda item: -item[1]))
 
+    def _contradicted(self) -> set[str]:
+        """Causes that are ruled out by something else than their weight.
+
+        The engine's log-probs, where they are given, decide between a shift and another sampler, token by token:
+        logits that belong to a neighbour give what the engine reported at that neighbour. If they do, the engine
+        only confirms the shift and is no cause of its own; if they do not, there is no shift. Weights cannot tell:
+        p_{t+1}(x_t) is no distribution over x_t, so it may exceed the probability of the true sampler.
+        """
+        out = set() if self._one_off() else {"shift+1"}
+        if self.aligned:
+            return {"shift-1", "shift+1"}
+        for name, (neighbour, own) in (
+            ("shift-1", self._neighbours[3:5]),
+            ("shift+1", self._neighbours[5:7]),
+        ):
+            if own > 0.0:
+                out.add("sampler" if neighbour <= FITS * own else name)
+        return out
+
     def _one_off(self) -> bool:
         """Whether the mean surplus (see `_figures`) is 0 up to chance."""
-        total, squares, count = self._surplus
+        total, squares, count = self._neighbours[:3]
         if count < 2:
             return True
         mean = total / count
@@ -390,7 +424,8 @@ class Evidence:
             "mixture": self._mixture.state_dict(),
             "pending": self.pending.cpu().clone(),
             "pit_counts": self._pit_counts.clone(),
-            "surplus": list(self._surplus),
+            "neighbours": list(self._neighbours),
+            "aligned": self.aligned,
             "tokens": self.tokens,
             "nonfinite": self.nonfinite,
             "vocabulary": self._vocabulary,
@@ -417,7 +452,8 @@ class Evidence:
         self._pending = state["pending"].to(device).clone()
         self._pit_counts = state["pit_counts"].clone()
         self._density = None
-        self._surplus = tuple(state["surplus"])
+        self._neighbours = tuple(state["neighbours"])
+        self.aligned = bool(state["aligned"])
         self.tokens = int(state["tokens"])
         self.nonfinite = int(state["nonfinite"])
         self._vocabulary = state["vocabulary"] if state["vocabulary"] is not None else self._vocabulary
@@ -428,6 +464,19 @@ class Evidence:
         log_mean, best, index = state["banned_summary"]
         self._banned_summary = (float(log_mean), float(best), int(index))
         self._seen = set(state["seen"])
+
+
+def _apart(rows: Rows, neighbour: Tensor | None) -> Tensor:
+    """(2,) float64 sums over tokens that have all three log-probs: how far the engine's is from the neighbouring
+    position's and from the scored one, nats."""
+    if neighbour is None or rows.sampler is None:
+        return rows.entropy.new_zeros(2)
+    known = rows.usable & rows.sampler.isfinite() & ~neighbour.isnan()
+    distances = [
+        torch.where(known, (one.to(torch.float64) - rows.sampler).abs().clamp(max=FARTHEST), 0.0).sum()
+        for one in (neighbour, rows.log_prob)
+    ]
+    return torch.stack(distances)
 
 
 def _log1p(eps: float) -> float:

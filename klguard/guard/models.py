@@ -25,6 +25,9 @@ _DROPOUT = (
 )
 """Attributes by which layers of transformers hold the probability of a dropout that is called as a function."""
 
+_VALUE_HEADS = frozenset({"v_head", "value_head", "critic", "score"})
+"""Parts of the names under which frameworks keep a value head."""
+
 _WRAPPERS = (
     "module.",
     "_orig_mod.",
@@ -183,3 +186,14 @@ def _adds_nothing(name: str, parameter: Tensor) -> bool:
 def adapted(module: nn.Module | None) -> bool:
     """Whether the model carries an adapter of PEFT."""
     return next(tuner_layers(module), None) is not None
+
+
+def adapter_adds(module: nn.Module | None) -> bool:
+    """Whether a LoRA adapter that is trained changes what the model computes. Waits for the device."""
+    named = () if module is None else module.named_parameters()
+    return any("lora_B" in name and p.requires_grad and not _adds_nothing(name, p) for name, p in named)
+
+
+def of_values(name: str) -> bool:
+    """Whether a parameter of this name belongs to a head that gives values or scores, and not to the logits."""
+    return not _VALUE_HEADS.isdisjoint(name.split("."))

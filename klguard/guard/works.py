@@ -250,6 +250,10 @@ class Works:
         return Outcome(label.step, self._specific(found), readings, False, label.counted)
 
     def _judge_figures(self, label: Pending, readings: Readings) -> list[Finding]:
+        # a row that was scored by hand says where the logits stand, which weights of causes can only suggest
+        self.evidence.aligned = self.evidence.aligned or self._by_code["KLG703"].aligned(
+            readings.of("KLG703")
+        )
         said = verdict(self.evidence, self.run.alpha)
         self.run.rejected = self.run.rejected or said is not None
         found = []

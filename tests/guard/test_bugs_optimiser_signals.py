@@ -274,6 +274,47 @@ class Retokenised(Loop):
         return {}
 
 
+class SteppedForEachMinibatch(Loop):
+    """Row 40: the schedule was made for four iterations, and goes on with each minibatch."""
+
+    def make_scheduler(self):
+        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda count: max(0.0, 1 - count / 4))
+
+    def tell_minibatch(self, *arguments):
+        """The ratio is 1 once the learning rate is 0."""
+
+
+class SteppedForEachIteration(SteppedForEachMinibatch):
+    """Correct: the schedule lasts as long as the run."""
+
+    def apply(self):
+        self.optimizer.step()
+
+    def step(self):
+        super().step()
+        self.scheduler.step()
+
+
+class SummedInBrain16(Loop):
+    """Row 15: ratios are added up in bfloat16, one after the other."""
+
+    def make_prompts(self):
+        prompts, attention, groups = super().make_prompts()
+        return prompts.repeat(8, 1), attention.repeat(8, 1), torch.arange(8 * len(groups))
+
+    minibatches = 1
+
+    def reported(self, batch, new, entropy):
+        total = torch.zeros((), dtype=torch.bfloat16)
+        for ratio in (new - batch.old).detach().exp()[batch.mask].bfloat16():
+            total = total + ratio
+        return {"ratio": (total / batch.mask.sum()).float()}
+
+
+class SummedInFull(SummedInBrain16):
+    reported = Loop.reported
+
+
 class WithReplacement(Loop):
     """Row 57: minibatches are drawn independently."""
 
@@ -316,6 +357,10 @@ class FilteredBeforeTheGuard(Loop):
         (ZeroGradOfThePolicy, 1, {"KLG845"}),
         (SchedulerOfAnother, 2, {"KLG846"}),
         (ForeignChange, 1, {"KLG846"}),
+        (SteppedForEachMinibatch, 4, {"KLG846"}),
+        (SteppedForEachIteration, 4, set()),
+        (SummedInBrain16, 1, {"KLG813"}),
+        (SummedInFull, 2, set()),
         (Engine, 3, set()),
         (NeverSynced, 2, {"KLG852"}),
         (Synced, 3, set()),

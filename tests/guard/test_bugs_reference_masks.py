@@ -204,6 +204,72 @@ class StopLeftOut(Loop):
         return mask
 
 
+class FirstTokenMasked(Loop):
+    """The mask begins one token late, in the rollout and wherever else it is used."""
+
+    def tell_rollout(self, batch):
+        super().tell_rollout(dataclasses.replace(batch, mask=late(batch.mask)))
+
+    def tell_scoring(self, batch):
+        super().tell_scoring(dataclasses.replace(batch, mask=late(batch.mask)))
+
+    def tell_minibatch(self, *arguments):
+        pass
+
+
+class FirstTokenNotInTheLoss(Loop):
+    """The mask of the loss is cut as the logits are: off by one. The rollout's is right."""
+
+    def tell_minibatch(self, batch, new, entropy, epoch):
+        mask = late(batch.mask)
+        self.guard.minibatch(new, batch.old, mask, tokens=batch.responses, rows=batch.rows, epoch=epoch)
+
+
+def late(mask):
+    """The mask without the first token of each row."""
+    return mask & (torch.arange(mask.shape[1]) > 0)
+
+
+class ForcedBeginning(Loop):
+    """A correct loop whose responses begin with a token that a template gives, outside the mask."""
+
+    def sample(self, prompts, attention):
+        prompts = torch.cat([prompts, torch.full_like(prompts[:, :1], 9)], 1)
+        responses = super().sample(prompts, torch.cat([attention, torch.ones_like(attention[:, :1])], 1))
+        return torch.cat([torch.full_like(responses[:, :1], 9), responses[:, :-1]], 1)
+
+    def response_mask(self, responses):
+        return late(super().response_mask(responses))
+
+    def score_responses(self, model, prompts, attention, responses, mask):
+        mask = mask | (torch.arange(mask.shape[1]) == 0)  # what is attended to is not what is trained
+        return super().score_responses(model, prompts, attention, responses, mask)
+
+    def token_rewards(self, scores, kl, mask):
+        rewards = -self.beta * kl * mask
+        last = torch.where(mask, torch.arange(mask.shape[1]), 0).amax(1)
+        return rewards.scatter_add(1, last[:, None], scores[:, None])
+
+
+class NoResponses(Loop):
+    """Responses are cut out of a mapping where a list was expected: nothing is left, and the loop does not notice."""
+
+    def step(self):
+        prompts, attention, _ = self.make_prompts()
+        nothing = prompts[:, :0]
+        self.guard.rollout(nothing, nothing.bool(), prompts=prompts, attention_mask=attention)
+        self.guard.step()
+
+
+class OnlyPadding(NoResponses):
+    def step(self):
+        prompts, attention, _ = self.make_prompts()
+        padding = torch.full((len(prompts), loops.RESPONSE), PAD)
+        told = {"prompts": prompts, "attention_mask": attention}
+        self.guard.rollout(padding, torch.zeros_like(padding, dtype=torch.bool), **told)
+        self.guard.step()
+
+
 class PadIsStop(Loop):
     """A correct loop with the stop token for padding."""
 
@@ -238,6 +304,15 @@ class TwoStops(Loop):
 
     def tell_scoring(self, batch):
         """Behind token 2 comes padding that was not sampled."""
+
+
+class NeverStops(Loop):
+    """The sampler is told no stop token, and responses are cut at the first one afterwards."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        policy.generation_config.eos_token_id = None
+        return policy
 
 
 class DilutedRatio(Loop):
@@ -317,7 +392,12 @@ BUGS = {
     PromptInMask: "KLG811",
     StopLeftOut: "KLG812",
     MaskByPad: "KLG816",
+    FirstTokenMasked: "KLG818",
+    FirstTokenNotInTheLoss: "KLG818",
+    NoResponses: "KLG863",
+    OnlyPadding: "KLG863",
     TwoStops: "KLG817",
+    NeverStops: "KLG817",
     DilutedRatio: "KLG813",
     DilutedEntropy: "KLG813",
     Untied: "KLG853",
@@ -325,7 +405,7 @@ BUGS = {
     NoCache: "KLG855",
     PacksTogether: "KLG865",
 }
-CORRECT = (Loop, FrozenBlock, FrozenBlockShared, PadIsStop, Packs, WithoutPreflight)
+CORRECT = (Loop, FrozenBlock, FrozenBlockShared, PadIsStop, Packs, WithoutPreflight, ForcedBeginning)
 
 
 @pytest.mark.parametrize("kind", CORRECT, ids=lambda kind: kind.__name__)

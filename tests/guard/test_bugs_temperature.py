@@ -55,7 +55,7 @@ class Cold(Loop):
             batch.responses,
             batch.mask,
             reference_logits=batch.reference_logits,
-            context_ids=torch.cat([batch.prompts, batch.responses], 1),
+            context_ids=batch.prompts,
             temperature=self.said,
         )
 

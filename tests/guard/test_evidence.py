@@ -321,6 +321,21 @@ def test_the_diagnostic_shift_is_no_evidence_even_at_a_thousand_nats():
     assert next(iter(evidence.causes)) == "shift+1"
 
 
+def test_logits_known_to_stand_right_are_not_called_shifted():
+    evidence = Evidence(alpha=1e-3)
+    totals = torch.zeros(evidence.width, dtype=torch.float64)
+    for name, nats in (("shift+1", 1000.0), ("shift-1", 80.0), ("top_k=50", 50.0)):
+        totals[evidence.names.index(name)] = nats
+    evidence.advance(totals)
+    before = evidence.log_evidence
+    evidence.aligned = True
+    assert next(iter(evidence.causes)) == "top_k=50"
+    assert evidence.log_evidence == before
+    again = Evidence(alpha=1e-3)
+    again.load_state_dict(evidence.state_dict())
+    assert again.causes == evidence.causes
+
+
 def test_a_late_fault_costs_few_more_nats():
     """A fault at step 300 of 400: found within the steps a fault at step 1 takes, and those that 2 ln 300
     nats are worth."""

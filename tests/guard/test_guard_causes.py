@@ -146,6 +146,59 @@ def test_logits_that_are_shifted(by, cause, words):
     assert words in finding.message
 
 
+def from_a_chain(generator, table, rows=8, time=32, noise=0.0):
+    """Logits (B, T, V) of a policy that looks at its last token only, those of an engine which adds `noise` to
+    them, and tokens (B, T) drawn from the engine's."""
+    last = torch.randint(VOCABULARY, (rows,), generator=generator)
+    scored, engine, tokens = [], [], []
+    for _ in range(time):
+        scored.append(table[last])
+        engine.append(table[last] + noise * torch.randn(rows, VOCABULARY, generator=generator))
+        last = torch.multinomial(engine[-1].softmax(-1), 1, generator=generator)[:, 0]
+        tokens.append(last)
+    return torch.stack(scored, 1), torch.stack(engine, 1), torch.stack(tokens, 1)
+
+
+def log_probs_of(logits, tokens):
+    return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+
+def test_a_policy_that_repeats_itself_under_an_engine_that_is_off():
+    """The logits after a token are calibrated on that token too, as the chain is reversible: only what the engine
+    says of the tokens tells that nothing is shifted."""
+    generator = torch.Generator().manual_seed(3)
+    half = torch.randn(VOCABULARY, VOCABULARY, generator=generator)
+    table = 0.7 * (half + half.T) + 4.0 * torch.eye(VOCABULARY)
+    table = (table.exp() / table.exp().sum(1).mean()).log()
+    guard = quiet()
+    for _ in range(20):
+        logits, engine, tokens = from_a_chain(generator, table, noise=0.6)
+        guard.logprobs(logits, tokens, sampler_logprobs=log_probs_of(engine, tokens))
+        guard.step()
+        if guard.findings:
+            break
+    (finding,) = guard.findings
+    assert (finding.code, finding.measured.cause) == ("KLG702", "sampler")
+    assert not any(name.startswith("shift") for name, weight in guard.evidence.causes.items() if weight > 0)
+
+
+@pytest.mark.parametrize(("by", "cause"), [(-1, "shift-1"), (1, "shift+1")])
+def test_logits_that_are_shifted_beside_an_engine(by, cause):
+    """The engine's log-probs are right and confirm the shift; they are no cause of their own."""
+    generator = torch.Generator().manual_seed(0)
+    guard = quiet()
+    for _ in range(20):
+        logits = normal(generator, 8, 33, VOCABULARY, scale=2.0)
+        engine = logits + normal(generator, *logits.shape, scale=0.05)
+        tokens = draw(engine, generator)
+        told = {"sampler_logprobs": log_probs_of(engine, tokens)[:, 1:-1]}
+        guard.logprobs(logits.roll(by, 1)[:, 1:-1], tokens[:, 1:-1], **told)
+        guard.step()
+        if guard.findings:
+            break
+    assert (guard.findings[0].code, guard.findings[0].measured.cause) == ("KLG703", cause)
+
+
 def test_weights_that_are_stale():
     generator = torch.Generator().manual_seed(0)
     guard = quiet()

@@ -355,3 +355,45 @@ def test_other_stops_are_named():
 
 def test_a_watched_call_with_stops_of_its_own_may_be_an_evaluation():
     assert stops(5, (5,), 5, told_rollout((7,), handle=3)) == []
+
+
+def after_the_stop(following, pad=0, stop=1, rows=6, tool=None, mask=None, run_stops=(1,)):
+    """Keys for responses `5 5 5 <stop> following...`, whose mask ends at the stop."""
+    run = Run(tokenizer=SimpleNamespace(pad_token_id=pad), stop_ids=run_stops)
+    following = torch.as_tensor(following).expand(rows, -1)
+    responses = torch.cat([torch.tensor([5, 5, 5, stop]).expand(rows, 4), following], 1)
+    if mask is None:
+        mask = torch.arange(responses.shape[1]).expand_as(responses) < 4
+    event = Rollout(responses=responses, mask=mask, stop_ids=(1,), tool_mask=tool)
+    return [breach.key for breach in Player(StopSets, run).step([event])]
+
+
+SAMPLED = [[7, 8, 9], [6, 1, 4], [30, 3, 2], [8, 8, 8], [9, 7, 1], [11, 2, 3]]
+
+
+def test_a_sampler_that_goes_on_behind_the_stop():
+    assert after_the_stop(SAMPLED) == ["went on"]
+    some = torch.tensor(SAMPLED)
+    some[:, 0] = torch.tensor([0, 1, 0, 1, 7, 7])  # the padding and the stop can be sampled too
+    assert after_the_stop(some) == ["went on"]
+    some[:3] = 0
+    assert after_the_stop(some) == []
+    assert after_the_stop(SAMPLED[:3], rows=3) == []
+
+
+def test_what_stands_behind_the_stop_and_was_not_sampled():
+    assert after_the_stop([[0, 0, 0]]) == []
+    assert after_the_stop([[1, 1, 1]]) == []
+    assert after_the_stop([[1, 0, 0]]) == []
+    assert after_the_stop([[-100, -100, -100]]) == []
+    assert after_the_stop([[17, 17, 17]]) == []  # padding by an id of the loop's own
+    assert after_the_stop(SAMPLED, pad=None) == []
+    assert after_the_stop(SAMPLED, pad=1) == []
+    assert after_the_stop(SAMPLED, tool=torch.zeros(6, 7, dtype=torch.bool)) == []
+
+
+def test_a_mask_that_goes_on_behind_the_stop_has_another_turn_or_another_fault():
+    mask = torch.ones(6, 7, dtype=torch.bool)
+    mask[:, 4:6] = False
+    assert after_the_stop(SAMPLED, mask=mask) == []
+    assert after_the_stop(SAMPLED, mask=torch.ones(6, 7, dtype=torch.bool)) == []

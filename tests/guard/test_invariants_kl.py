@@ -183,6 +183,17 @@ def test_means_of_micro_batches_pass():
     assert play(LoggedKL, steps) == []
 
 
+@pytest.mark.parametrize(("power", "key"), [(-1, "divided"), (1, "added")])
+def test_means_that_are_divided_twice_or_never(power, key):
+    """Three micro-batches; the mean over them is divided by their number once more, or never."""
+    steps = []
+    for seed in range(4):
+        parts = [kl_event(seed=seed, micro=part) for part in (slice(0, 3), slice(3, 6), slice(6, 10))]
+        means = torch.stack([p.values[p.mask].mean() for p in parts])
+        steps.append([*parts, StepEnd(kl=means.mean() * 3.0**power, kl_unit="token")])
+    assert [(step, breach.key) for step, breach in play(LoggedKL, steps)] == [(2, key), (3, key)]
+
+
 def other_estimator(values, mask):
     d = -values
     return ((torch.expm1(d) - d) * mask).sum(1).mean()

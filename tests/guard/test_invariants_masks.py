@@ -292,3 +292,17 @@ def test_log_probs_of_padding_that_are_no_numbers_do_no_harm():
     event = minibatch(figures(mean))
     new = torch.where(event.mask, event.new, torch.nan)
     assert told(UnmaskedStatistic, Minibatch(**(vars(event) | {"new": new}))) == []
+
+
+@pytest.mark.parametrize("reported", (256 / 448, 0.9, 1.1, torch.tensor(0.57, dtype=torch.bfloat16)))
+def test_a_ratio_of_equal_log_probs_that_is_not_one_was_spoilt(reported):
+    (breach,) = told(UnmaskedStatistic, minibatch(lambda *_: {"ratio": reported}, noise=0.0))
+    assert breach.key == "spoilt" and breach.value == pytest.approx(float(reported), rel=1e-6)
+    assert told(UnmaskedStatistic, minibatch(lambda *_: {"ratio": reported}, noise=0.3)) == []
+
+
+@pytest.mark.parametrize(
+    "reported", (1.0, 1.0005, 1 / 4, 1 / 3, 1 / 64, torch.tensor(0.992, dtype=torch.bfloat16))
+)
+def test_rounding_and_parts_of_a_mean_are_not_spoilt(reported):
+    assert told(UnmaskedStatistic, minibatch(lambda *_: {"ratio": reported}, noise=0.0)) == []

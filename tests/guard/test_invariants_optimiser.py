@@ -411,3 +411,53 @@ def test_a_scheduler_of_the_value_model_is_left_alone_once_that_steps():
     training.player.run.scheduler = torch.optim.lr_scheduler.LambdaLR(critic, lambda _: 1.0)
     critic.step()
     assert found(training) == []
+
+
+def at_rates(rates):
+    """The findings of a run whose steps have these learning rates."""
+    training, keys = Training(Scheduling), []
+    for rate in rates:
+        training.optimizer.param_groups[0]["lr"] = rate
+        keys.append([breach.key for breach in training.step()])
+    return keys
+
+
+def test_a_schedule_that_has_come_to_its_end():
+    assert at_rates([1e-3, 0.0, 0.0, 0.0]) == [[], [], [], ["spent"]]
+    assert at_rates([1e-3, 5e-4, 0.0, 0.0]) == [[]] * 4  # the last steps of a run
+    assert at_rates([0.0, 0.0, 0.0, 0.0, 1e-3]) == [[]] * 5  # a warm-up, or a critic that learns first
+    assert at_rates([1e-3, 0.0, 0.0, 1e-3, 0.0, 0.0]) == [[]] * 6
+    assert at_rates([1e-3, 1e-9, 1e-9, 1e-9, 1e-9]) == [[]] * 5
+
+
+def test_a_rate_of_zero_of_one_group_is_no_end():
+    training = Training(Scheduling)
+    training.optimizer.add_param_group({"params": nn.Linear(2, 2).parameters(), "lr": 0.0})
+    assert found(training, steps=6) == []
+
+
+def test_an_end_is_found_across_a_restart():
+    first, second = Training(Scheduling), Training(Scheduling)
+    for rate in (1e-3, 0.0, 0.0):
+        first.optimizer.param_groups[0]["lr"] = rate
+        assert found(first, steps=1) == []
+    second.invariant.load_state_dict(first.invariant.state_dict())
+    second.optimizer.param_groups[0]["lr"] = 0.0
+    assert [breach.key for breach in found(second, steps=1)] == ["spent"]
+
+
+# --- an optimizer that steps without a gradient -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DeadGradient, OptimizerParameters, UnclippedGradient, Scheduling])
+def test_a_step_without_any_gradient_is_measured(kind):
+    training = Training(kind, max_grad_norm=1.0)
+    training.prepare = training.optimizer.zero_grad
+    assert found(training, steps=3) == []  # without advantages nobody knows whether there should be one
+
+
+def test_steps_without_any_gradient_are_told_where_there_is_a_signal():
+    training = Training(DeadGradient)
+    training.prepare = training.optimizer.zero_grad
+    advantages = Advantages(advantages=torch.ones(4, 3), mask=torch.ones(4, 3, dtype=torch.bool))
+    assert "zero" in {breach.key for breach in found(training, steps=3, before=(advantages,))}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from klguard.findings import Severity  # noqa: E402
 from klguard.guard.events import Advantages, Minibatch, Rewards, Rollout, Scoring, StepEnd  # noqa: E402
+from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.signals import (  # noqa: E402
     CompletionLength,
     EntropyDrift,
@@ -141,6 +144,51 @@ def test_lengths():
     assert keys(rollout([6] * 8 + [0] * 40)) == set()  # rows without a response do not count
     assert keys(StepEnd(truncated=torch.ones(8, dtype=torch.bool))) == {"cut off"}
     assert keys(StepEnd(truncated=torch.tensor(1.0))) == set()
+
+
+def padded(lengths, width=6, masked=(), **more):
+    """A rollout of these lengths, padded with 0; rows in `masked` are left out of the mask."""
+    place = torch.arange(width)
+    there = place < torch.tensor(lengths)[:, None]
+    mask = there.clone()
+    for row in masked:
+        mask[row] = False
+    event = Rollout(
+        responses=torch.where(there, 5, 0), mask=mask, stop_ids=(1,), max_new_tokens=width, **more
+    )
+    return event
+
+
+def emptiness(event, pad=0, stops=(1,)):
+    run = Run(tokenizer=SimpleNamespace(pad_token_id=pad), stop_ids=stops)
+    return {(breach.key, breach.severity) for _, breach in play(CompletionLength, [[event]], run)}
+
+
+def test_responses_without_a_token():
+    assert emptiness(padded([3, 1, 6])) == set()
+    assert emptiness(padded([3, 0, 6])) == {("empty", Severity.WARNING)}
+    assert emptiness(padded([0, 0, 0])) == {("empty", Severity.ERROR)}
+    nothing = torch.zeros(3, 0, dtype=torch.long)
+    for mask in (None, nothing.bool()):
+        assert emptiness(Rollout(responses=nothing, mask=mask)) == {("empty", Severity.ERROR)}
+    assert emptiness(Rollout(responses=nothing[:0], mask=None)) == set()  # no rows on this rank
+
+
+def test_rows_that_a_filter_masks_are_not_empty():
+    assert emptiness(padded([3, 4, 6], masked=(0, 2))) == set()
+    assert emptiness(padded([3, 4, 6], masked=(0, 1, 2))) == {("all masked", None)}
+    assert emptiness(padded([3, 0, 6], masked=(0, 2))) == {("empty", Severity.WARNING), ("all masked", None)}
+
+
+def test_rows_that_fill_up_a_batch_are_not_responses():
+    attention = torch.tensor([[1, 1], [0, 0], [0, 1]])
+    assert emptiness(padded([3, 0, 6], attention_mask=attention)) == set()
+    assert emptiness(padded([3, 6, 0], attention_mask=attention)) == {("empty", Severity.WARNING)}
+
+
+def test_a_row_of_stop_tokens_that_pad_may_be_a_stop_at_once():
+    assert emptiness(padded([3, 0, 6]), pad=0, stops=(0,)) == set()
+    assert emptiness(padded([3, 0, 6]), pad=None) == set()
 
 
 def test_four_steps_of_cut_off_responses_are_not_enough():

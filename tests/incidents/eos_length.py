@@ -41,7 +41,17 @@ class ErasedWithTheStop(Loop):
         return responses != 0
 
 
+class NoStopInTheGenerationConfig(Loop):
+    """generate() knows no stop token, and responses are cut at the first one afterwards."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        policy.generation_config.eos_token_id = None
+        return policy
+
+
 REPLAYS = (
+    loop("trl-2387", "KLG817", NoStopInTheGenerationConfig, Loop),
     loop("dschat-672", "KLG811", OnePositionTooMany, Loop),
     script(
         "trl-6357",
@@ -56,4 +66,26 @@ REPLAYS = (
     ),
     loop("lightrft-53", "KLG817", AnotherStopRule, Loop, steps=0),
 )
-SIBLINGS = (loop("memgen-33", "KLG811", ErasedWithTheStop, Loop),)
+
+
+class StopIsNotTrained(Loop):
+    """The mask ends before the stop token. A response that is only a stop keeps it."""
+
+    def response_mask(self, responses):
+        mask = super().response_mask(responses) & (responses != EOS)
+        mask[:, 0] = True
+        return mask
+
+
+class OneStopOfTwo(AnotherStopRule):
+    """The trainer compares with the tokenizer's stop token alone; token 2 ends a turn too."""
+
+    def tell_scoring(self, batch):
+        """Behind token 2 comes padding that was not sampled."""
+
+
+SIBLINGS = (
+    loop("memgen-33", "KLG811", ErasedWithTheStop, Loop),
+    loop("reasoning-from-scratch-185", "KLG812", StopIsNotTrained, Loop),
+    loop("trl-7039", "KLG817", OneStopOfTwo, Loop),
+)

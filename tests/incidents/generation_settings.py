@@ -6,7 +6,7 @@ import torch
 
 from klguard.rules.programs import by_hand, grpo, ppo, vllm
 from tests.guard.loop import EOS, RESPONSE, GroupLoop, Loop
-from tests.incidents.replay import loop, script
+from tests.incidents.replay import document, loop, script
 
 PURE = "do_sample=True, top_k=0, max_new_tokens=32"
 INSTRUCT = "Qwen/Qwen2.5-7B-Instruct"
@@ -99,7 +99,68 @@ class TopPOfTheCheckpoint(Loop):
         return {"do_sample": True, "temperature": 1.0, "top_k": 0}
 
 
+READ_YAML = """\
+import yaml
+
+with open("rollout.yaml") as file:
+    settings = yaml.safe_load(file)
+"""
+READ_JSON = """\
+import json
+
+with open("rollout.json") as file:
+    settings = json.load(file)
+"""
+READ_CHECKPOINT = """\
+import json
+
+with open("checkpoint/generation_config.json") as file:
+    settings = json.load(file)
+"""
+"""How a program takes its settings from a file beside it."""
+
+PURE_VLLM = "temperature: 1.0\ntop_p: {p}\ntop_k: {k}\nmin_p: 0.0\nrepetition_penalty: 1.0\nmax_tokens: 64\n"
+CHAT = """{{"do_sample": true, "temperature": 1.0, "top_k": 0, "top_p": {p}, "repetition_penalty": {penalty},
+  "max_new_tokens": 32}}"""
+PLAIN = """{{"do_sample": true, "top_k": 0, {bans}"max_new_tokens": 32}}"""
+
+DOCUMENTS = (
+    document(
+        "nemo-rl-69",
+        "KLG101 KLG103",
+        vllm("**settings", before=READ_YAML),
+        "rollout.yaml",
+        PURE_VLLM.format(p=0.9, k=10),
+        PURE_VLLM.format(p=1.0, k=-1),
+    ),
+    document(
+        "trl-1017",
+        "KLG108 KLG302",
+        by_hand("**settings", before=READ_JSON),
+        "rollout.json",
+        PLAIN.format(bans='"min_new_tokens": 8, "no_repeat_ngram_size": 3, '),
+        PLAIN.format(bans=""),
+    ),
+    document(
+        "trl-6337",
+        "KLG502",
+        by_hand("generation_config=GenerationConfig(**settings)", before=READ_CHECKPOINT),
+        "checkpoint/generation_config.json",
+        CHAT.format(p=0.8, penalty=1.0),
+        CHAT.format(p=1.0, penalty=1.0),
+    ),
+    document(
+        "nemo-rl-3497",
+        "KLG502",
+        by_hand("**settings", before=READ_CHECKPOINT),
+        "checkpoint/generation_config.json",
+        CHAT.format(p=1.0, penalty=1.1),
+        CHAT.format(p=1.0, penalty=1.0),
+    ),
+)
+
 REPLAYS = (
+    *DOCUMENTS,
     loop("prime-rl-886", "KLG501", PenaltyOfTheCheckpoint, Loop),
     script("trl-615", "KLG301 KLG102", ppo("min_length=48, do_sample=True, max_new_tokens=48"), ppo(PURE)),
     loop("nemo-rl-3497", "KLG107", EnginesOwnPenalty, Loop, steps=3),

@@ -75,6 +75,23 @@ class PenaltyOfTheWrongSign(Loop):
         return score + self.beta * kl
 
 
+class LogsAnotherEstimator(Loop):
+    """The penalty is |log p - log ref|, and k1 is computed anew for the log."""
+
+    def kl(self, logprobs, reference):
+        return 0.5 * (logprobs - reference) ** 2
+
+    def tell_kl(self, batch):
+        self.guard.kl(batch.old, batch.reference, batch.mask, estimator="k2", values=batch.kl)
+
+    def log(self, batch, updates):
+        logs = super().log(batch, updates)
+        return logs | {"kl": ((batch.old - batch.reference) * batch.mask).sum(1).mean()}
+
+    def tell_step(self, logs):
+        self.guard.step(kl_unit="sequence", kl_coef=self.beta, **logs)
+
+
 class K3InBrain16(GroupLoop):
     """k3 as exp(d) - 1 - d in bf16."""
 
@@ -92,6 +109,8 @@ REPLAYS = (
 )
 SIBLINGS = (
     loop("trl-3750", "KLG825", ScoreBehindTheStop, Loop),
-    loop("kl-sign-in-reward", "KLG826", PenaltyOfTheWrongSign, Loop, steps=0),
+    loop("toolrl-52", "KLG835", KlIsRewarded, GroupLoop, steps=0),
+    loop("trl-1180", "KLG834", LogsAnotherEstimator, Loop, steps=4),
+    loop("optimate-298", "KLG826", PenaltyOfTheWrongSign, Loop, steps=0),
     loop("openrlhf-620", "KLG602", K3InBrain16, GroupLoop),
 )

@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from tests.guard.loop import Loop
+from tests.guard.loop import GroupLoop, Loop
 from tests.incidents.replay import loop
 
 
@@ -120,7 +120,83 @@ class GradientsKept(Loop):
         self.policy.zero_grad()
 
 
+class ScheduledByIteration(Loop):
+    """A schedule of four iterations, stepped at the end of each."""
+
+    def make_scheduler(self):
+        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda count: max(0.0, 1 - count / 4))
+
+    def apply(self):
+        self.optimizer.step()
+
+    def step(self):
+        super().step()
+        self.scheduler.step()
+
+
+class ScheduledByMinibatch(ScheduledByIteration):
+    """The same schedule, stepped with each minibatch."""
+
+    def apply(self):
+        Loop.apply(self)
+
+    def step(self):
+        Loop.step(self)
+
+
+class DividedByTheStepsToo(Loop):
+    """The loss is divided by the tokens of the whole window, and by the number of its micro-batches once more."""
+
+    def accumulate(self, micro_batches):
+        super().accumulate(micro_batches)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= len(micro_batches)
+
+
+class ClearedInBetween(Loop):
+    """Gradients are cleared before each micro-batch: the last one alone is left."""
+
+    def accumulate(self, micro_batches):
+        whole = self.probe.mask[[row for rows in micro_batches for row in rows]].sum()
+        for rows in micro_batches:
+            self.zero_gradient()
+            batch = self.take(self.probe, torch.tensor(rows))
+            _, new, values = self.rescore(batch)
+            ((self.token_loss(batch, new, values) * batch.mask).sum() / whole).backward()
+
+
+class NoGradient(GroupLoop):
+    """Everything is logged as it should be, and the loss does not depend on the weights."""
+
+    def token_loss(self, batch, new, values):
+        return super().token_loss(batch, new.detach(), values) + 0.0 * new
+
+
+class NoGradientSeenInTheRun(NoGradient):
+    def tell_preflight(self):
+        """Not tried before training."""
+
+
+class PassesOfACopy(GroupLoop):
+    """The compiled pass has caught the weights as constants: updates change them, and not what it computes."""
+
+    def rescore(self, batch):
+        if not hasattr(self, "caught"):
+            self.caught = copy.deepcopy(self.policy)
+        policy, self.policy = self.policy, self.caught
+        result = super().rescore(batch)
+        self.policy = policy
+        return result
+
+    def clip_gradient(self):
+        for mine, caught in zip(self.policy.parameters(), self.caught.parameters(), strict=True):
+            mine.grad, caught.grad = caught.grad, None
+        return super().clip_gradient()
+
+
 REPLAYS = (
+    loop("nemo-rl-305", "KLG846", ScheduledByMinibatch, ScheduledByIteration, steps=4),
     loop("trl-702", "KLG842", TrainsACopy, Loop, steps=3),
     loop("trlx-522", "KLG868", AllEpochsOnOneMinibatch, Loop),
     loop("nemo-rl-2372", "KLG846", StaleMasters, Loop),
@@ -130,7 +206,13 @@ REPLAYS = (
     loop("trl-454", "KLG832", ManySmallUpdates, Loop),
 )
 SIBLINGS = (
-    loop("mean-of-means", "KLG844", DividedByOwnTokens, Loop, steps=0),
+    loop("open-instruct-537", "KLG846", ScheduledByMinibatch, ScheduledByIteration, steps=4),
+    loop("kdflow-4", "KLG846", ScheduledByMinibatch, ScheduledByIteration, steps=4),
+    loop("ms-swift-10117", "KLG844", DividedByTheStepsToo, Loop, steps=0),
+    loop("chatglm-efficient-tuning-299", "KLG844", ClearedInBetween, Loop, steps=0),
+    loop("ms-swift-5571", "KLG841", NoGradientSeenInTheRun, GroupLoop, steps=3),
+    loop("mlx-lm-lora-50", "KLG831", PassesOfACopy, GroupLoop, steps=2),
+    loop("open-instruct-1137", "KLG844", DividedByOwnTokens, Loop, steps=0),
     loop("dead-clipping", "KLG843", DeadClipping, Loop),
     loop("verl-853", "KLG868", RowsDrawnWithReplacement, Loop),
     loop("foreign-scheduler", "KLG846", SchedulerOfAnotherOptimizer, Loop, steps=2),

@@ -131,7 +131,77 @@ class EverythingAttended(Loop):
         return super().forward(model, ids, torch.ones_like(attention))
 
 
+class MaskCutAsTheLogits(Loop):
+    """The mask of the loss is cut off by one: no first response token is trained."""
+
+    def tell_minibatch(self, batch, new, entropy, epoch):
+        mask = batch.mask & (torch.arange(RESPONSE) > 0)
+        self.guard.minibatch(new, batch.old, mask, tokens=batch.responses, rows=batch.rows, epoch=epoch)
+
+
+class ToolOutputInTheLoss(Loop):
+    """The rollout's mask leaves tool output out; the fused loss is given the mask of the completion."""
+
+    def response_mask(self, responses):
+        return super().response_mask(responses) & ~self.written_by_tool(responses)
+
+    def written_by_tool(self, responses):
+        place = torch.arange(responses.shape[1])
+        return ((place == 2) | (place == 3)).expand_as(responses)
+
+    def sample(self, prompts, attention):
+        responses = super().sample(prompts, attention)
+        responses[:, :5] = torch.where(
+            responses[:, :5] <= EOS, 9, responses[:, :5]
+        )  # a tool, and then an answer
+        return responses
+
+    def score_responses(self, model, prompts, attention, responses, mask):
+        return super().score_responses(
+            model, prompts, attention, responses, Loop.response_mask(self, responses)
+        )
+
+    def token_rewards(self, scores, kl, mask):
+        last = torch.where(mask, torch.arange(mask.shape[1]), 0).amax(1)
+        return (-self.beta * kl * mask).scatter_add(1, last[:, None], scores[:, None])
+
+    def tell_preflight(self):
+        """The recursion over a mask with a gap is the loop's own."""
+
+    def tell_rollout(self, batch):
+        told = {"prompts": batch.prompts, "attention_mask": batch.attention, "rows": batch.rows}
+        tool = self.written_by_tool(batch.responses)
+        self.guard.rollout(batch.responses, batch.mask, tool_mask=tool, stop_token_ids=(EOS,), **told)
+
+    def tell_scoring(self, batch):
+        """The first tokens are not always the policy's."""
+
+    def tell_advantages(self, batch):
+        """As for the preflight."""
+
+    def loss_mask(self, batch):
+        return Loop.response_mask(self, batch.responses)
+
+    def tell_minibatch(self, batch, new, entropy, epoch):
+        mask = self.loss_mask(batch)
+        self.guard.minibatch(new, batch.old, mask, tokens=batch.responses, rows=batch.rows, epoch=epoch)
+
+
+class ToolOutputLeftOut(ToolOutputInTheLoss):
+    def loss_mask(self, batch):
+        return batch.mask
+
+
+class LabelsOfTheNextPosition(Loop):
+    """A new head returns the log-prob of the next token at each place; masks and advantages stay where they were."""
+
+    def forward(self, model, ids, attention):
+        logits, hidden = super().forward(model, ids, attention)
+        return torch.cat([logits[:, 1:], logits[:, -1:]], 1), hidden
+
+
 REPLAYS = (
+    loop("verl-3287", "KLG818", MaskCutAsTheLogits, Loop),
     loop("verl-1440", "KLG866", MasksOfOtherRows, Loop),
     loop("trlx-509", "KLG831", NoPositionsInTheUpdate, Loop),
     loop("unsloth-3278", "KLG838", NotANumber, Loop),
@@ -145,5 +215,8 @@ REPLAYS = (
 SIBLINGS = (
     loop("verl-3805", "KLG701", PaddingIsTrained, Loop),
     loop("minimind-533", "KLG811", LengthOfThePromptAsStart, Loop),
+    loop("trl-6800", "KLG814", NoPositions, Loop, steps=0),
+    loop("trl-4975", "KLG866", ToolOutputInTheLoss, ToolOutputLeftOut),
+    loop("prime-rl-1525", "KLG703", LabelsOfTheNextPosition, Loop, steps=0),
     loop("no-attention-mask", "KLG814", EverythingAttended, Loop, steps=0),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from tests.guard.loop import Loop
@@ -54,9 +56,66 @@ class LogSoftmaxInBrain16(Loop):
         return super().token_log_probs(logits.bfloat16(), tokens).float()
 
 
+class LongEpochs(Loop):
+    """All rows in one minibatch, many tokens of them."""
+
+    minibatches = 1
+
+    def make_prompts(self):
+        prompts, attention, groups = super().make_prompts()
+        return prompts.repeat(8, 1), attention.repeat(8, 1), torch.arange(8 * len(groups))
+
+
+class RatioAddedUpInBrain16(LongEpochs):
+    """The mean ratio is a running sum in bf16."""
+
+    def reported(self, batch, new, entropy):
+        total = torch.zeros((), dtype=torch.bfloat16)
+        for ratio in self.ratio(new, batch.old)[batch.mask].bfloat16():
+            total = total + ratio
+        return {"ratio": (total / batch.mask.sum()).float()}
+
+
 REPLAYS = (
+    loop("prime-rl-568", "KLG813", RatioAddedUpInBrain16, LongEpochs),
     loop("verl-2996", "KLG831", DependsOnTheBatch, Loop),
     loop("trl-6688", "KLG804", MergedAndUnmerged, AdapterTrained),
     loop("verl-789", "KLG841", SteppedAllTheSame, Loop),
 )
-SIBLINGS = (loop("openrlhf-634", "KLG854", LogSoftmaxInBrain16, Loop),)
+
+
+class RolloutScoredInBrain16(Loop):
+    """The pass over the rollout keeps its logits in bf16; the loss converts them to fp32 first."""
+
+    def rollout(self):
+        batch = super().rollout()
+        return replace(batch, old=self.token_log_probs(batch.logits.bfloat16().float(), batch.responses))
+
+
+class AboveZero(Loop):
+    """Logit minus log-sum-exp, each rounded for itself: log-probs above 0."""
+
+    def make_policy(self):
+        policy = super().make_policy()
+        with torch.no_grad():
+            policy.transformer.ln_f.weight.mul_(6.0)  # nearly certain of each token
+        return policy
+
+
+class RoundedAlone(AboveZero):
+    def tell_minibatch(self, batch, new, entropy, epoch):
+        rounded = [
+            logits.gather(-1, batch.responses[..., None])[..., 0].bfloat16()
+            - logits.logsumexp(-1).bfloat16()
+            + 0.03
+            for logits in [batch.logits]
+        ]
+        self.guard.minibatch(rounded[0].float(), rounded[0].float(), batch.mask, rows=batch.rows, epoch=epoch)
+
+
+SIBLINGS = (
+    loop("openrlhf-634", "KLG854", LogSoftmaxInBrain16, Loop),
+    loop("prime-rl-664", "KLG854", LogSoftmaxInBrain16, Loop),
+    loop("xtuner-1108", "KLG831", RolloutScoredInBrain16, Loop),
+    loop("maxtext-5231", "KLG838", RoundedAlone, AboveZero),
+)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 
+from tests.guard.adapters import Adapted, AdapterStillOn, KeptAdapter, TrainedBefore
 from tests.guard.loop import Loop
 from tests.incidents.replay import loop
 
@@ -47,8 +49,30 @@ class ShallowCopy(Loop):
         return reference.eval()
 
 
-REPLAYS = (loop("trl-925", "KLG805", AdapterDropout, Loop, steps=0),)
+class PolicyScoredTwice(Loop):
+    """The reference exists, and the policy is scored in its place."""
+
+    learning_rate = 1e-3
+
+    def rollout(self):
+        batch = super().rollout()
+        return replace(batch, reference=batch.old, reference_logits=batch.logits)
+
+
+class LearnsFaster(Loop):
+    learning_rate = 1e-3
+
+
+REPLAYS = (
+    loop("trl-925", "KLG805", AdapterDropout, Loop, steps=0),
+    loop("trl-4723", "KLG801", TrainedBefore, KeptAdapter),
+    loop("trl-6591", "KLG801", TrainedBefore, KeptAdapter),
+)
 SIBLINGS = (
+    loop("trl-3194", "KLG801", TrainedBefore, KeptAdapter),
+    loop("trl-495", "KLG801", TrainedBefore, KeptAdapter),
+    loop("adapter-left-on", "KLG803", AdapterStillOn, Adapted, steps=4),
+    loop("policy-scored-twice", "KLG803", PolicyScoredTwice, LearnsFaster, steps=4),
     loop("same-object", "KLG803", TheSameObject, Loop, steps=0),
     loop("moving-reference", "KLG802", FollowsThePolicy, Loop),
     loop("shallow-copy", "KLG803", ShallowCopy, Loop, steps=0),

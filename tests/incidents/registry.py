@@ -41,17 +41,8 @@ INCIDENTS = {
 }
 
 UNNAMED = {
-    "verl-3287": "tried with the first response token masked out: KLG812 was not said; no invariant looks for it",
-    "trl-2387": "tried without a stop token: neither KLG817 nor KLG863 was said, as the cut mask looks complete",
-    "trl-204": "tried for 27 steps with a distribution that sharpens: neither KLG862 nor KLG604 was said",
-    "trl-3004": "tried with a mean of row means in place of a mean over tokens: KLG834 was not said in 6 steps",
-    "nemo-rl-305": "whether a schedule counts minibatches or iterations is not visible in the loop",
+    "trl-3004": "by which mean the KL term enters the loss is not told: means over tokens and over rows are both in use",
     "prime-rl-2034": "dividing by sequences or by tokens is a choice, and each is consistent with itself",
-    "marin-6335": "tried with empty responses: nothing was said; no invariant judges a rollout without a token yet",
-    "verl-4711": "a figure by a definition that is not known, here divided once too often, says nothing",
-    "prime-rl-568": "a mean that rounding has spoilt is a figure by a definition that is not known",
-    "trl-4723": "the reference may be meant to differ from the first policy; only a copy is held to be one",
-    "trl-6591": "as trl-4723: the base under a trained adapter is a permissible reference",
     "trl-4857": "which log-probs a loop compares in a mask of its own is not told to the guard",
 }
 """Why not, in a line each."""

@@ -80,9 +80,10 @@ def script(
     )
 
 
-def document(incident: str, expected: str, name: str, broken: str, correct: str) -> Replay:
-    """A configuration file or a command line."""
-    return _project(incident, expected, DOCUMENTS, {name: broken}, {name: correct})
+def document(incident: str, expected: str, program: str, name: str, broken: str, correct: str) -> Replay:
+    """A configuration file, `name`, that the same program reads in both."""
+    faulty, right = ({"train.py": program, name: text} for text in (broken, correct))
+    return _project(incident, expected, DOCUMENTS, faulty, right)
 
 
 @functools.cache

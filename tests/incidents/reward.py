@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from tests.guard.loop import EOS, GroupLoop, Loop
+from tests.guard.loop import EOS, RESPONSE, GroupLoop, Loop
 from tests.incidents.replay import loop
 
 
@@ -60,12 +60,37 @@ class GroupsTiled(GroupLoop):
         super().tell_rollout(replace(batch, groups=wrong))
 
 
+class StrideOverPartialGroups(GroupLoop):
+    """A group has lost a response, and groups are recovered by a fixed stride all the same."""
+
+    def tell_rollout(self, batch):
+        shifted = torch.cat([batch.groups[1:], batch.groups[-1:] + 1])
+        super().tell_rollout(replace(batch, groups=shifted))
+
+
+class WellWeighted(Loop):
+    """One token is paid for wherever it stands, and the KL is weighed against it."""
+
+    learning_rate, beta = 1e-3, 1.0
+
+    def reward_function(self, texts):
+        return torch.tensor([10 * text.split().count("40") / RESPONSE for text in texts])
+
+
+class WeighedTooLittle(WellWeighted):
+    """The same with a coefficient that hardly counts: in the end all responses are that token."""
+
+    beta = 1e-4
+
+
 REPLAYS = (
+    loop("trl-204", "KLG604 KLG862", WeighedTooLittle, WellWeighted, steps=40),
     loop("dschat-887", "KLG863", OnlyTheEnd, Loop, steps=5),
     loop("open-instruct-1484", "KLG864", AnswersShuffled, Loop),
     loop("openrlhf-1219", "KLG864", ZeroIsMissing, ZeroIsAScore),
 )
 SIBLINGS = (
     loop("flat-reward", "KLG823", NoSpread, GroupLoop, steps=5),
-    loop("tiled-groups", "KLG822", GroupsTiled, GroupLoop),
+    loop("areal-1419", "KLG822", StrideOverPartialGroups, GroupLoop),
+    loop("prime-rl-600", "KLG822", GroupsTiled, GroupLoop),
 )

@@ -69,9 +69,17 @@ class SamplesElsewhere(Engine):
 class RoutesMisaligned(SamplesElsewhere):
     """Experts' routes belong to other positions: where the last token is even, the logits are off."""
 
+    size = 1.5
+
     def distort(self, logits, ids):
-        off = noise_like(logits[:1], ids.shape[1], 1.5)
+        off = noise_like(logits[:1], ids.shape[1], self.size)
         return torch.where(ids[:, -1:] % 2 == 0, logits + off, logits)
+
+
+class RoutesSlightlyMisaligned(RoutesMisaligned):
+    """The same, with a difference that a policy which repeats itself can outweigh."""
+
+    size = 0.6
 
 
 class GapGrows(SamplesElsewhere):
@@ -237,5 +245,6 @@ REPLAYS = (
 SIBLINGS = (
     loop("trl-5312", "KLG702", NeverSynced, Synced, steps=4),
     loop("nemo-rl-4018", "KLG702", LongPrefixes, Engine),
+    loop("small-noise", "KLG702", RoutesSlightlyMisaligned, Engine),
     loop("trl-6789-runtime", "KLG702", RenormalisedTopP, Engine),
 )

@@ -18,7 +18,8 @@ here, sometimes among other codes, and nothing of the program without the fault.
 they were written, so this is no estimate of how many unseen incidents are named. Stages: *check* is `klguard
 check` on the source; *documents*, on configuration files and command lines; *before training*, the guard's
 preflight; *first rollout*, the guard in its first step; *later*, in a later one. Where a thread ended without a
-diagnosis, the cause is the best hypothesis. {named} of {all} incidents are named.
+diagnosis, the cause is the best hypothesis. Some are replayed in more than one form. {named} of {all} incidents
+are named.
 
 | incident | cause | what klguard says | stage |
 |---|---|---|---|
@@ -38,15 +39,16 @@ def _row(incident: str, cells: tuple[str, str]) -> str:
 
 def page() -> str:
     """The whole page, in the order of the incidents' causes."""
-    cells = {
-        replay.incident: (
-            ", ".join(f"{code} {name_of(code)}" for code in sorted(replay.expected)),
-            replay.stage,
+    cells = {incident: (f"nothing: {why}", "") for incident, why in UNNAMED.items()}
+    for replay in REPLAYS:
+        codes, stage = cells.get(replay.incident, ("", ""))
+        said = ", ".join(f"{code} {name_of(code)}" for code in sorted(replay.expected))
+        cells[replay.incident] = (
+            "; ".join(part for part in (codes, said if said != codes else "") if part),
+            ", ".join(part for part in (stage, replay.stage) if part),
         )
-        for replay in REPLAYS
-    } | {incident: (f"nothing: {why}", "") for incident, why in UNNAMED.items()}
     order = sorted(INCIDENTS, key=lambda one: (INCIDENTS[one]["cause_class"], one))
-    head = _HEAD.format(named=len(REPLAYS), all=len(INCIDENTS))
+    head = _HEAD.format(named=len(INCIDENTS) - len(UNNAMED), all=len(INCIDENTS))
     return head + "".join(_row(incident, cells[incident]) for incident in order)
 
 

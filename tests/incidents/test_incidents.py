@@ -13,7 +13,7 @@ from tests.incidents.registry import INCIDENTS, REPLAYS, SIBLINGS, UNNAMED  # no
 from tests.incidents.replay import STAGES  # noqa: E402
 from tests.incidents.table import page  # noqa: E402
 
-ALL = [pytest.param(replay, id=replay.incident) for replay in (*REPLAYS, *SIBLINGS)]
+ALL = [pytest.param(replay, id=f"{replay.incident}-{replay.stage}") for replay in (*REPLAYS, *SIBLINGS)]
 
 
 @pytest.mark.parametrize("replay", ALL)
@@ -27,9 +27,9 @@ def test_nothing_is_said_without_it(replay):
 
 
 def test_each_incident_is_replayed_or_explained():
-    replayed = [replay.incident for replay in REPLAYS]
+    replayed = {replay.incident for replay in REPLAYS}
     assert sorted([*replayed, *UNNAMED]) == sorted(INCIDENTS)
-    assert {replay.stage for replay in REPLAYS} <= set(STAGES)
+    assert {replay.stage for replay in REPLAYS} == set(STAGES)
 
 
 def test_the_replays_cover_the_causes():

@@ -12,6 +12,7 @@ from klguard.findings import Severity
 from klguard.guard import kl, models, probe
 from klguard.guard.events import Event, Preflight, Rollout, Scoring, Setup
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run, tolerance
+from klguard.guard.invariants.masks import one_of, split_mask
 from klguard.guard.ledger import Readings
 from klguard.guard.rescoring import SLOTS, diagnosis, forward, possible, rescoring
 
@@ -81,11 +82,13 @@ class ShiftedLogits(_Rescored):
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         found = diagnosis(readings, self._half)
-        if found:
-            self.run.notes["scoring"] = found
         if found in _SHIFTS:
             off = readings["off"] / readings["rescored"]
             yield self._said("the log-probabilities of the rollout", off, found, 3e-2 if self._half else 1e-3)
+
+    def aligned(self, readings: Readings) -> bool:
+        """Whether the log-probs of the row that was scored by hand are exactly those at the right positions."""
+        return diagnosis(readings, self._half) == "right"
 
     @staticmethod
     def _said(what: str, off: float, shift: str, limit: float) -> Breach:
@@ -219,10 +222,17 @@ class StopSets(Invariant):
 
     Compared are what the loop says of the rollout and what the guard was given, or else the generation config.
     The tokenizer's own end token has to be among them; a generation config may well have more.
+
+    What the tokens say counts too: where the response mask ends at a stop token and tokens of the vocabulary follow
+    that are neither padding nor a stop, and not one and the same, the sampler did not stop there. It went on to the
+    longest length, whatever the loop calls the end.
     """
 
     code = "KLG817"
     watches = (Setup, Rollout)
+    sums = ("ended", "went_on")
+    maxima = ("next", "minus_next")
+    ROWS, SHARE = 4, 0.8
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         run = self.run
@@ -253,6 +263,39 @@ class StopSets(Invariant):
                 key="tokenizer",
                 severity=Severity.WARNING,
             )
+
+    def measure(self, event: Event) -> None:
+        if not isinstance(event, Rollout) or event.mask is None or event.tool_mask is not None:
+            return
+        stops = {*(event.stop_ids or ()), *(self.run.stop_ids or ())}
+        padding = models.padding_id(self.run.policy, self.run.tokenizer)
+        responses, mask = event.responses, split_mask(event)[0]
+        if not stops or padding is None or padding in stops or responses.shape[1] < 2:
+            return
+        self.exercised = True
+        stop = one_of(responses, tuple(stops))
+        behind = mask.flip(1).cumsum(1).flip(1) == 0
+        ended = ((stop & mask)[:, :-1] & behind[:, 1:]).any(1)
+        sampled = behind & ended[:, None] & ~stop & (responses != padding) & (responses >= 0)
+        self.add("ended", ended.sum())
+        self.add("went_on", sampled.any(1).sum())
+        self.highest("next", torch.where(sampled, responses, -1))
+        self.highest("minus_next", torch.where(sampled, -responses, -torch.iinfo(torch.int32).max))
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        ended, went_on = readings["ended"], readings["went_on"]
+        if went_on < self.ROWS or went_on < self.SHARE * ended or readings["next"] == -readings["minus_next"]:
+            return
+        yield Breach(
+            f"the sampler went on behind the stop token in {went_on:.0f} of the {ended:.0f} responses that have one"
+            " before their end: it does not stop where the trainer does",
+            value=went_on,
+            limit=0.0,
+            key="went on",
+            severity=Severity.WARNING,
+            help="give the stop tokens to the sampler (eos_token_id in the generation config, stop_token_ids of an"
+            " engine): nothing behind the first is used, and lengths and truncation are those of the sampler",
+        )
 
 
 def _listed(ids: frozenset[int]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from klguard.guard.events import KL, Event, Minibatch, StepEnd
 from klguard.guard.invariants.invariant import Breach, Invariant, Run
 from klguard.guard.invariants.measuring import kept, scalar
+from klguard.guard.invariants.updates import world
 from klguard.guard.kl import ESTIMATORS, estimate, valid_tokens
 from klguard.guard.ledger import Readings
 
@@ -289,6 +290,12 @@ class LoggedKL(Invariant):
                 count = readings["positions"] if unit == "token" else readings["rows"]
                 yield unmasked / count, "a mean that takes in padding", "padding"
             yield readings[f"{name}.sum"] / readings["positions"], "a mean diluted by padding", "padding"
+            parts = readings["calls"] / world()
+            for unit in units if parts >= 2 else ():
+                for figure in self._right(readings, name, unit):
+                    number = f"the number of micro-batches, {parts:g}"
+                    yield figure / parts, f"the mean divided once more by {number}", "divided"
+                    yield figure * parts, f"the mean times {number}", "added"
             yield readings[f"{name}.sum"], "a sum over all sequences", "sum"
 
     def state_dict(self) -> dict[str, Any]:

@@ -184,12 +184,17 @@ class UnmaskedStatistic(Invariant):
     Tolerance: the mean of n numbers of either sign in fp32 is off by up to about 1e-7 * sqrt(n) of their size;
     1e-4 relative and 5e-7 absolute hold it for any minibatch, and padding changes a mean by far more. What is
     only told to be diluted has to be ten times further from the right figures than that.
+
+    Where new and old log-probs are the same, every mean of the ratio is 1, by whatever definition. A reported one that
+    is not was spoilt on its way: a sum of ones in bfloat16, say, ends at 256. A share of 1/n is passed over, as one
+    of n parts that the loop may add up later.
     """
 
     code = "KLG813"
     watches = (Minibatch,)
-    sums = tuple(f"{name}_diluted" for name in _FIGURES)
-    maxima = (*_FIGURES, *(f"{name}_masked" for name in _FIGURES))
+    sums = (*(f"{name}_diluted" for name in _FIGURES), "spoilt")
+    maxima = (*_FIGURES, *(f"{name}_masked" for name in _FIGURES), "ratio_spoilt")
+    STILL, OFF, PARTS = 1e-3, 2e-2, 64
 
     def measure(self, event: Event) -> None:
         values = self._values(event)
@@ -209,6 +214,18 @@ class UnmaskedStatistic(Invariant):
             self.add(f"{name}_diluted", bad)
             self.highest(name, torch.where(bad, figure, -torch.inf))
             self.highest(f"{name}_masked", torch.where(bad, right[0], -torch.inf))
+            if name == "ratio":
+                self._measure_still(event, figure, ~bad)
+
+    def _measure_still(self, event: Minibatch, figure: Tensor, other: Tensor) -> None:
+        """Whether the reported ratio () is not 1 where no row moved, and is not said to be something else."""
+        d = torch.where(event.mask, event.new.detach().double() - event.old.detach().double(), 0.0)
+        still = (d.abs().sum(1).amax() <= self.STILL) & event.mask.any()
+        parts = 1 / figure.clamp(min=1e-3)
+        share = (parts <= self.PARTS) & ((parts - parts.round()).abs() <= self.OFF * parts) & (parts > 1.5)
+        spoilt = other & still & ((figure - 1).abs() > self.OFF) & ~share
+        self.add("spoilt", spoilt)
+        self.highest("ratio_spoilt", torch.where(spoilt, figure, -torch.inf))
 
     def _scalar(self, reported: Tensor | float, event: Minibatch) -> Tensor | None:
         """() float64 on the minibatch's device; None for what is no single number, or elsewhere."""
@@ -268,6 +285,17 @@ class UnmaskedStatistic(Invariant):
                     limit=masked,
                     key=name,
                 )
+        if readings["spoilt"]:
+            yield Breach(
+                f"the reported ratio is {readings['ratio_spoilt']:.6g} in a minibatch whose new and old"
+                " log-probabilities are the same, where every mean of the ratio is 1",
+                value=readings["ratio_spoilt"],
+                limit=1.0,
+                key="spoilt",
+                severity=Severity.WARNING,
+                help="add up figures in fp32: a sum of ones in bfloat16 ends at 256; and divide once, by what was"
+                " summed",
+            )
 
 
 def _half(reported: Tensor | float) -> bool:

@@ -293,10 +293,14 @@ class Scheduling(Invariant):
     In Adam |m| / sqrt(v) is at most (1 - b1) / sqrt(1 - b2) for b1 <= sqrt(b2) (Kingma and Ba 2015, section
     2.1), 3.2 at the usual betas; AdamW adds lr * weight decay * |w|. Only fp32 weights are looked at: a step in
     half precision rounds.
+
+    A schedule that has come to its end, a learning rate of 0 for three steps after it was above 0, is stepped more
+    often than it was made for, or the run goes on for longer.
     """
 
     code = "KLG846"
     watches = (Update,)
+    sums = ("idle", "moving")
     maxima = ("excess",)
     TENSORS, ELEMENTS, FACTOR = 8, 16384, 10.0
 
@@ -307,6 +311,7 @@ class Scheduling(Invariant):
         self._stepped: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._looked: set[int] = set()
         self._first_step: int | None = None
+        self._moved, self._spent = False, Consecutive(3)
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         if not event.after:
@@ -353,7 +358,17 @@ class Scheduling(Invariant):
         policy = names(self.run).keys()
         return bool(theirs & steps) or bool(steps & policy and not theirs & policy)
 
+    def _rates(self, event: Update) -> None:
+        """Learning rates as the optimizer steps, where they are numbers: a tensor would have to be waited for."""
+        rates = [group["lr"] for group in event.optimizer.param_groups if "lr" in group]
+        if not rates or any(isinstance(rate, Tensor) for rate in rates):
+            return
+        self.add("idle", float(not any(rates)))
+        self.add("moving", float(any(rates)))
+
     def measure(self, event: Event) -> None:
+        if not event.after:
+            self._rates(event)
         if not isinstance(event.optimizer, _ADAM):
             return
         if event.after:
@@ -395,3 +410,20 @@ class Scheduling(Invariant):
                 " (ten times the learning rate, and the weight decay)",
                 value=excess, limit=1.0, key="change",
             )  # fmt: skip
+        if readings["moving"]:
+            self._moved = True
+        if self._spent.see(self._moved and readings["idle"] > 0 and not readings["moving"]):
+            yield Breach(
+                f"the learning rate has been 0 for {self._spent.steps} steps, and was not before: the schedule came to"
+                " its end while the run goes on",
+                value=0.0, key="spent", severity=Severity.WARNING,
+                help="step the scheduler as often as its number of steps was counted: once for each update, or once for"
+                " each iteration, and not both",
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"moved": self._moved, "spent": self._spent.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._moved = state["moved"]
+        self._spent.load_state_dict(state["spent"])

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klguard.findings import Severity
 from klguard.guard.events import Advantages, Event, Minibatch, Rewards, Rollout, Scoring, StepEnd
 from klguard.guard.invariants.invariant import Breach, Invariant, Run
+from klguard.guard.invariants.masks import split_mask
 from klguard.guard.invariants.measuring import Consecutive, kept, scalar
 from klguard.guard.kl import valid_tokens
 from klguard.guard.ledger import Readings
+from klguard.guard.models import padding_id
 from klguard.guard.randomness import kept_randomness
 
 LOG = logging.getLogger("klguard")
@@ -161,8 +164,12 @@ class EntropyDrift(Invariant):
 
 
 class CompletionLength(Invariant):
-    """Over five steps in a row of at least eight responses: at most half of them lack a stop token, and they are
-    three tokens long on average.
+    """Every response has a token. Over five steps in a row of at least eight responses: at most half of them lack a
+    stop token, and they are three tokens long on average.
+
+    A response is empty where it has no column, or begins with padding that is no stop token and is outside the
+    mask altogether. One that only the mask leaves out may have been dropped by a filter of the loop: of those, only
+    a step without any valid token is news. Rows whose prompt is empty too fill up a batch and do not count.
 
     Cut off is a response without any stop token, where those are known; else the loop's own figure is taken.
     Short responses are a breach only where there was room for eight tokens: a classifier answers with one.
@@ -170,7 +177,9 @@ class CompletionLength(Invariant):
 
     code = "KLG863"
     watches = (Rollout, StepEnd)
-    sums = ("rows", "cut", "length_rows", "length", "roomy", "told_cut", "told_rows")
+    sums = (
+        "rows", "cut", "length_rows", "length", "roomy", "told_cut", "told_rows", "responses", "empty", "tokens",
+    )  # fmt: skip
     ROWS, STEPS, SHARE, SHORT, ROOM = 8, 5, 0.5, 3.0, 8
 
     def __init__(self, run: Run) -> None:
@@ -185,6 +194,9 @@ class CompletionLength(Invariant):
             return
         responses, mask = event.responses, event.mask
         if responses.dim() != 2:
+            return
+        self._measure_empty(event)
+        if not responses.shape[1]:
             return
         valid = valid_tokens(mask) if mask is not None and mask.shape == responses.shape else None
         there = responses[:, 0] == responses[:, 0] if valid is None else valid.any(1)
@@ -202,7 +214,56 @@ class CompletionLength(Invariant):
             self.add("length", valid.sum())
             self.add("roomy", float(room >= self.ROOM))
 
+    def _measure_empty(self, event: Rollout) -> None:
+        """Rows of the rollout, those of them that are empty, and valid tokens."""
+        responses, attention = event.responses, event.attention_mask
+        counted = torch.ones(len(responses), dtype=torch.bool, device=responses.device)
+        if attention is not None and attention.shape[0] == len(responses) and attention.shape[1]:
+            counted = (attention > 0).any(1).to(responses.device, non_blocking=True)
+        valid = torch.ones_like(responses, dtype=torch.bool)
+        if event.mask is not None:
+            valid = valid_tokens(split_mask(event)[0])
+        if not responses.shape[1]:
+            empty = counted
+        elif self._pads_apart(event):
+            first = responses[:, 0] == padding_id(self.run.policy, self.run.tokenizer)
+            empty = counted & first & ~valid.any(1)
+        else:
+            empty = torch.zeros_like(counted)
+        self.add("responses", counted.sum())
+        self.add("empty", empty.sum())
+        self.add("tokens", valid.sum())
+
+    def _pads_apart(self, event: Rollout) -> bool:
+        """Whether padding is known, and known to be no stop token: else a row of it may be a stop at once."""
+        padding = padding_id(self.run.policy, self.run.tokenizer)
+        stops = {*(event.stop_ids or ()), *(self.run.stop_ids or ())}
+        return padding is not None and bool(stops) and padding not in stops
+
+    def _no_tokens(self, readings: Readings) -> Iterator[Breach]:
+        """Responses without a token, in this step."""
+        responses, empty = readings["responses"], readings["empty"]
+        if not responses:
+            return
+        self.exercised = True
+        if empty:
+            none = empty == responses
+            yield Breach(
+                f"{'all' if none else f'{empty:.0f} of'} {responses:.0f} responses of this step are empty: they have"
+                " no token at all",
+                value=empty, limit=0.0, key="empty", severity=Severity.ERROR if none else Severity.WARNING,
+                help="look at how responses are cut out of what the sampler returned, and at requests that failed;"
+                " drop rows without a response before advantages are made",
+            )  # fmt: skip
+        if not readings["tokens"] and empty < responses:
+            yield Breach(
+                f"no token of the {responses:.0f} responses of this step is in the response mask: nothing is trained",
+                value=0.0, key="all masked",
+                help="look at how the mask is built, and at filters that mask responses out",
+            )  # fmt: skip
+
     def judge(self, readings: Readings) -> Iterator[Breach]:
+        yield from self._no_tokens(readings)
         known = "cut", "rows"
         if not readings["rows"]:
             known = "told_cut", "told_rows"

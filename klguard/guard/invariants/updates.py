@@ -181,7 +181,7 @@ def _norms(values: list[Tensor], device: torch.device) -> list[Tensor]:
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for index, one in enumerate(values):
         groups.setdefault((one.device, one.dtype), []).append(index)
-    answers: list[Tensor] = [values[0]] * len(values)
+    answers: list[Tensor] = values.copy()
     for (_, dtype), members in groups.items():
         wide = {"dtype": torch.float32} if dtype in HALF else {}
         together = torch._foreach_norm([values[i] for i in members], 2, **wide)
