@@ -18,6 +18,7 @@ from klguard.read.python.scopes import scopes_of
 from klguard.read.python.source import FunctionInfo, Module, dotted
 from klguard.read.python.spots import CallSite, Spot
 from klguard.read.python.training import PAIRS, receiver_words
+from klguard.read.python.trees import walk_level
 from klguard.read.python.watchers import (
     MAX_SAMPLERS,
     Hit,
@@ -78,13 +79,13 @@ def compares_pairs(graph: CallGraph, module: Module, node: ast.AST) -> bool:
     Looked for in the code around it, and in the visible functions of a loss that are called there.
     """
     around = _around(module, node)
-    losses = [c for c in ast.walk(around) if isinstance(c, ast.Call) and "loss" in callee_name(c).lower()]
+    losses = [c for c in walk_level(around) if isinstance(c, ast.Call) and "loss" in callee_name(c).lower()]
     called = (graph.target(module, call) for call in losses)
     scopes = [around, *(info.node for info in called if isinstance(info, FunctionInfo))]
     names = {
         found
         for scope in scopes
-        for each in ast.walk(scope)
+        for each in walk_level(scope)
         for found in [getattr(each, "id", None) or getattr(each, "attr", None) or getattr(each, "arg", None)]
         if isinstance(found, str)
     }

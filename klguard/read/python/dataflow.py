@@ -20,6 +20,7 @@ from klguard.read.python.scopes import FUNCTIONS, Scope, parameters, position, s
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, dotted
 from klguard.read.python.spots import CallSite, Frame, Path, Spot, Watcher, read
 from klguard.read.python.training import ADDING, DEAD_ATTRIBUTES
+from klguard.read.python.trees import walk_level
 
 MAX_STEPS = 6_000
 """Expressions looked at for one question: a second at most."""
@@ -323,7 +324,7 @@ class Flow:
         for name, path in unpacked(generator.target, spot.path):
             if not self._keeps(spot, name):
                 continue
-            for node in ast.walk(comprehension):
+            for node in walk_level(comprehension):
                 if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load):
                     if table.comprehension_of(node) is comprehension:
                         self.push(spot, node, path)
@@ -447,7 +448,7 @@ class Flow:
     def _field_readers(self, spot: Spot, cls: ClassInfo, path: Path) -> None:
         """A field of a record is read by the methods of its class."""
         for method in cls.methods.values():
-            for node in ast.walk(method.node):
+            for node in walk_level(method.node):
                 if (
                     isinstance(node, ast.Attribute)
                     and dotted(node) == f"self.{path[0]}"

@@ -12,6 +12,7 @@ from klguard.read.python.classes import Classes
 from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, TooComplex
+from klguard.read.python.trees import walk_level
 from klguard.read.python.values import (
     Abstract,
     Ext,
@@ -282,7 +283,7 @@ def _is_main(test: ast.expr) -> bool:
 def _bound_names(statement: ast.stmt) -> list[str]:
     return [
         node.id
-        for node in ast.walk(statement)
+        for node in walk_level(statement)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     ]
 

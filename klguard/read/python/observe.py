@@ -15,6 +15,7 @@ from klguard.read.python.arrivals import Arrivals, join_layers
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, Unit
+from klguard.read.python.trees import walk_level
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -478,5 +479,5 @@ def _passes_on(node: Any) -> bool:
     """Whether a generate() hands its **kwargs to another generate()."""
     return any(
         isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "generate"
-        for call in ast.walk(node)
+        for call in walk_level(node)
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
+from functools import lru_cache
 
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.modules import Modules
 from klguard.read.python.source import FunctionInfo
+from klguard.read.python.trees import walk_level
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -108,11 +110,12 @@ class Roots(Modules):
                 state.heap[obj.attrs] = DictObj({**merged, **fresh}, before.rest)
 
 
+@lru_cache(maxsize=2048)
 def _self_attributes(node: ast.AST, context: type) -> set[str]:
     """Names of `self.x` that a method reads or sets; a call of another method of its own reads what that one reads."""
     return {
         inner.attr
-        for inner in ast.walk(node)
+        for inner in walk_level(node)
         if isinstance(inner, ast.Attribute)
         and isinstance(inner.value, ast.Name)
         and inner.value.id == "self"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 from klguard.read.python.source import Module
+from klguard.read.python.trees import walk_level
 
 Scope = ast.AST
 """A function, or the `ast.Module` for the top level (class bodies belong to the scope around them)."""
@@ -89,7 +90,7 @@ class ScopeTable:
             elif isinstance(node, (ast.Global, ast.Nonlocal)):
                 self._globals.update((self._owner[node], name) for name in node.names)
             elif isinstance(node, ast.comprehension):
-                self._comprehended.update(n.id for n in ast.walk(node.target) if isinstance(n, ast.Name))
+                self._comprehended.update(n.id for n in walk_level(node.target) if isinstance(n, ast.Name))
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 self.attributes.setdefault(node.attr, []).append(node)
             elif isinstance(node, ast.Call):
@@ -261,7 +262,7 @@ def _binds(comprehension: ast.AST, name: str) -> bool:
     return any(
         isinstance(node, ast.Name) and node.id == name
         for generator in comprehension.generators  # type: ignore[attr-defined]
-        for node in ast.walk(generator.target)
+        for node in walk_level(generator.target)
     )
 
 

@@ -6,6 +6,8 @@ import ast
 import builtins
 from collections.abc import Iterator
 
+from klguard.read.python.trees import walk_level
+
 CHANGING = frozenset(
     "update pop popitem clear setdefault append extend insert remove sort reverse add discard".split()
 )
@@ -18,7 +20,7 @@ Place = tuple[str, str, bool]
 def touched(function: ast.AST) -> set[Place]:
     """The names, and attributes of names, that the body of a function assigns to, changes or passes on."""
     found: set[Place] = set()
-    declared = {name for node in ast.walk(function) if isinstance(node, ast.Global) for name in node.names}
+    declared = {name for node in walk_level(function) if isinstance(node, ast.Global) for name in node.names}
     for node, rebound in _changed(function):
         name, attribute, deeper = _root(node)
         if name and (attribute or not rebound or deeper or name in declared):
@@ -27,7 +29,7 @@ def touched(function: ast.AST) -> set[Place]:
 
 
 def _changed(function: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
-    for node in ast.walk(function):
+    for node in walk_level(function):
         if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
             yield node, True
         elif isinstance(node, ast.Call):

@@ -9,6 +9,7 @@ from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from klguard.read.python.source import Module, called_name, dotted
+from klguard.read.python.trees import children
 
 Scope = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef
 Position = tuple[int, int]
@@ -39,12 +40,12 @@ def scope_of(module: Module, node: ast.AST) -> Scope:
 def own_nodes(scope: ast.AST) -> tuple[ast.AST, ...]:
     """The nodes of a scope in source order, without those of functions and classes defined inside it."""
     found = []
-    stack = list(reversed(list(ast.iter_child_nodes(scope))))
+    stack = children(scope)[::-1]
     while stack:
         node = stack.pop()
         found.append(node)
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            stack.extend(reversed(list(ast.iter_child_nodes(node))))
+            stack += children(node)[::-1]
     return tuple(found)
 
 

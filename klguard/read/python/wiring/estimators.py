@@ -11,6 +11,7 @@ import re
 from collections.abc import Container
 
 from klguard.read.python.source import Module, called_name, dotted
+from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, definitions, exclusive, own_nodes
 from klguard.read.python.wiring.loops import REFERENCE, flows_into, takes_gradient, uses
 from klguard.settings import Hop, HopKind, Known, Value
@@ -59,10 +60,10 @@ def _one_of_several(module: Module, node: ast.Assign, scope: Scope) -> bool:
 
 def _form(value: ast.expr, ratios: Container[str]) -> str | None:
     """abs, clamp, or the plain log-ratio, for an expression over the log-probs of policy and reference."""
-    found = [n for n in ast.walk(value) if _log_ratio(n) or _names(n, ratios)]
+    found = [n for n in walk_level(value) if _log_ratio(n) or _names(n, ratios)]
     if len(found) != 1:
         return None
-    around = [n for n in ast.walk(value) if n is not found[0] and found[0] in set(ast.walk(n))]
+    around = [n for n in walk_level(value) if n is not found[0] and found[0] in set(walk_level(n))]
     calls = [n for n in around if isinstance(n, ast.Call)]
     names = [called_name(n) for n in calls]
     if names[-1:] == ["abs"]:
@@ -160,7 +161,7 @@ def _returned(value: ast.expr, reached: set[str], function: str) -> bool:
 
 def _differentiated(module: Module, node: ast.Assign, scope: Scope) -> bool:
     """Whether a gradient flows through the policy's log-probs of a log-ratio."""
-    ratio = next((n for n in ast.walk(node.value) if _log_ratio(n)), None)
+    ratio = next((n for n in walk_level(node.value) if _log_ratio(n)), None)
     if not isinstance(ratio, ast.BinOp) or _without_gradient(module, node, scope):
         return False
     policy = next(side for side in (ratio.left, ratio.right) if not REFERENCE.search(_word(side)))
@@ -170,7 +171,7 @@ def _differentiated(module: Module, node: ast.Assign, scope: Scope) -> bool:
     made = [d for d in found if d.position < (node.lineno, node.col_offset) and d.value is not None]
     if not made or any(_without_gradient(module, d.node, scope) for d in made):
         return False
-    parts = list(ast.walk(made[-1].value))  # type: ignore[arg-type]
+    parts = list(walk_level(made[-1].value))  # type: ignore[arg-type]
     stops = any(
         isinstance(n, ast.Call) and called_name(n) in ("detach", "numpy", "tolist", "item") for n in parts
     )

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, called_name, dotted
+from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import Scope, own_nodes, scope_of
 from klguard.read.python.wiring.trails import graph_of
 
@@ -62,12 +63,12 @@ def takes_gradient(scope: Scope) -> list[ast.Call]:
 
 def uses(value: ast.AST, name: str) -> bool:
     """Whether the variable or attribute `name` stands in an expression."""
-    return any(isinstance(n, (ast.Name, ast.Attribute)) and dotted(n) == name for n in ast.walk(value))
+    return any(isinstance(n, (ast.Name, ast.Attribute)) and dotted(n) == name for n in walk_level(value))
 
 
 def names_in(value: ast.AST) -> set[str]:
     """Every variable and attribute in an expression, by dotted name."""
-    return {dotted(n) for n in ast.walk(value) if isinstance(n, (ast.Name, ast.Attribute))} - {""}
+    return {dotted(n) for n in walk_level(value) if isinstance(n, (ast.Name, ast.Attribute))} - {""}
 
 
 def flows_into(scope: Scope, name: str) -> set[str]:
@@ -107,5 +108,5 @@ def _base(target: ast.expr) -> str:
 def _detached(value: ast.AST, name: str) -> bool:
     """Whether the value only takes a number out of the variable (`kl.item()`, `kl.detach()`, `float(kl)`)."""
     return any(
-        isinstance(n, ast.Call) and called_name(n) in NUMBERS and uses(n, name) for n in ast.walk(value)
+        isinstance(n, ast.Call) and called_name(n) in NUMBERS and uses(n, name) for n in walk_level(value)
     )

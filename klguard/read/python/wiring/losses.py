@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from klguard.read.python.project import Project
 from klguard.read.python.source import Module, dotted
-from klguard.read.python.trees import walk
+from klguard.read.python.trees import walk, walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
 from klguard.read.python.wiring.estimators import kl_estimator
 from klguard.read.python.wiring.loops import names_in, takes_gradient, training_scopes
@@ -144,7 +144,7 @@ def _generated(scope: Scope, call: ast.Call) -> set[str]:
 
 def _not_pad(value: ast.expr) -> tuple[ast.expr, ast.expr] | None:
     """(ids, pad) of `(ids != pad).float()`, `ids.ne(pad)`, `torch.ne(ids, pad)`."""
-    for node in ast.walk(value):
+    for node in walk_level(value):
         match node:
             case ast.Compare(left=ids, ops=[ast.NotEq()], comparators=[pad]) if _names_pad(pad):
                 return ids, pad
@@ -166,7 +166,7 @@ def _names_pad(node: ast.expr) -> bool:
 
 
 def _is_response(ids: ast.expr, generated: set[str]) -> bool:
-    names = {dotted(n) for n in ast.walk(ids) if isinstance(n, (ast.Name, ast.Attribute))} - {""}
+    names = {dotted(n) for n in walk_level(ids) if isinstance(n, (ast.Name, ast.Attribute))} - {""}
     return bool(names & generated) or any(RESPONSE.search(name.rpartition(".")[2]) for name in names)
 
 

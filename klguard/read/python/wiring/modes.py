@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, called_name, dotted
+from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import (
     Scope,
     definitions,
@@ -109,7 +110,7 @@ def _may_switch(project: Project, module: Module, node: ast.Call, name: str) -> 
         return False
     return any(
         isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in ("train", "eval")
-        for n in ast.walk(target.node)
+        for n in walk_level(target.node)
     )
 
 

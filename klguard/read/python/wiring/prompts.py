@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from klguard.read.python.project import Project
 from klguard.read.python.source import ClassInfo, Module, called_name, dotted
+from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import ancestors
 from klguard.read.python.wiring.padding import only_tokenizer, side_of
 from klguard.read.python.wiring.roles import constant, is_tokenizer, known
@@ -192,7 +193,7 @@ def _loader(project: Project, module: Module, node: ast.expr) -> ast.expr | None
         return None
     for parent, _ in ancestors(module, made):
         if isinstance(parent, ast.For) and made.value.id in {
-            n.id for n in ast.walk(parent.target) if isinstance(n, ast.Name)
+            n.id for n in walk_level(parent.target) if isinstance(n, ast.Name)
         }:
             iterated = parent.iter
             while isinstance(iterated, ast.Call) and called_name(iterated) in ITERATES and iterated.args:

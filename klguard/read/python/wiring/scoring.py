@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from klguard.read.python.callers import argument, default
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, called_name, dotted
+from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import Scope, own_nodes, scope_of
 from klguard.read.python.wiring.loops import REFERENCE
 from klguard.read.python.wiring.neighbours import related
@@ -156,7 +157,7 @@ def _handed_over(project: Project, module: Module, node: ast.AST) -> tuple[ast.e
 def _logits(node: ast.expr) -> bool:
     names = [
         n.id if isinstance(n, ast.Name) else n.attr
-        for n in ast.walk(node)
+        for n in walk_level(node)
         if isinstance(n, (ast.Name, ast.Attribute))
     ]
     return any("logit" in name.lower() or name == "lm_head" for name in names)
@@ -185,7 +186,7 @@ def _next_token(node: ast.AST) -> bool:
         isinstance(n, ast.Subscript)
         and isinstance(n.slice, ast.Tuple)
         and any(isinstance(e, ast.UnaryOp) and isinstance(e.op, ast.USub) for e in n.slice.elts)
-        for n in ast.walk(node)
+        for n in walk_level(node)
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from klguard.read.python.callers import CallGraph, argument, default
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, dotted, shorten
+from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import (
     Definition,
     Scope,
@@ -192,7 +193,7 @@ def _bound_by_expression(module: Module, use: ast.AST, name: str) -> bool:
             if any(arg.arg == root for arg in (*parent.args.args, *parent.args.kwonlyargs)):
                 return True
         elif isinstance(parent, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-            bound = {n.id for g in parent.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+            bound = {n.id for g in parent.generators for n in walk_level(g.target) if isinstance(n, ast.Name)}
             if root in bound:
                 return True
         elif isinstance(parent, ast.stmt):
