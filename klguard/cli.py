@@ -70,9 +70,9 @@ class Options:
 def main() -> None:
     """The console script. Status 1 means findings and nothing else: an interruption or a fault of klguard's
     own has another one."""
-    # Nearly all that is made here lives until the end (trees, states), so the collector would go over it in vain
-    # again and again: a fifth of a run.
-    gc.set_threshold(500_000, 20, 100)
+    # Nearly all that is made here lives until a share of the files is read (trees, states), so the collector would
+    # go over it in vain again and again: a fifth of a run. `reading` calls it between two shares.
+    gc.disable()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # Messages quote source code; a terminal that cannot show a character gets its escape.

@@ -7,6 +7,7 @@ before.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -103,6 +104,8 @@ def read_share(share: Share, target: Target) -> tuple[Answer, Trail]:
     """The answer about the files of one share, and what else it depends on."""
     from klguard.read.python.project import Project
 
+    if not gc.isenabled():
+        gc.collect()  # the trees of the share before
     project = Project(target.root, target.files, target.text, target.max_file_size)
     answer = _read(share, target, project)
     failures = [failure.finding() for path in share for failure in project.failures.get(path, ())]
