@@ -79,11 +79,11 @@ class Flow:
     ) -> None:
         if path is None:
             return
-        new = Spot(module or spot.module, node, path[:MAX_PATH], frame or spot.frame, spot.scored)
-        key = (id(node), new.path, new.frame.key, new.scored)
+        path, frame = path[:MAX_PATH], frame or spot.frame
+        key = (id(node), path, frame.key, spot.scored)
         if key not in self._seen:
             self._seen.add(key)
-            self._queue.append(new)
+            self._queue.append(Spot(module or spot.module, node, path, frame, spot.scored))
 
     def _keeps(self, spot: Spot, name: str) -> bool:
         return spot.scored or self.watcher.keeps(name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from klguard.read.python.source import FunctionInfo, Module
@@ -20,19 +21,23 @@ class Frame:
     entered: tuple[CallSite, ...] = ()
     climbed: tuple[CallSite, ...] = ()
 
-    @property
+    @cached_property
     def key(self) -> tuple[int, ...]:
         return tuple(id(call) for _, call in self.entered)
 
 
-@dataclass(frozen=True)
+NOWHERE = Frame()
+"""Where a flow begins."""
+
+
+@dataclass(eq=False, slots=True)
 class Spot:
-    """A value at an expression."""
+    """A value at an expression; never changed once it is made (frozen would make each twice as dear)."""
 
     module: Module
     node: ast.AST
     path: Path = ()
-    frame: Frame = field(default_factory=Frame)
+    frame: Frame = NOWHERE
     scored: bool = False
     """The value has become a log-probability; names no longer tell that it is about something else."""
 
