@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klguard.engines import ENGINES
-from klguard.engines.checkpoints import layer_for
 from klguard.findings import Confidence, Finding, Severity
+from klguard.read.checkpoints import checkpoint_layer
 from klguard.read.python.arrivals import join_layers
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import BudgetSpent
@@ -28,6 +29,7 @@ from klguard.settings import (
     Site,
     SiteKind,
     Unknown,
+    Value,
     members,
 )
 
@@ -487,13 +489,7 @@ class SiteReader(Observer):
         if kind in (SiteKind.GENERATE, SiteKind.TRAINER) and not any(
             x.kind is LayerKind.CHECKPOINT for x in layers
         ):
-            names = (
-                [m.value for m in members(facts["checkpoint"]) if isinstance(m, Known)]
-                if "checkpoint" in facts
-                else []
-            )
-            if len(names) == 1 and isinstance(names[0], str) and (layer := layer_for(names[0])) is not None:
-                layers = (*layers, layer)
+            layers += self._brought_along(module, facts)
         resolved = ENGINES[engine].resolve(
             layers, self.versions, kind=kind, class_name=class_name, facts=facts
         )
@@ -517,6 +513,16 @@ class SiteReader(Observer):
             class_name,
         )
         return Site(module.ast_place(node), call, settings, why, module.enclosing_name(node))
+
+    def _brought_along(self, module: Module, facts: Mapping[str, Value]) -> tuple[Layer, ...]:
+        """What the checkpoint fills in, where its name is known."""
+        named = members(facts["checkpoint"]) if "checkpoint" in facts else ()
+        names = [m.value for m in named if isinstance(m, Known)]
+        if len(names) != 1 or not isinstance(names[0], str):
+            return ()
+        root = self.project.root
+        layer = checkpoint_layer(names[0], (root, root / Path(module.path).parent, Path(module.path).parent))
+        return () if layer is None else (layer,)
 
     def _mitigations(self, module: Module, node: ast.expr, kind: SiteKind) -> Mapping[str, str]:
         from klguard.read.python.wiring import mitigations
