@@ -233,7 +233,7 @@ def generator(s: Scope, depth: int, made: Dict) -> None:
 
 @SITES("generator of dicts")
 def generator_of_dicts(s: Scope, depth: int, made: Dict) -> None:
-    name, each = s.unique("grid"), s.fresh("kw")
+    name, each = s.unique("each_of_grid"), s.fresh("kw")
     with s.top() as top, top.nested(f"def {name}(base):", closure=False) as body:
         setting, value = one(body, depth)
         body.emit(
@@ -251,7 +251,7 @@ def generator_of_dicts(s: Scope, depth: int, made: Dict) -> None:
 
 @SITES("recursion")
 def recursion(s: Scope, depth: int, made: Dict) -> None:
-    name = s.unique("again")
+    name = s.unique("descend")
     with s.top() as top, top.nested(f"def {name}(n, kw):", closure=False) as body:
         body.emit("if n == 0:", "    return")
         body.site(unsure("kw"), depth)
