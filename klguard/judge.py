@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from klguard.findings import INTERNAL_ERROR, Confidence, Finding, Severity, SiteRef
@@ -14,11 +15,27 @@ from klguard.settings import HopKind, Place, Site, SiteKind
 
 def judge(sites: Iterable[Site], rules: Iterable[Rule]) -> Iterator[Finding]:
     """What `rules` say of `sites`: one finding for each rule, setting, site and place."""
-    rules = tuple(rules)
+    rules, sites = tuple(rules), tuple(sites)
     crashed: set[str] = set()
+    told: set[tuple[str, Place]] = set()
+    for finding in _judge(filter(_judged, sites), rules, crashed):
+        told.add((finding.code, finding.place))
+        yield finding
+    # A configuration that a parser made, from a file or a command line, is no site: what it holds is judged at the
+    # trainer that takes it, unless it was written in the call of a configuration, which has been judged.
+    taken = (_as_config(site) for site in sites if site.settings.kind is SiteKind.TRAINER and _judged(site))
+    for finding in _judge(taken, rules, crashed):
+        written = finding.origin and finding.site and finding.place != finding.site.place
+        if written and finding.confidence is not Confidence.LOW and (finding.code, finding.place) not in told:
+            yield finding
+
+
+def _as_config(site: Site) -> Site:
+    return replace(site, settings=replace(site.settings, kind=SiteKind.TRAINER_CONFIG))
+
+
+def _judge(sites: Iterable[Site], rules: Sequence[Rule], crashed: set[str]) -> Iterator[Finding]:
     for site in sites:
-        if not _judged(site):
-            continue
         ref = SiteRef(
             site.place, site.call, site.settings.engine, site.settings.context, site.enclosing, site.why
         )
