@@ -472,3 +472,32 @@ def test_what_is_in_force_is_worked_out_only_where_it_is_asked_for(
     every = check_paths(["train.py"], load(tmp_path).override(context=("all",)))
     assert all("top_k" in site.settings.values for site in every.sites)
     assert {finding.place.line for finding in every.findings} > {f.place.line for f in report.findings}
+
+
+RECIPE = """\
+from transformers import HfArgumentParser
+from trl import GRPOConfig, GRPOTrainer
+
+(config,) = HfArgumentParser((GRPOConfig,)).parse_yaml_file("recipe.yaml")
+GRPOTrainer(model="gpt2", reward_funcs=score, args=config, train_dataset=dataset).train()
+"""
+
+
+def test_a_recipe_that_a_parser_reads_is_judged_at_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("output_dir: out\nbeta: 0.04\ntop_k: 20\n")
+    (tmp_path / "train.py").write_text(RECIPE)
+    (finding,) = [f for f in check_paths(["train.py"]).findings if f.severity is not Severity.NOTE]
+    assert (finding.code, finding.place.path, finding.place.line) == ("KLG101", "recipe.yaml", 3)
+
+
+def test_what_a_configuration_says_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    made = 'config = GRPOConfig(output_dir="out", beta=0.04, top_k=20)\n'
+    (tmp_path / "train.py").write_text(
+        RECIPE.replace('(config,) = HfArgumentParser((GRPOConfig,)).parse_yaml_file("recipe.yaml")\n', made)
+    )
+    found = [f.code for f in check_paths(["train.py"]).findings if f.severity is not Severity.NOTE]
+    assert found == ["KLG101"]
