@@ -6,8 +6,8 @@ engines complete it, rules judge it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -237,16 +237,6 @@ class Settings:
     def get(self, name: str) -> Value | None:
         """The effective value of setting `name`, or None when the engine has no such setting."""
         return self.values.get(name)
-
-    def explicit(self, name: str) -> Iterator[Value]:
-        """Every possibility somebody wrote for `name`, in any layer, before precedence."""
-        for layer in self.layers:
-            if name in layer.values:
-                yield from (m for m in members(layer.values[name]) if not isinstance(m, Absent))
-
-    def with_(self, **changes: Any) -> Settings:
-        """A copy with some fields changed."""
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,6 @@ class Module:
     def __repr__(self) -> str:
         return f"Module({self.path!r})"
 
-    @property
-    def is_package(self) -> bool:
-        return self.path.endswith("__init__.py")
-
     @cached_property
     def lines(self) -> list[str]:
         return self.text.split("\n")
