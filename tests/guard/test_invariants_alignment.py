@@ -18,7 +18,7 @@ from klguard.guard.invariants.alignment import (  # noqa: E402
     ShiftedLogits,
     StopSets,
 )
-from klguard.guard.invariants.reference import RandomScoring  # noqa: E402
+from klguard.guard.invariants.random_scoring import RandomScoring  # noqa: E402
 from klguard.guard.ledger import Ledger, Readings  # noqa: E402
 from klguard.guard.rescoring import SLOTS, diagnosis, possible, rescoring  # noqa: E402
 

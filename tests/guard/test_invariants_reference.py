@@ -13,13 +13,9 @@ from klguard.findings import Severity  # noqa: E402
 from klguard.guard import models  # noqa: E402
 from klguard.guard.events import Pairs, Preflight, Rollout, Setup, StepEnd  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
-from klguard.guard.invariants.reference import (  # noqa: E402
-    BaseFrozen,
-    FirstKL,
-    RandomScoring,
-    ReferenceAliased,
-    ReferenceFrozen,
-)
+from klguard.guard.invariants.frozen import BaseFrozen, ReferenceFrozen  # noqa: E402
+from klguard.guard.invariants.random_scoring import RandomScoring  # noqa: E402
+from klguard.guard.invariants.reference import FirstKL, ReferenceAliased  # noqa: E402
 
 from .harness import Player  # noqa: E402
 from .loop import _model  # noqa: E402
