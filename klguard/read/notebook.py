@@ -200,8 +200,17 @@ def keep_python(source: str) -> str:
     `%time f(x)` keeps `f(x)` in its column. A `%` or `!` at the start of a line that continues an expression
     or a string is Python and stays. The result has as many lines as `source`.
     """
-    head, body, python = _cell_magics(source)
+    head, body, python = _cell_magics(_without_leading_indent(source))
     return head + ("".join(_statements(body)) if python else _blank(body))
+
+
+def _without_leading_indent(source: str) -> str:
+    """As IPython runs it, a cell whose first line of code is indented is moved to the left by as much. (Columns in
+    such a cell are told as they are after that.)"""
+    lines = source.split("\n")
+    first = next((line for line in lines if line.strip()), "")
+    indent = first[: len(first) - len(first.lstrip(" \t"))]
+    return "\n".join(line.removeprefix(indent) for line in lines) if indent else source
 
 
 def _cell_magics(source: str) -> tuple[str, str, bool]:

@@ -217,3 +217,16 @@ def test_any_json_is_a_notebook_or_is_refused(document):
         return
     assert read.text.count("\n") == read.original.count("\n") == sum(cell.lines for cell in read.cells)
     ast.parse(read.text)
+
+
+@pytest.mark.parametrize(
+    "source, kept",
+    [
+        ("    x = 1\n    y = 2\n", "x = 1\ny = 2\n"),
+        ("\n  if x:\n      y = 1\nz = 2\n", "\nif x:\n    y = 1\nz = 2\n"),
+        ("\tx = 1\n", "x = 1\n"),
+        ("if x:\n    y = 1\n", "if x:\n    y = 1\n"),
+    ],
+)
+def test_a_cell_that_is_indented_as_a_whole_is_python(source, kept):
+    assert keep_python(source) == kept
