@@ -15,15 +15,15 @@ from klguard.settings import HopKind, Place, Site, SiteKind
 
 def judge(sites: Iterable[Site], rules: Iterable[Rule]) -> Iterator[Finding]:
     """What `rules` say of `sites`: one finding for each rule, setting, site and place."""
-    rules, sites = tuple(rules), tuple(sites)
+    rules, judged = tuple(rules), tuple(filter(_judged, sites))
     crashed: set[str] = set()
     told: set[tuple[str, Place]] = set()
-    for finding in _judge(filter(_judged, sites), rules, crashed):
+    for finding in _judge(judged, rules, crashed):
         told.add((finding.code, finding.place))
         yield finding
     # A configuration that a parser made, from a file or a command line, is no site: what it holds is judged at the
     # trainer that takes it, unless it was written in the call of a configuration, which has been judged.
-    taken = (_as_config(site) for site in sites if site.settings.kind is SiteKind.TRAINER and _judged(site))
+    taken = (_as_config(site) for site in judged if site.settings.kind is SiteKind.TRAINER)
     for finding in _judge(taken, rules, crashed):
         written = finding.origin and finding.site and finding.place != finding.site.place
         if written and finding.confidence is not Confidence.LOW and (finding.code, finding.place) not in told:

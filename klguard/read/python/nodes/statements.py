@@ -222,10 +222,7 @@ class ClassDef(Statement):
         self.decorators = expressions(origin.decorator_list, module)
 
 
-@stands_for(ast.If)
-class If(Statement):
-    """An `elif` is an If in `orelse`."""
-
+class _OfTest(Statement):
     __slots__ = ("body", "orelse", "test")
     test: Expression
     body: Block
@@ -236,16 +233,16 @@ class If(Statement):
         self.body, self.orelse = _block(origin.body, module), _block(origin.orelse, module)
 
 
-@stands_for(ast.While)
-class While(Statement):
-    __slots__ = ("body", "orelse", "test")
-    test: Expression
-    body: Block
-    orelse: Block | None
+@stands_for(ast.If)
+class If(_OfTest):
+    """An `elif` is an If in `orelse`."""
 
-    def _fill(self, origin: ast.While, module: Any) -> None:
-        self.test = expression(origin.test, module)
-        self.body, self.orelse = _block(origin.body, module), _block(origin.orelse, module)
+    __slots__ = ()
+
+
+@stands_for(ast.While)
+class While(_OfTest):
+    __slots__ = ()
 
 
 @stands_for(ast.For, ast.AsyncFor)
