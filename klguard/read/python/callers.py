@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Literal
 
-from klguard.read.python.project import Project
+from klguard.read.python.project import Project, Use
 from klguard.read.python.scopes import FUNCTIONS, parameters, scopes_of
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
 from klguard.read.python.trees import walk_level
@@ -87,6 +87,8 @@ class CallGraph:
         self.project = project
         self._callers: dict[int, list[tuple[Module, ast.expr]]] = {}
         self._classes: dict[int, Receiver] = {}
+        self._families: dict[ClassInfo, list[ClassInfo]] = {}
+        self._methods: dict[tuple[str, str], list[FunctionInfo]] = {}
         self._targets: dict[int, FunctionInfo | ClassInfo | None] = {}
         self._writes: dict[ClassInfo, dict[str, list[ast.Assign | ast.AnnAssign]]] = {}
         self._keep: list[object] = []  # ids above stay valid only while their nodes live
@@ -133,11 +135,13 @@ class CallGraph:
 
     def family(self, cls: ClassInfo) -> list[ClassInfo]:
         """The class, its visible bases and its subclasses in the files that mention it."""
-        found = [cls, *self.bases(cls)]
-        for module in self.project.near(cls.module, cls.name):
-            found += [
-                c for c in module.classes.values() if c is not cls and any(b is cls for b in self.bases(c))
-            ]
+        found = self._families.get(cls)
+        if found is None:
+            found = self._families[cls] = [cls, *self.bases(cls)]
+            for module in self.project.near(cls.module, cls.name, Use.INHERITED):
+                found += [
+                    c for c in module.classes.values() if c is not cls and any(b is cls for b in self.bases(c))
+                ]
         return found
 
     def method(self, cls: ClassInfo, name: str) -> FunctionInfo | None:
@@ -316,16 +320,24 @@ class CallGraph:
         """The one class that can be meant, when the receiver's class is not known."""
         if func.attr.startswith("__"):
             return None
-        found: list[FunctionInfo] = []
-        for other in self.project.near(module, func.attr):
-            found += [c.methods[func.attr] for c in other.classes.values() if func.attr in c.methods]
-            if len(found) > 6:
-                break
+        found = self._methods_called(func.attr, module)
         alike = [info for info in found if info.cls and self._alike(func.value, info.cls)]
         if func.attr in COMMON_METHODS:
             return alike[0] if len(alike) == 1 else None
         candidates = alike or found
         return candidates[0] if len(candidates) == 1 else None
+
+    def _methods_called(self, name: str, module: Module) -> list[FunctionInfo]:
+        """Methods of that name in the classes near `module`: a few, since many say nothing."""
+        key = module.path, name
+        found = self._methods.get(key)
+        if found is None:
+            found = self._methods[key] = []
+            for other in self.project.near(module, name, Use.DEFINED):
+                found += [c.methods[name] for c in other.classes.values() if name in c.methods]
+                if len(found) > 6:
+                    break
+        return found
 
     def _alike(self, receiver: ast.expr, cls: ClassInfo) -> bool:
         """Does the receiver's name look like an instance of the class (`actor_critic` and `ActorCritic`)?"""
@@ -364,7 +376,7 @@ class CallGraph:
             yield from self._iterations(cls)
             return
         hint = cls.name if cls is not None else info.module.path.rsplit("/", 1)[-1].removesuffix(".py")
-        for module in self.project.near(info.module, name, hint):
+        for module in self.project.near(info.module, name, Use.CALLED, hint):
             for call in module.calls.get(name, ()):
                 if self._enters(module, call, info, by_name):
                     yield module, call
@@ -405,25 +417,19 @@ class CallGraph:
         return info.name not in COMMON_METHODS or self._alike(func.value, info.cls)
 
     def _instance_calls(self, info: FunctionInfo, cls: ClassInfo) -> Iterator[tuple[Module, ast.Call]]:
-        for module in self.project.near(cls.module, cls.name):
-            for node in module.nodes:
-                if (
-                    isinstance(node, ast.Call)
-                    and dotted(node.func) != "cls"
-                    and self.class_of(module, node.func) is cls
-                ):
+        for module in self.project.near(cls.module, cls.name, Use.MENTIONED):
+            for node in module.of(ast.Call):
+                if dotted(node.func) != "cls" and self.class_of(module, node.func) is cls:
                     yield module, node
 
     def _iterations(self, cls: ClassInfo) -> Iterator[tuple[Module, ast.expr]]:
         """Expressions that go over an instance: `for x in engine`, `iter(engine)`, `DataLoader(engine)`."""
-        for module in self.project.near(cls.module, cls.name):
-            for node in module.nodes:
-                if (
-                    isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension))
-                    and self.class_of(module, node.iter) is cls
-                ):
-                    yield module, node.iter
-                elif isinstance(node, ast.Call) and called_name(node) in ITERATORS and node.args:
+        for module in self.project.near(cls.module, cls.name, Use.MENTIONED):
+            for node in module.of(ast.For, ast.AsyncFor, ast.comprehension, ast.Call):
+                if not isinstance(node, ast.Call):
+                    if self.class_of(module, node.iter) is cls:
+                        yield module, node.iter
+                elif called_name(node) in ITERATORS and node.args:
                     if self.class_of(module, node.args[0]) is cls:
                         yield module, node
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from klguard.read.python.bindings import SEQUENCES, aliased, key_of, received, unpacked
 from klguard.read.python.callers import CallGraph, callee, callee_name, positional
 from klguard.read.python.feasible import branches, decide
+from klguard.read.python.project import Use
 from klguard.read.python.scopes import FUNCTIONS, Scope, parameters, position, scopes_of
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, dotted
 from klguard.read.python.spots import CallSite, Frame, Path, Spot, Watcher, read
@@ -296,7 +297,7 @@ class Flow:
             self._into_instance(spot, path)
 
     def _readers(self, cls: ClassInfo, attribute: str) -> Iterator[Module]:
-        for index, module in enumerate(self.graph.project.near(cls.module, attribute)):
+        for index, module in enumerate(self.graph.project.near(cls.module, attribute, Use.READ)):
             if index > 12:
                 return
             yield module

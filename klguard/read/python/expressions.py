@@ -25,6 +25,7 @@ from klguard.read.python.values import (
     members,
     truth,
     with_step,
+    with_steps,
 )
 from klguard.settings import HopKind, Reason
 
@@ -48,7 +49,7 @@ class Expressions(Operations):
             return Unk(Reason.UNSUPPORTED, self.text(node))
         value = handler(node, state, frame)
         if type(value) is Unk and not value.steps:
-            return replace(value, steps=(Step(HopKind.END, frame.unit, node, "not known from here on"),))
+            return with_steps(value, (Step(HopKind.END, frame.unit, node, "not known from here on"),))
         return value
 
     # -- literals and displays ---------------------------------------------------------------------------------

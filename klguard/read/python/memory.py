@@ -37,6 +37,7 @@ from klguard.read.python.values import (
     join,
     members,
     reachable,
+    with_steps,
 )
 from klguard.settings import HopKind, Reason
 
@@ -114,7 +115,7 @@ class Memory(Blocks):
             obj = state.heap[oid]
             if isinstance(obj, DictObj):
                 state.heap[oid] = DictObj(
-                    {k: replace(gone, steps=(*v.steps, *ends)) for k, v in obj.entries.items()}, gone
+                    {k: with_steps(gone, (*v.steps, *ends)) for k, v in obj.entries.items()}, gone
                 )
             elif isinstance(obj, ListObj):
                 state.heap[oid] = ListObj(None)

@@ -520,7 +520,8 @@ class Methods(Sets):
 
     def _update_unknown(self, owner: Unk, args: Arguments, node: nodes.Call, state: State) -> None:
         key = ("items", owner.oid)
-        state.heap.setdefault(key, DictObj({}, replace(owner, oid=None)))
+        if key not in state.heap:
+            state.heap[key] = DictObj({}, replace(owner, oid=None))
         for value in args.positional:
             self.merge_into(Ref(key), value, state, self.text(node))
         if args.more_positional is not None:

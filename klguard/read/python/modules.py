@@ -153,7 +153,7 @@ class Modules(Classes):
         key = identity(later)
         if key not in self._forced:
             self._forced[key] = (Unk(Reason.RECURSION, "a definition that reads itself"), {}, {})
-            objects, frames = set(state.heap), set(state.frames)
+            objects, frames = state.heap.oids(), set(state.frames)
             self.defining += 1
             try:
                 value = self._force_new(later, state)

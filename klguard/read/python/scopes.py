@@ -66,6 +66,7 @@ class ScopeTable:
         self._fields: dict[ast.AST, dict[ast.AST, str]] = {}
         self._known_arms: dict[ast.AST, tuple[tuple[ast.If, str], ...]] = {}
         self._known_blocks: dict[ast.AST, frozenset[tuple[int, str]]] = {}
+        self._known_loops: dict[ast.AST, list[ast.AST]] = {}
         names = self._assign_owners(module)
         for name in names:
             if not isinstance(name.ctx, ast.Load) and self.comprehension_of(name) is None:
@@ -76,26 +77,26 @@ class ScopeTable:
                 self._loads.setdefault((owner, name.id), []).append(name)
 
     def _assign_owners(self, module: Module) -> list[ast.Name]:
-        names = []
+        owner, parents = self._owner, self._parents
         for node in module.nodes:
-            parent = self._parents.get(node)
+            parent = parents.get(node)
             if parent is None:
-                self._owner[node] = module.tree
-            elif isinstance(parent, FUNCTIONS) and node not in parent.decorator_list:
-                self._owner[node] = parent
+                owner[node] = module.tree
+            elif parent.__class__ in FUNCTIONS and node not in parent.decorator_list:
+                owner[node] = parent
             else:
-                self._owner[node] = self._owner[parent]
-            if isinstance(node, ast.Name):
-                names.append(node)
-            elif isinstance(node, (ast.Global, ast.Nonlocal)):
-                self._globals.update((self._owner[node], name) for name in node.names)
-            elif isinstance(node, ast.comprehension):
-                self._comprehended.update(n.id for n in walk_level(node.target) if isinstance(n, ast.Name))
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner[node] = owner[parent]
+        for node in module.of(ast.Global, ast.Nonlocal):
+            self._globals.update((owner[node], name) for name in node.names)
+        for node in module.of(ast.comprehension):
+            self._comprehended.update(n.id for n in walk_level(node.target) if isinstance(n, ast.Name))
+        for node in module.of(ast.Attribute):
+            if node.ctx.__class__ is ast.Load:
                 self.attributes.setdefault(node.attr, []).append(node)
-            elif isinstance(node, ast.Call):
-                for name in _arguments(node):
-                    self.handed.setdefault(name, []).append(node)
+        for node in module.of(ast.Call):
+            for name in _arguments(node):
+                self.handed.setdefault(name, []).append(node)
+        names: list[ast.Name] = module.of(ast.Name)
         return names
 
     def scope(self, node: ast.AST) -> Scope:
@@ -235,12 +236,16 @@ class ScopeTable:
             child, parent = parent, self._parents.get(parent)
 
     def _common_loop(self, one: ast.AST, other: ast.AST) -> ast.AST | None:
-        loops = {parent for _, parent in self.ancestry(one) if isinstance(parent, LOOPS)}
-        return next((parent for _, parent in self.ancestry(other) if parent in loops), None)
+        loops = self.loops(one)
+        return next((loop for loop in self.loops(other) if loop in loops), None) if loops else None
 
     def loops(self, node: ast.AST) -> list[ast.AST]:
         """The loops around `node` in its own scope, innermost first."""
-        return [parent for _, parent in self.ancestry(node) if isinstance(parent, LOOPS)]
+        found = self._known_loops.get(node)
+        if found is None:
+            found = [parent for _, parent in self.ancestry(node) if isinstance(parent, LOOPS)]
+            self._known_loops[node] = found
+        return found
 
 
 def _arguments(call: ast.Call) -> set[str]:

@@ -15,6 +15,7 @@ from klguard.read.python.arrivals import join_layers
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import BudgetSpent
 from klguard.read.python.observe import ASSIGNED, METHODS, Observation, Observer
+from klguard.read.python.project import Use
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
 from klguard.read.python.values import State
 from klguard.settings import (
@@ -273,7 +274,7 @@ class SiteReader(Observer):
         for name, owner in self._names(function):
             home_file = function.module
             alone = home_file.path.endswith(".ipynb")
-            for module in [home_file] if alone else self.project.near(home_file, name):
+            for module in [home_file] if alone else self.project.near(home_file, name, Use.MENTIONED):
                 for node in module.mentions.get(name, ()):
                     if not self._may_mean(node, module, owner):
                         continue
@@ -297,7 +298,7 @@ class SiteReader(Observer):
         if function.name not in COMMON:
             yield function.name, function
         yield function.cls.name, function.cls
-        for module in self.project.near(function.module, function.cls.name):
+        for module in self.project.near(function.module, function.cls.name, Use.INHERITED):
             for info in module.classes.values():
                 if any(base.rpartition(".")[2] == function.cls.name for base in info.bases):
                     yield info.name, info
@@ -352,7 +353,7 @@ class SiteReader(Observer):
         visited = {key[1:]: visits for key, visits in self.observations.items() if key[0] == module.path}
         calls: dict[tuple, ast.expr] = {}
         if visited.keys() - by_span.keys():
-            calls = {module.ast_span(n): n for n in module.nodes if isinstance(n, (ast.Call, ast.Attribute))}
+            calls = {module.ast_span(n): n for n in module.of(ast.Call, ast.Attribute)}
         for span in sorted(by_span.keys() | visited.keys()):
             candidate, visits = by_span.get(span), visited.get(span, [])
             node = candidate.node if candidate else calls.get(span)

@@ -137,7 +137,7 @@ class Module:
     def imports(self) -> dict[str, str]:
         """Name -> dotted target for every import statement anywhere in the file; relative ones start with dots."""
         found: dict[str, str] = {}
-        for node in self._of(ast.Import, ast.ImportFrom):
+        for node in self.of(ast.Import, ast.ImportFrom):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     if alias.asname:
@@ -158,7 +158,7 @@ class Module:
         """Dotted targets of `from x import *`, in order."""
         return [
             "." * node.level + (node.module or "")
-            for node in self._of(ast.ImportFrom)
+            for node in self.of(ast.ImportFrom)
             if any(alias.name == "*" for alias in node.names)
         ]
 
@@ -175,7 +175,7 @@ class Module:
     def parents(self) -> dict[ast.AST, ast.AST]:
         return self._tree_index.parents
 
-    def _of(self, *kinds: type) -> list[Any]:
+    def of(self, *kinds: type) -> list[Any]:
         """The nodes of some types, in source order."""
         by_kind = self._tree_index.kinds
         if len(kinds) == 1:
@@ -190,7 +190,7 @@ class Module:
     def calls(self) -> dict[str, list[ast.Call]]:
         """Last component of the callee -> calls, in source order."""
         found: dict[str, list[ast.Call]] = {}
-        for node in self._of(ast.Call):
+        for node in self.of(ast.Call):
             if name := called_name(node):
                 found.setdefault(name, []).append(node)
         return found
@@ -199,7 +199,7 @@ class Module:
     def mentions(self) -> dict[str, list[ast.expr]]:
         """Name -> the names and attributes that read it, in source order; an imported name under its own name too."""
         found: dict[str, list[ast.expr]] = {}
-        for node in self._of(ast.Attribute, ast.Name):
+        for node in self.of(ast.Attribute, ast.Name):
             if isinstance(node, ast.Attribute):
                 found.setdefault(node.attr, []).append(node)
             elif isinstance(node.ctx, ast.Load):
@@ -212,7 +212,7 @@ class Module:
     @cached_property
     def generators(self) -> set[FunctionInfo]:
         """The functions that yield."""
-        yields = self._of(ast.Yield, ast.YieldFrom)
+        yields = self.of(ast.Yield, ast.YieldFrom)
         return {function for node in yields if (function := self.enclosing(node)) is not None}
 
     def enclosing(self, node: ast.AST) -> FunctionInfo | None:

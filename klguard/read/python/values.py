@@ -1,6 +1,7 @@
 """What an expression can be: the values the interpreter computes with, and the state it keeps them in.
 
-A value is immutable and carries the steps of its history. Things that can be mutated (dicts, lists, instances)
+A value is never changed and carries the steps of its history. (Its class is not frozen: that would make it three
+times as costly to make one, and they are made by the hundred thousand.) Things that can be mutated (dicts, lists, instances)
 live in the heap of a `State` and are referred to by `Ref`, so that two names for one dict stay one dict.
 """
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 MAX_STEPS = 12
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Step:
     """A hop whose place is computed only if somebody prints it (`place` is for documents, which have no node)."""
 
@@ -34,7 +35,7 @@ class Step:
 Steps = tuple[Step, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Const:
     """Plain Python data: None, bool, int, float, complex, str, bytes, Ellipsis."""
 
@@ -42,7 +43,7 @@ class Const:
     steps: Steps = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Unk:
     """A value that cannot be known. `oid` is its identity, so that attributes set on it can be found again;
     `owner` and `name` say of which object it is an attribute, where it is one."""
@@ -55,14 +56,14 @@ class Unk:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Missing:
     """No entry: a dict key or attribute that is not there on some path."""
 
     steps: Steps = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Alt:
     """One of several values; never nested, at most MAX_ALTERNATIVES."""
 
@@ -73,7 +74,7 @@ class Alt:
         return self.values[0].steps
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Ref:
     """A reference to the heap object `oid`."""
 
@@ -81,7 +82,7 @@ class Ref:
     steps: Steps = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Tup:
     """A tuple. `kind` is "tuple", or "set" and "frozenset", which klguard never sees mutated in place."""
 
@@ -89,7 +90,7 @@ class Tup:
     steps: Steps = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Func:
     """A function or lambda of the project, with the frame it closes over and the object it is bound to."""
 
@@ -99,7 +100,7 @@ class Func:
     steps: Steps = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Mod:
     """A module of the project."""
 
@@ -107,7 +108,7 @@ class Mod:
     steps: Steps = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Ext:
     """A name from outside the project: `transformers.GenerationConfig`, `builtins.dict`, `copy.deepcopy`."""
 
@@ -115,7 +116,7 @@ class Ext:
     steps: Steps = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Method:
     """A method of a built-in or library object, waiting to be called: `kw.update`."""
 
@@ -124,7 +125,7 @@ class Method:
     steps: Steps = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Partial:
     """functools.partial: a callee with arguments already given."""
 
@@ -134,7 +135,7 @@ class Partial:
     steps: Steps = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Later:
     """A definition or import of a module that nobody has read yet. `what` is a FunctionInfo or ClassInfo, or
     (module, name) of an import; `owner` is the class of a method."""
@@ -174,7 +175,7 @@ class Code:
 # -- the heap ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class DictObj:
     """A dict, or the attributes of an instance. `rest` is set when keys that are not listed may be there too."""
 
@@ -182,14 +183,14 @@ class DictObj:
     rest: Unk | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ListObj:
     """A list; `items` is None when its length is not known."""
 
     items: tuple[Abstract, ...] | None = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ClassObj:
     """A class of the project after its body ran: its attributes and its bases, most derived first."""
 
@@ -200,7 +201,7 @@ class ClassObj:
     flavour: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class InstObj:
     """An instance: of a class of the project (`cls`), or made by a call to `made_by` outside it.
 
@@ -278,7 +279,19 @@ def with_step(value: Abstract, step: Step) -> Abstract:
     steps = value.steps
     if len(steps) >= MAX_STEPS:
         steps = steps[: MAX_STEPS // 2] + steps[-(MAX_STEPS // 2 - 1) :]
-    return replace(value, steps=(*steps, step))
+    return with_steps(value, (*steps, step))
+
+
+def with_steps(value: Abstract, steps: Steps) -> Abstract:
+    """The value with another history: `dataclasses.replace`, in a fraction of its time."""
+    match value:
+        case Unk():
+            return Unk(value.reason, value.detail, steps, value.oid, value.owner, value.name)
+        case Const():
+            return Const(value.value, steps)
+        case Ref():
+            return Ref(value.oid, steps)
+    return replace(value, steps=steps)
 
 
 def truth(value: Abstract, state: State) -> bool | None:
@@ -325,21 +338,75 @@ def _may_miss(value: Abstract) -> bool:
 # -- the state --------------------------------------------------------------------------------------------------
 
 
-class Heap(dict[Any, Object]):
-    """Objects by oid. Every write, in whichever copy, is told to the `watchers`, which all copies share."""
+class Heap:
+    """Objects by oid. Every write, in whichever copy, is told to the `watchers`, which all copies share.
 
-    __slots__ = ("watchers",)
+    Copies share what neither side has written since, and so know quickly in what they differ.
+    """
 
-    def __init__(self, contents: Heap | None = None, watchers: list[set[Any]] | None = None) -> None:
-        super().__init__(contents or ())
-        self.watchers = (
-            contents.watchers if contents is not None else watchers if watchers is not None else []
-        )
+    __slots__ = ("_shared", "_own", "watchers")
+
+    def __init__(self) -> None:
+        self._shared: dict[Any, Object] = {}
+        self._own: dict[Any, Object] = {}
+        self.watchers: list[set[Any]] = []
+
+    def copy(self) -> Heap:
+        if len(self._own) > FEW_WRITES and len(self._own) * 4 > len(self._shared):
+            self._shared, self._own = {**self._shared, **self._own}, {}
+        return self._twin()
+
+    def _twin(self) -> Heap:
+        twin = Heap.__new__(Heap)
+        twin._shared, twin._own, twin.watchers = self._shared, self._own.copy(), self.watchers
+        return twin
+
+    def get(self, oid: Any, default: Object | None = None) -> Object | None:
+        found = self._own.get(oid)
+        return self._shared.get(oid, default) if found is None else found
+
+    def __getitem__(self, oid: Any) -> Object:
+        found = self._own.get(oid)
+        return self._shared[oid] if found is None else found
 
     def __setitem__(self, oid: Any, obj: Object) -> None:
-        super().__setitem__(oid, obj)
+        self._own[oid] = obj
         for watcher in self.watchers:
             watcher.add(oid)
+
+    def __contains__(self, oid: Any) -> bool:
+        return oid in self._own or oid in self._shared
+
+    def items(self) -> Iterable[tuple[Any, Object]]:
+        return {**self._shared, **self._own}.items()
+
+    def oids(self) -> set[Any]:
+        return {*self._shared, *self._own}
+
+    def written(self, other: Heap) -> Iterable[Any]:
+        """The oids under which this heap and another may hold different objects."""
+        if self._shared is other._shared:
+            return {**self._own, **other._own}
+        return {**self._shared, **self._own, **other._shared, **other._own}
+
+    def joined(self, other: Heap) -> Heap:
+        """The objects where two paths meet."""
+        both = self._twin()
+        for oid in self.written(other):
+            left, right = self.get(oid), other.get(oid)
+            if left is right:
+                continue
+            if left is None or right is None:
+                # Objects of which the oid is no tuple are made on one path and not there on the other.
+                made = left or right
+                assert made is not None
+                if type(oid) is tuple:
+                    both[oid] = _join_objects(left or _UNTOUCHED, right or _UNTOUCHED)
+                elif left is None:
+                    both[oid] = made
+            else:
+                both[oid] = _join_objects(left, right)
+        return both
 
     @contextmanager
     def watched(self) -> Iterator[set[Any]]:
@@ -350,6 +417,10 @@ class Heap(dict[Any, Object]):
             yield written
         finally:
             self.watchers[:] = [watcher for watcher in self.watchers if watcher is not written]
+
+
+FEW_WRITES = 24
+"""Objects that a copy of a heap holds for itself before it is worth while to share them."""
 
 
 class State:
@@ -364,7 +435,7 @@ class State:
 
     def copy(self) -> State:
         self._owned = set()
-        return State(dict(self.frames), Heap(self.heap))
+        return State(dict(self.frames), self.heap.copy())
 
     def include(self, other: State, written: Iterable[Any]) -> None:
         """Join another state into this one, which differ in no objects but those `written`."""
@@ -425,17 +496,7 @@ def _join_two(left: State, right: State) -> State:
             frames[frame] = variables
         elif mine is not variables:
             frames[frame] = _join_variables(mine, variables)
-    heap = Heap(left.heap)
-    for oid, obj in right.heap.items():
-        mine_obj = heap.get(oid)
-        if mine_obj is None:
-            heap[oid] = obj if type(oid) is not tuple else _join_objects(_UNTOUCHED, obj)
-        elif mine_obj is not obj:
-            heap[oid] = _join_objects(mine_obj, obj)
-    for oid in left.heap.keys() - right.heap.keys():
-        if type(oid) is tuple:
-            heap[oid] = _join_objects(left.heap[oid], _UNTOUCHED)
-    return State(frames, heap)
+    return State(frames, left.heap.joined(right.heap))
 
 
 _UNTOUCHED = DictObj({}, Unk(Reason.RUNTIME, "as it was before"))
@@ -447,11 +508,11 @@ def _join_variables(left: dict[str, Abstract], right: dict[str, Abstract]) -> di
     changed: dict[str, Abstract] = {}
     for name, value in right.items():
         mine = left.get(name)
+        if mine is value:
+            continue
         if mine is None or isinstance(mine, Later):
             changed[name] = value
-        elif isinstance(value, Later):
-            continue
-        elif mine is not value and (met := _meet(mine, value)) is not mine:
+        elif not isinstance(value, Later) and (met := _meet(mine, value)) is not mine:
             changed[name] = met
     return {**left, **changed} if changed else left
 

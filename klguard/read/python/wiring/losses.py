@@ -176,9 +176,7 @@ def _pad_is_eos(module: Module, call: ast.Call, pad: ast.expr) -> tuple[Hop, boo
         given = next((k.value for k in call.keywords if k.arg == "pad_token_id"), None)
         if given is not None and "eos" in dotted(given).rpartition(".")[2]:
             return Hop(HopKind.KWARG, module.ast_place(given), f"pad_token_id={module.segment(given)}"), True
-    for node in module.nodes:
-        if not isinstance(node, ast.Assign):
-            continue
+    for node in module.of(ast.Assign):
         target, value = dotted(node.targets[0]), dotted(node.value)
         owner, _, field = target.rpartition(".")
         if field in ("pad_token", "pad_token_id") and value == f"{owner}.{field.replace('pad', 'eos')}":

@@ -298,8 +298,8 @@ def _touched(module: Module, name: str) -> bool:
         for call in module.calls.get(word, ()):
             if isinstance(call.func, ast.Attribute) and dotted(call.func.value) == name:
                 return True
-    for node in module.nodes:
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and dotted(node.value) == name:
+    for node in module.of(ast.Subscript):
+        if isinstance(node.ctx, ast.Store) and dotted(node.value) == name:
             if not isinstance(node.slice, ast.Constant) or node.slice.value == "attention_mask":
                 return True
     return False

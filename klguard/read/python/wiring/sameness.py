@@ -176,9 +176,7 @@ def _entries(made: Origin, name: str) -> Iterator[tuple[Module, ast.expr]]:
 
 def _stores(module: Module, holder: str, name: str) -> Iterator[tuple[Module, ast.expr]]:
     """`holder["name"] = value` and `holder.name = value` anywhere in the module."""
-    for node in module.nodes if holder else ():
-        if not isinstance(node, ast.Assign):
-            continue
+    for node in module.of(ast.Assign) if holder else ():
         for target in node.targets:
             match target:
                 case ast.Subscript(value=owner, slice=ast.Constant(value=key)) if (

@@ -112,7 +112,7 @@ def divisions(project: Project, module: Module) -> list[Division]:
 
 def _divisions(project: Project, module: Module) -> Iterator[Division]:
     by_scope: dict[Scope, list[Division]] = {}
-    for node in module.nodes:
+    for node in module.of(ast.BinOp, ast.AugAssign, ast.Call):
         if (parts := _division(node)) is not None or (
             parts := _handed_over(project, module, node)
         ) is not None:

@@ -214,7 +214,7 @@ def _of_outer(project: Project, module: Module, scope: Scope, name: str) -> list
 
 
 def _assigned_as_global(module: Module, name: str) -> bool:
-    return any(isinstance(n, (ast.Global, ast.Nonlocal)) and name in n.names for n in module.nodes)
+    return any(name in node.names for node in module.of(ast.Global, ast.Nonlocal))
 
 
 def _imported(project: Project, module: Module, name: str) -> list[Definition] | None:
