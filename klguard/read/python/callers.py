@@ -20,6 +20,9 @@ from klguard.read.python.trees import walk_level
 MAX_CALLERS = 12
 """Callers followed for one function."""
 
+FEW_CALLERS = 3
+"""Callers from whose arguments the class of a parameter is inferred."""
+
 COMMON_METHODS = frozenset(
     "generate sample step forward __call__ run call train eval update add append push put get pop "
     "extend insert from_pretrained process predict evaluate encode decode reset save load fit act learn "
@@ -140,7 +143,9 @@ class CallGraph:
             found = self._families[cls] = [cls, *self.bases(cls)]
             for module in self.project.near(cls.module, cls.name, Use.INHERITED):
                 found += [
-                    c for c in module.classes.values() if c is not cls and any(b is cls for b in self.bases(c))
+                    c
+                    for c in module.classes.values()
+                    if c is not cls and any(b is cls for b in self.bases(c))
                 ]
         return found
 
@@ -222,7 +227,7 @@ class CallGraph:
                 if isinstance(found, str) and "." in found:
                     return "external" if not found.startswith("typing") else None
         if depth > 2:
-            for module, call in self.callers(info, by_name=True)[:3]:
+            for module, call in self.callers(info, by_name=True):
                 value = argument(info, call, name) if isinstance(call, ast.Call) else None
                 if value is not None and (found := self.class_of(module, value, depth - 2)) is not None:
                     return found
@@ -356,13 +361,15 @@ class CallGraph:
     def callers(self, info: FunctionInfo, by_name: bool = False) -> list[tuple[Module, ast.expr]]:
         """Calls that enter `info`, or hand it to somebody who will call it; at most MAX_CALLERS.
 
-        With `by_name` receivers are not looked at (they may be the very thing that is being inferred).
+        With `by_name` receivers are not looked at (they may be the very thing that is being inferred), and FEW_CALLERS
+        are enough.
         """
         key = id(info) * 2 + by_name
         if key not in self._callers:
             self._callers[key] = []
             self._keep.append(info)
-            self._callers[key] = list(islice(self._find_callers(info, by_name), MAX_CALLERS))
+            most = FEW_CALLERS if by_name else MAX_CALLERS
+            self._callers[key] = list(islice(self._find_callers(info, by_name), most))
         return self._callers[key]
 
     def _find_callers(self, info: FunctionInfo, by_name: bool) -> Iterator[tuple[Module, ast.expr]]:

@@ -1,8 +1,9 @@
 """What an expression can be: the values the interpreter computes with, and the state it keeps them in.
 
 A value is never changed and carries the steps of its history. (Its class is not frozen: that would make it three
-times as costly to make one, and they are made by the hundred thousand.) Things that can be mutated (dicts, lists, instances)
-live in the heap of a `State` and are referred to by `Ref`, so that two names for one dict stay one dict.
+times as costly to make one, and they are made by the hundred thousand.) Things that can be mutated (dicts,
+lists, instances) live in the heap of a `State` and are referred to by `Ref`, so that two names for one dict stay
+one dict.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from klguard.read.python import project as project_file
-from klguard.read.python.project import COMMON, Project
+from klguard.read.python.project import COMMON, Project, Use
 from klguard.read.python.source import ClassInfo, FunctionInfo, parse
 
 
@@ -32,10 +32,10 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-def near(project: Project, path: str, word: str, hint: str = "") -> list[str]:
+def near(project: Project, path: str, word: str, hint: str = "", use: Use = Use.MENTIONED) -> list[str]:
     home = project.module(path)
     assert home is not None
-    return [module.path for module in project.near(home, word, hint)]
+    return [module.path for module in project.near(home, word, use, hint)]
 
 
 def test_files_that_hold_a_rare_word_are_near_wherever_they_lie():
@@ -49,6 +49,35 @@ def test_of_a_common_word_only_the_own_folder_and_files_with_the_hint_count(pars
     project = project_of({"a/home.py": "x = 1", "a/beside.py": "update()", **far, **hinted})
     assert near(project, "a/home.py", "update", "Loop") == ["a/home.py", "elsewhere/hinted.py", "a/beside.py"]
     assert len(parsed) == 3
+
+
+@pytest.mark.parametrize(
+    ("use", "text", "shows"),
+    [
+        (Use.CALLED, "batch = roll(model)", True),
+        (Use.CALLED, "batch = roll (model)", True),
+        (Use.CALLED, "pool.map(roll, prompts)", True),
+        (Use.CALLED, "run(each=roll)", True),
+        (Use.CALLED, "pool.map(\n    roll\n)", True),
+        (Use.CALLED, "workers = [start, roll]\nactor.roll.remote(x)", True),
+        (Use.CALLED, "def roll(x):\n    return roll(x - 1)", True),
+        (Use.CALLED, "def roll(x): ...", False),
+        (Use.CALLED, "from rollouts import roll_out as roll_it", False),
+        (Use.READ, "print(self.roll)", True),
+        (Use.READ, "roll = 1", False),
+        (Use.DEFINED, "class A:\n    async def roll(self): ...", True),
+        (Use.DEFINED, "roll()", False),
+        (Use.INHERITED, "class A(roll): ...", True),
+        (Use.INHERITED, "class A(\n    Base,\n    some.roll,\n    metaclass=M,\n): ...", True),
+        (Use.INHERITED, "from rolls import roll as Base\nclass A(Base): ...", True),
+        (Use.INHERITED, "roll()\nx = {1: 2}", False),
+        (Use.MENTIONED, "roll", True),
+    ],
+)
+def test_what_a_file_may_do_with_a_name_is_seen_in_its_bytes(use: Use, text: str, shows: bool):
+    project = project_of({"home.py": "x = 1", "other.py": text})
+    found = near(project, "home.py", "roll", use=use)
+    assert found == ["home.py"] + ["other.py"] * shows
 
 
 def test_an_answer_depends_on_the_files_that_make_a_word_common():
