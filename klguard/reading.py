@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,6 +146,9 @@ def _parallel(
     if len(shares) < 2:
         yield from _serial(shares, target)
         return
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool  # few runs need them, and loading them takes time
+
     with ProcessPoolExecutor(min(jobs, len(shares))) as pool:
         pending = [(share, pool.submit(read_share, share, target)) for share in shares]
         for share, future in pending:
@@ -161,6 +162,9 @@ def _alone(share: Share, target: Target) -> tuple[Answer, Trail]:
     """The answer about a share in a process of its own, after one of the pool has died (of memory, or a
     crash of the interpreter); halved until the file is found that kills it, which must not cost the
     others."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     with ProcessPoolExecutor(1) as pool:
         try:
             return pool.submit(read_share, share, target).result()
