@@ -147,7 +147,9 @@ def _parallel(
         yield from _serial(shares, target)
         return
     from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool  # few runs need them, and loading them takes time
+    from concurrent.futures.process import (
+        BrokenProcessPool,  # few runs need them, and loading them takes time
+    )
 
     with ProcessPoolExecutor(min(jobs, len(shares))) as pool:
         pending = [(share, pool.submit(read_share, share, target)) for share in shares]

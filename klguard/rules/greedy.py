@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from klguard.engines.engine import verdict as for_all
+from klguard.findings import Confidence
 from klguard.rules.bending import fact, rejected, without_kl
 from klguard.rules.programs import by_hand, ppo, vllm
 from klguard.rules.rule import Example, Hazard, Rule, Verdict, judge
 from klguard.rules.words import engine_of, release, shown
-from klguard.settings import Default, Settings, SiteKind, members
+from klguard.settings import Default, LayerKind, Settings, SiteKind, members
 
 ALMOST_ZERO = 1e-5  # below it vLLM decodes greedily; SGLang from 1e-6
 
@@ -52,10 +54,7 @@ class Greedy(Rule):
 
     code = "KLG201"
     name = "greedy"
-    harm = (
-        "nothing is drawn at random, so the mean of log p - log ref over these tokens is not the KL, and "
-        "can be negative"
-    )
+    harm = "the mean of log p - log ref over these tokens is not the KL, and can be negative"
 
     def check(self, settings: Settings) -> Iterator[Hazard]:
         if settings.kind is SiteKind.TRAINER:
@@ -79,6 +78,11 @@ class Greedy(Rule):
         if nobody:
             left = "is left out" if found.certain else "may be left out"
             start = f"`do_sample` {left}, and {release(settings, nobody)} then {what}"
+            if _a_checkpoint_may_say(settings):
+                start += ", unless the checkpoint, which is not known here, says to sample and how"
+                found = replace(found, confidence=Confidence.MEDIUM)
+                yield self._hazard(settings, "do_sample", found, start, because="either way")
+                return
         elif found.certain:
             start = f"`do_sample={shown(found.offenders)}` {what}"
         else:
@@ -103,10 +107,17 @@ class Greedy(Rule):
                 settings, "temperature", found, f"{verb} takes the likeliest token at every step"
             )
 
-    def _hazard(self, settings: Settings, setting: str, found: Verdict, start: str) -> Hazard:
+    def _hazard(
+        self,
+        settings: Settings,
+        setting: str,
+        found: Verdict,
+        start: str,
+        because: str = "nothing is drawn at random, so",
+    ) -> Hazard:
         harm = self.harm
         if without_kl(settings):
-            harm = "nothing is drawn at random, so the gradient of the log-probs is not a policy gradient"
+            harm = "the gradient of the log-probs is not a policy gradient"
         if setting == "do_sample":
             k = engine_of(settings).safe("top_k", settings.versions)
             instead = "pass `do_sample=True`" + (
@@ -116,7 +127,7 @@ class Greedy(Rule):
             instead = "sample at `temperature=1.0`"
         safe = engine_of(settings).safe(setting, settings.versions) or None
         return Hazard(
-            message=f"{start}: {harm}",
+            message=f"{start}: {because} {harm}",
             help=instead,
             setting=setting,
             severity=found.severity,
@@ -139,6 +150,12 @@ class Greedy(Rule):
 def _nobody_said(found: Verdict) -> str:
     """The library whose default it is, "" where somebody wrote the value."""
     return next((v.library for v in found.offenders if isinstance(v, Default)), "")
+
+
+def _a_checkpoint_may_say(settings: Settings) -> bool:
+    """Whether a generation config that nobody has seen fills in what a call leaves out."""
+    kinds = {layer.kind for layer in settings.layers}
+    return settings.kind is SiteKind.GENERATE and LayerKind.CHECKPOINT not in kinds
 
 
 def _is_used_here(settings: Settings) -> bool:

@@ -18,8 +18,18 @@ def test_sampling_is_not_greedy(hazards):
     assert hazards("KLG201", **SAMPLE) == []
 
 
-def test_do_sample_left_out_is_greedy(hazards):
+def test_do_sample_left_out_is_greedy_or_as_an_unseen_checkpoint_says(hazards):
     (hazard,) = hazards("KLG201", max_new_tokens=32)
+    assert (hazard.severity, hazard.confidence) == (Severity.ERROR, Confidence.MEDIUM)
+    assert hazard.message.startswith(
+        "`do_sample` is left out, and transformers 5.23.0 then takes the likeliest token at every step, unless "
+        "the checkpoint, which is not known here, says to sample and how: either way "
+    )
+
+
+def test_do_sample_left_out_is_greedy_over_a_checkpoint_that_says_nothing(hazards):
+    kwargs = Layer(LayerKind.KWARGS, {"max_new_tokens": Known(32)})
+    (hazard,) = hazards("KLG201", layers=(kwargs, Layer(LayerKind.CHECKPOINT, {})))
     assert (hazard.severity, hazard.confidence) == (Severity.ERROR, Confidence.HIGH)
     assert hazard.message.startswith(
         "`do_sample` is left out, and transformers 5.23.0 then takes the likeliest token at every step: "
