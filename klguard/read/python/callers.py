@@ -165,13 +165,13 @@ class CallGraph:
             cls = self.own_class(module, expr)
             return None if cls is None else self._class_of_attribute(cls, expr.attr, depth)
         if isinstance(expr, ast.Call):
-            return self._class_of_call(module, expr)
+            return self._class_of_call(module, expr, depth)
         if isinstance(expr, (ast.BoolOp, ast.IfExp)):
             parts = expr.values if isinstance(expr, ast.BoolOp) else [expr.body, expr.orelse]
             return next((c for p in parts if (c := self.class_of(module, p, depth - 1)) is not None), None)
         return None
 
-    def _class_of_call(self, module: Module, call: ast.Call) -> Receiver:
+    def _class_of_call(self, module: Module, call: ast.Call, depth: int) -> Receiver:
         target = callee(call)
         if callee_name(call) in FLUENT and isinstance(target, ast.Attribute):
             return self.class_of(module, target.value)
@@ -181,12 +181,28 @@ class CallGraph:
             found = self.lookup(module, call, name)
             if isinstance(found, ClassInfo):
                 return found
+            if isinstance(found, FunctionInfo):
+                return self._class_of_result(found, depth)
             if isinstance(found, str) and name.split(".")[0] in module.imports:
                 return "external"
         if callee_name(call) == "from_pretrained" and isinstance(target, ast.Attribute):
             found = self.lookup(module, call, dotted(target.value)) if dotted(target.value) else None
             return found if isinstance(found, ClassInfo) else "external"
         return None
+
+    def _class_of_result(self, info: FunctionInfo, depth: int) -> Receiver:
+        """The class of what a function returns: by its annotation, else by its `return` statements."""
+        node = info.node
+        if getattr(node, "returns", None) is not None and (text := _annotation(node.returns)):
+            found = self.project.resolve(text, info.module)
+            if isinstance(found, ClassInfo) and not _is_protocol(found):
+                return found
+        if depth < 2 or isinstance(node, ast.AsyncFunctionDef):
+            return None
+        returned = [n.value for n in walk_level(node) if isinstance(n, ast.Return) and n.value is not None]
+        classes = {id(c): c for value in returned for c in [self.class_of(info.module, value, depth - 2)]}
+        only = next(iter(classes.values()), None)
+        return only if len(classes) == 1 and isinstance(only, ClassInfo) else None
 
     def _class_of_name(self, module: Module, name: ast.Name, depth: int) -> Receiver:
         table = scopes_of(module)
@@ -384,11 +400,11 @@ class CallGraph:
             return bool(name) and self.lookup(module, call, name) is wanted
         if not isinstance(func, ast.Attribute):
             return False
-        if dotted(func.value) in ("self", "cls") or (
-            isinstance(func.value, ast.Call) and dotted(func.value.func) == "super"
-        ):
+        above = isinstance(func.value, ast.Call) and dotted(func.value.func) == "super"
+        if above or dotted(func.value) in ("self", "cls"):
             own = self.own_class(module, call)
-            return own is not None and self.related(own, info.cls)
+            # super() enters a method of a base: of a base outside the project, none that can be seen
+            return own is not None and self.related(own, info.cls) and not (above and own is info.cls)
         if by_name:
             return info.name not in COMMON_METHODS or self._alike(func.value, info.cls)
         if name := dotted(func):

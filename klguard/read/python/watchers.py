@@ -66,6 +66,7 @@ class TokenWatcher:
         self.hits: list[Hit] = []
         self.shown: list[tuple[Module, ast.AST]] = []
         self.judged: list[tuple[Module, ast.AST]] = []
+        self.rewarded: list[tuple[Module, ast.Call]] = []
         self.uncalled_functions: list[FunctionInfo] = []
 
     def keeps(self, name: str) -> bool:
@@ -85,6 +86,8 @@ class TokenWatcher:
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         name = callee_name(call)
         called = written(spot.module, callee(call))
+        if judging(name):
+            self.rewarded.append((spot.module, call))
         if backward_operand(call) or trains_by_step(call, slot, value):
             self._hit(spot, call, f"the tokens reach {called}()")
             return True
