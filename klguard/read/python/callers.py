@@ -415,7 +415,8 @@ class CallGraph:
                 return False  # a method of something imported from outside
         cls = self.class_of(module, func.value)
         if isinstance(cls, ClassInfo):
-            return self.related(cls, info.cls) and self.method(cls, info.name) in (info, None)
+            named = self.method(cls, info.name)
+            return self.related(cls, info.cls) and (named is None or named is info or _is_abstract(named))
         if cls == "external":
             return False
         return info.name not in COMMON_METHODS or self._alike(func.value, info.cls)
@@ -464,6 +465,15 @@ class CallGraph:
 def _is_protocol(cls: ClassInfo) -> bool:
     """A `typing.Protocol` says which methods an object has, not which class it is of."""
     return any(base.rsplit(".", 1)[-1] == "Protocol" for base in cls.bases)
+
+
+def _is_abstract(method: FunctionInfo) -> bool:
+    """Whether a method is there for subclasses to fill in."""
+    return any(dotted(d).endswith("abstractmethod") for d in method.node.decorator_list) or all(
+        isinstance(s, (ast.Raise, ast.Pass))
+        or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+        for s in method.node.body
+    )
 
 
 def argument(info: FunctionInfo, call: ast.Call, name: str) -> ast.expr | None:

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, replace
 
 from klguard.read.python.callers import CallGraph, callee, callee_name, words
 from klguard.read.python.dataflow import Flow
-from klguard.read.python.naming import REFERENCE_WORDS, ROLLOUT_WORDS, Scopes, file_names, scopes_around
+from klguard.read.python.naming import (
+    REFERENCE_WORDS,
+    ROLLOUT_WORDS,
+    TRAINING_WORDS,
+    Scopes,
+    file_names,
+    scopes_around,
+)
 from klguard.read.python.project import Project
 from klguard.read.python.scopes import scopes_of
 from klguard.read.python.source import FunctionInfo, Module, dotted
@@ -43,7 +50,7 @@ class Verdict:
     context: Context
     why: str
     named: bool = field(default=False, compare=False)
-    """Whether only a name says so: the flow was followed and decided nothing."""
+    """Whether only a name says so, and nothing on the way there speaks of training."""
     pairs: bool = False
     """Whether what is trained on are pairs of answers, under a loss as DPO's, which asks for no sample of the policy."""
 
@@ -116,6 +123,20 @@ def optimized(module: Module, call: ast.Call) -> bool:
     return False
 
 
+def loops_around(module: Module, call: ast.Call, hit: Hit) -> tuple[set[ast.AST], set[ast.AST]]:
+    """The loops in which `call` samples, and those in which what it sampled is trained on at `hit`."""
+    starts = [*hit.frame.climbed, (module, call)]
+    ends = [*hit.frame.entered, (hit.module, hit.node)]
+    sampling = {loop for m, node in starts for loop in scopes_of(m).loops(node)}
+    return sampling, {loop for m, node in ends for loop in scopes_of(m).loops(node)}
+
+
+def share_a_loop(module: Module, call: ast.Call, hit: Hit) -> bool:
+    """Is it sampled and trained in turns?"""
+    sampling, training = loops_around(module, call, hit)
+    return bool(sampling & training)
+
+
 def trains(module: Module) -> bool:
     """Does the file train: a backward pass, a loss for a base class, a trainer's step or train()?"""
     if "backward" in module.calls or "value_and_grad" in module.calls:
@@ -171,6 +192,8 @@ class ContextAnalysis:
         if weak is not None:
             where = _where(weak.module, weak.node, module)
             return Verdict(Context.ROLLOUT, f"{weak.text} {where}, in code that trains")
+        if (learns := self._learns(module, call, chain, watcher)) is not None:
+            return learns
         by_name = self._by_name(module, call, chain)
         if by_name is not None and not (reference and by_name.context is Context.ROLLOUT):
             return by_name
@@ -204,10 +227,7 @@ class ContextAnalysis:
 
     def _offline(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> bool:
         """Are preference pairs sampled first, all of them, and trained on afterwards?"""
-        starts = [*hit.frame.climbed, (module, call)]
-        ends = [*hit.frame.entered, (hit.module, hit.node)]
-        sampling = {loop for m, node in starts for loop in scopes_of(m).loops(node)}
-        training = {loop for m, node in ends for loop in scopes_of(m).loops(node)}
+        sampling, training = loops_around(module, call, hit)
         if not sampling or sampling & training:
             return False
         pairless = PairlessWatcher(self.graph)
@@ -221,19 +241,20 @@ class ContextAnalysis:
         climbed = chain if chain or info is None else tuple(self.graph.callers(info)[:1])
         for caller in climbed:
             names += scopes_around(*caller)
-        if any(trains(each) for each in (module, *(m for m, _ in climbed))):
+        on_the_way = (module, *(m for m, _ in climbed))
+        training = any(trains(each) for each in on_the_way)
+        if training:
             names += _assigned(module, call)
-        for each in (module, *(m for m, _ in climbed)):
+        for each in on_the_way:
             names += file_names(each)
         told = Scopes(tuple(names)).tells()
         if told is None or (told[0] is Context.ROLLOUT and info is None and not trains(module)):
             return None  # a script that trains nothing is no rollout for a name
-        return Verdict(*told, named=True)
+        training = training or any(words(name) & TRAINING_WORDS for name, _ in names)
+        return Verdict(*told, named=not training)
 
     def _by_fate(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict:
         """What became of the text, where neither training nor a name was met."""
-        if (learns := self._learns(module, call, chain, watcher)) is not None:
-            return learns
         if watcher.judged:
             return self._judged(module, call, chain, watcher)
         if watcher.shown:
@@ -248,18 +269,33 @@ class ContextAnalysis:
     def _learns(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict | None:
         """A rollout all the same: the model that samples is in an optimizer, and the text's reward is in the loss.
 
-        Such code scores other tokens than those that were drawn, or the flow between them was lost.
+        Such code scores other tokens than those that were drawn, or the flow between them was lost. The samples of a
+        baseline have rewards in the loss as well; they stand beside others, that are trained on.
         """
         if not optimized(module, call):
             return None
-        for m, judge in watcher.rewarded:
+        if not watcher.rewarded or any(
+            other is not call
+            and dotted(callee(other)) == dotted(callee(call))
+            and self._settles(module, other)
+            for other in module.calls.get(callee_name(call), ())
+        ):
+            return None
+        for verdict in watcher.rewarded:
             reward = RewardWatcher(self.graph)
-            Flow(self.graph, reward, chain).run(Spot(m, judge))
+            Flow(self.graph, reward, chain).run(verdict)
             hit = next((h for h in reward.hits if not h.weak), None)
-            if hit is not None:
-                used = f"{_where(m, judge, module)} and reach training {_where(hit.module, hit.node, module)}"
+            if hit is not None and share_a_loop(module, call, hit):
+                made = _where(verdict.module, verdict.node, module)
+                used = f"{made} and reach training {_where(hit.module, hit.node, module)}"
                 return Verdict(Context.ROLLOUT, f"its rewards are made {used}, of the model that samples")
         return None
+
+    def _settles(self, module: Module, call: ast.Call) -> bool:
+        """Are the tokens of `call` trained on, by some path?"""
+        watcher = TokenWatcher(self.graph)
+        Flow(self.graph, watcher).run(Spot(module, call))
+        return watcher.settled
 
     def _judged(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict:
         """The text is made into a number: a reward within training, else a measurement."""

@@ -429,6 +429,7 @@ class SiteReader(Observer):
             return overall.context, overall.why, visits
         rollouts: list[Observation] = []
         named: list[Observation] = []
+        pairs: list[Observation] = []
         unclear: list[Observation] = []
         for visit in visits:
             chain = tuple(self._caller(link) for link in reversed(visit.chain))
@@ -437,10 +438,10 @@ class SiteReader(Observer):
                 known = known[: chain.index(None)]
             verdict = analysis.classify_through(module, node, kind, known)
             if verdict.context is Context.ROLLOUT:
-                (named if verdict.named else rollouts).append(visit)
+                (pairs if verdict.pairs else named if verdict.named else rollouts).append(visit)
             elif verdict.context is Context.UNKNOWN or not known:
                 unclear.append(visit)
-        return overall.context, overall.why, rollouts or named or unclear
+        return overall.context, overall.why, rollouts or named or pairs or unclear
 
     def _readers_context(self, module: Module, visits: list[Observation]) -> tuple[Context, str]:
         """The context of the calls that sample with a model whose generation_config is assigned to; of several, a

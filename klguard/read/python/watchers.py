@@ -66,7 +66,7 @@ class TokenWatcher:
         self.hits: list[Hit] = []
         self.shown: list[tuple[Module, ast.AST]] = []
         self.judged: list[tuple[Module, ast.AST]] = []
-        self.rewarded: list[tuple[Module, ast.Call]] = []
+        self.rewarded: list[Spot] = []
         self.uncalled_functions: list[FunctionInfo] = []
 
     def keeps(self, name: str) -> bool:
@@ -87,7 +87,7 @@ class TokenWatcher:
         name = callee_name(call)
         called = written(spot.module, callee(call))
         if judging(name):
-            self.rewarded.append((spot.module, call))
+            self.rewarded.append(Spot(spot.module, call, (), spot.frame))
         if backward_operand(call) or trains_by_step(call, slot, value):
             self._hit(spot, call, f"the tokens reach {called}()")
             return True
