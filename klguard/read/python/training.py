@@ -84,6 +84,9 @@ SCALARS = frozenset(
 )
 """Calls that leave nothing of the tokens but a number."""
 
+ELEMENTWISE = frozenset("float int round abs type".split())
+"""Of these, those that as methods of a tensor leave it one: `logprobs.float()`."""
+
 DEAD_ATTRIBUTES = frozenset(
     {
         "scores",

@@ -14,6 +14,7 @@ from klguard.read.python.spots import Frame, Path, Spot
 from klguard.read.python.training import (
     ADDING,
     BUFFERS,
+    ELEMENTWISE,
     GENERATORS,
     HOOKS,
     LOOKING_HOOKS,
@@ -129,7 +130,7 @@ class TokenWatcher:
             return True
         if scores_tokens(call):
             self._hit(spot, call, f"the tokens are scored by .{name}()", weak=True)
-        return name in SCALARS
+        return name in SCALARS - ELEMENTWISE
 
     def result(self, spot: Spot, call: ast.Call, path: Path) -> bool:
         if not spot.scored and judging(callee_name(call)) and not (path and self.keeps(path[0])):
