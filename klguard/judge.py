@@ -58,8 +58,8 @@ def _judge(sites: Iterable[Site], rules: Sequence[Rule], crashed: set[str]) -> I
 def _judged(site: Site) -> bool:
     """A project's own class that bears the name of a library's means whatever its author made of it; only a
     sampler of the project's own is known to sample. What is assigned to a model's generation_config is judged where
-    calls are seen to read it."""
-    if "read_by" in site.settings.facts:
+    calls are seen to read it. Pairs for a preference loss need not be samples of the policy."""
+    if {"read_by", "pairs"} & site.settings.facts.keys():
         return False
     return site.settings.engine != "local" or site.settings.kind is SiteKind.GENERATE
 

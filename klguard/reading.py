@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from klguard.judge import internal_error, start_of
 from klguard.settings import Context, Site
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from klguard.read.python.project import Project
 
 SHARE = 256
@@ -152,12 +155,16 @@ def _parallel(
     )
 
     with ProcessPoolExecutor(min(jobs, len(shares))) as pool:
-        pending = [(share, pool.submit(read_share, share, target)) for share in shares]
-        for share, future in pending:
+        pending: list[Future[tuple[Answer, Trail]]] = []
+        with suppress(BrokenProcessPool):  # a process may have died before the last share was handed out
+            for share in shares:
+                pending.append(pool.submit(read_share, share, target))
+        for number, share in enumerate(shares):
             try:
-                yield share, future.result()
+                answer = pending[number].result() if number < len(pending) else None
             except BrokenProcessPool:
-                yield share, _alone(share, target)
+                answer = None
+            yield share, answer or _alone(share, target)
 
 
 def _alone(share: Share, target: Target) -> tuple[Answer, Trail]:

@@ -269,5 +269,6 @@ FACTS = {
     "pad_is_eos_mask": "generate: Known(True) when the response mask is `!= pad` and pad is the end-of-sequence token",
     "kl_estimator": "generate: Known('k1-loss' | 'abs' | 'clamp') for a hand-written KL term of that form",
     "checkpoint": "generate, trainer: Known(str), the checkpoint the policy was loaded from",
+    "pairs": "generate: Known(True) when what is trained on are pairs of answers, under a loss as DPO's",
     "kl_term": "Known(False) when the visible loop has no KL term or its coefficient is 0",
 }

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,24 @@ def test_a_process_that_dies_over_one_file_costs_nothing_else(project: Path, mon
     monkeypatch.setattr(sites.SiteReader, "read", _failing_on("one.py", lambda: os._exit(9)))
     write(project, one=BAD, two=BAD, three=BAD)
     assert codes(check(jobs=2)) == [("one.py", "KLG006"), ("three.py", "KLG101"), ("two.py", "KLG101")]
+
+
+def test_a_process_that_dies_before_all_files_are_handed_out_costs_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+):
+    submit, handed = ProcessPoolExecutor.submit, []
+
+    def late(pool, *args):
+        handed.append(args)
+        if len(handed) == 2:
+            raise BrokenProcessPool("a process has died")
+        return submit(pool, *args)
+
+    monkeypatch.setattr(reading, "SHARE", 1)
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", late)
+    write(project, one=BAD, two=BAD, three=BAD)
+    found = codes(check(jobs=2))
+    assert found == [("one.py", "KLG101"), ("three.py", "KLG101"), ("two.py", "KLG101")]
 
 
 # --- processes and order --------------------------------------------------------------------------

@@ -174,13 +174,13 @@ class CallGraph:
             cls = self.own_class(module, expr)
             return None if cls is None else self._class_of_attribute(cls, expr.attr, depth)
         if isinstance(expr, ast.Call):
-            return self._class_of_call(module, expr)
+            return self._class_of_call(module, expr, depth)
         if isinstance(expr, (ast.BoolOp, ast.IfExp)):
             parts = expr.values if isinstance(expr, ast.BoolOp) else [expr.body, expr.orelse]
             return next((c for p in parts if (c := self.class_of(module, p, depth - 1)) is not None), None)
         return None
 
-    def _class_of_call(self, module: Module, call: ast.Call) -> Receiver:
+    def _class_of_call(self, module: Module, call: ast.Call, depth: int) -> Receiver:
         target = callee(call)
         if callee_name(call) in FLUENT and isinstance(target, ast.Attribute):
             return self.class_of(module, target.value)
@@ -190,12 +190,28 @@ class CallGraph:
             found = self.lookup(module, call, name)
             if isinstance(found, ClassInfo):
                 return found
+            if isinstance(found, FunctionInfo):
+                return self._class_of_result(found, depth)
             if isinstance(found, str) and name.split(".")[0] in module.imports:
                 return "external"
         if callee_name(call) == "from_pretrained" and isinstance(target, ast.Attribute):
             found = self.lookup(module, call, dotted(target.value)) if dotted(target.value) else None
             return found if isinstance(found, ClassInfo) else "external"
         return None
+
+    def _class_of_result(self, info: FunctionInfo, depth: int) -> Receiver:
+        """The class of what a function returns: by its annotation, else by its `return` statements."""
+        node = info.node
+        if getattr(node, "returns", None) is not None and (text := _annotation(node.returns)):
+            found = self.project.resolve(text, info.module)
+            if isinstance(found, ClassInfo) and not _is_protocol(found):
+                return found
+        if depth < 2 or isinstance(node, ast.AsyncFunctionDef):
+            return None
+        returned = [n.value for n in walk_level(node) if isinstance(n, ast.Return) and n.value is not None]
+        classes = {id(c): c for value in returned for c in [self.class_of(info.module, value, depth - 2)]}
+        only = next(iter(classes.values()), None)
+        return only if len(classes) == 1 and isinstance(only, ClassInfo) else None
 
     def _class_of_name(self, module: Module, name: ast.Name, depth: int) -> Receiver:
         table = scopes_of(module)
@@ -403,11 +419,11 @@ class CallGraph:
             return bool(name) and self.lookup(module, call, name) is wanted
         if not isinstance(func, ast.Attribute):
             return False
-        if dotted(func.value) in ("self", "cls") or (
-            isinstance(func.value, ast.Call) and dotted(func.value.func) == "super"
-        ):
+        above = isinstance(func.value, ast.Call) and dotted(func.value.func) == "super"
+        if above or dotted(func.value) in ("self", "cls"):
             own = self.own_class(module, call)
-            return own is not None and self.related(own, info.cls)
+            # super() enters a method of a base: of a base outside the project, none that can be seen
+            return own is not None and self.related(own, info.cls) and not (above and own is info.cls)
         if by_name:
             return info.name not in COMMON_METHODS or self._alike(func.value, info.cls)
         if name := dotted(func):
@@ -418,7 +434,8 @@ class CallGraph:
                 return False  # a method of something imported from outside
         cls = self.class_of(module, func.value)
         if isinstance(cls, ClassInfo):
-            return self.related(cls, info.cls) and self.method(cls, info.name) in (info, None)
+            named = self.method(cls, info.name)
+            return self.related(cls, info.cls) and (named is None or named is info or _is_abstract(named))
         if cls == "external":
             return False
         return info.name not in COMMON_METHODS or self._alike(func.value, info.cls)
@@ -461,6 +478,15 @@ class CallGraph:
 def _is_protocol(cls: ClassInfo) -> bool:
     """A `typing.Protocol` says which methods an object has, not which class it is of."""
     return any(base.rsplit(".", 1)[-1] == "Protocol" for base in cls.bases)
+
+
+def _is_abstract(method: FunctionInfo) -> bool:
+    """Whether a method is there for subclasses to fill in."""
+    return any(dotted(d).endswith("abstractmethod") for d in method.node.decorator_list) or all(
+        isinstance(s, (ast.Raise, ast.Pass))
+        or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+        for s in method.node.body
+    )
 
 
 def argument(info: FunctionInfo, call: ast.Call, name: str) -> ast.expr | None:

@@ -8,16 +8,24 @@ text.
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
-from klguard.read.python.callers import CallGraph, callee, callee_name
+from klguard.read.python.callers import CallGraph, callee, callee_name, words
 from klguard.read.python.dataflow import Flow
-from klguard.read.python.naming import REFERENCE_WORDS, Scopes, file_names, scopes_around
+from klguard.read.python.naming import (
+    REFERENCE_WORDS,
+    ROLLOUT_WORDS,
+    TRAINING_WORDS,
+    Scopes,
+    file_names,
+    scopes_around,
+)
 from klguard.read.python.project import Project
 from klguard.read.python.scopes import scopes_of
 from klguard.read.python.source import FunctionInfo, Module, dotted
 from klguard.read.python.spots import CallSite, Spot
-from klguard.read.python.training import PAIRS, receiver_words
+from klguard.read.python.training import OPTIMIZERS, PAIRS, receiver_words
 from klguard.read.python.trees import walk_level
 from klguard.read.python.watchers import (
     MAX_SAMPLERS,
@@ -41,6 +49,10 @@ class Verdict:
 
     context: Context
     why: str
+    named: bool = field(default=False, compare=False)
+    """Whether only a name says so, and nothing on the way there speaks of training."""
+    pairs: bool = False
+    """Whether what is trained on are pairs of answers, under a loss as DPO's, which asks for no sample of the policy."""
 
 
 def never_runs(module: Module, node: ast.AST) -> bool:
@@ -74,9 +86,10 @@ def _around(module: Module, node: ast.AST) -> ast.AST:
 
 
 def compares_pairs(graph: CallGraph, module: Module, node: ast.AST) -> bool:
-    """Is the loss at `node` one over pairs of answers, as DPO's: `logsigmoid(chosen - rejected)`?
+    """Is the loss at `node` one over pairs of answers alone, as DPO's: `logsigmoid(chosen - rejected)`?
 
-    Looked for in the code around it, and in the visible functions of a loss that are called there.
+    Looked for in the code around it, and in the visible functions of a loss that are called there. Beside advantages
+    it is a term of a policy gradient's loss.
     """
     around = _around(module, node)
     losses = [c for c in walk_level(around) if isinstance(c, ast.Call) and "loss" in callee_name(c).lower()]
@@ -89,7 +102,42 @@ def compares_pairs(graph: CallGraph, module: Module, node: ast.AST) -> bool:
         for found in [getattr(each, "id", None) or getattr(each, "attr", None) or getattr(each, "arg", None)]
         if isinstance(found, str)
     }
-    return bool(names & {"logsigmoid", "log_sigmoid"}) and any(PAIRS.search(name) for name in names)
+    if not names & {"logsigmoid", "log_sigmoid"} or any("advantage" in name.lower() for name in names):
+        return False
+    return any(PAIRS.search(name) for name in names)
+
+
+def optimized(module: Module, call: ast.Call) -> bool:
+    """Are the parameters of the object that `call` samples with given to an optimizer in this file?"""
+    func = callee(call)
+    receiver = dotted(func.value).removesuffix(".module") if isinstance(func, ast.Attribute) else ""
+    if not receiver:
+        return False
+    own = module.enclosing(call)
+    for parameters in module.calls.get("parameters", ()):
+        if not isinstance(parameters.func, ast.Attribute) or dotted(parameters.func.value) != receiver:
+            continue
+        there = module.enclosing(parameters)
+        if receiver.startswith("self.") and (own is None or there is None or own.cls is not there.cls):
+            continue
+        above = (parent for _, parent in scopes_of(module).ancestry(parameters))
+        if any(isinstance(p, ast.Call) and OPTIMIZERS.search(callee_name(p)) for p in above):
+            return True
+    return False
+
+
+def loops_around(module: Module, call: ast.Call, hit: Hit) -> tuple[set[ast.AST], set[ast.AST]]:
+    """The loops in which `call` samples, and those in which what it sampled is trained on at `hit`."""
+    starts = [*hit.frame.climbed, (module, call)]
+    ends = [*hit.frame.entered, (hit.module, hit.node)]
+    sampling = {loop for m, node in starts for loop in scopes_of(m).loops(node)}
+    return sampling, {loop for m, node in ends for loop in scopes_of(m).loops(node)}
+
+
+def share_a_loop(module: Module, call: ast.Call, hit: Hit) -> bool:
+    """Is it sampled and trained in turns?"""
+    sampling, training = loops_around(module, call, hit)
+    return bool(sampling & training)
 
 
 def trains(module: Module) -> bool:
@@ -140,27 +188,30 @@ class ContextAnalysis:
         watcher = TokenWatcher(self.graph, lambda hit: not compares_pairs(self.graph, hit.module, hit.node))
         Flow(self.graph, watcher, chain).run(Spot(module, call))
         strong = [hit for hit in watcher.hits if not hit.weak]
-        if strong and not watcher.settled:  # none but losses over pairs
-            where = _where(strong[0].module, strong[0].node, module)
-            return Verdict(Context.INFERENCE, f"its texts become pairs for the preference loss {where}")
         if strong:
-            return self._trained_on(module, call, chain, strong[0])
+            return self._trained_on(module, call, chain, strong[0], pairs=not watcher.settled)
         reference = bool(receiver_words(call) & REFERENCE_WORDS)
         weak = next((h for h in watcher.hits if not reference and self._counts(module, call, chain, h)), None)
         if weak is not None:
             where = _where(weak.module, weak.node, module)
             return Verdict(Context.ROLLOUT, f"{weak.text} {where}, in code that trains")
+        if (learns := self._learns(module, call, chain, watcher)) is not None:
+            return learns
         by_name = self._by_name(module, call, chain)
         if by_name is not None and not (reference and by_name.context is Context.ROLLOUT):
             return by_name
         return self._by_fate(module, call, chain, watcher)
 
-    def _trained_on(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> Verdict:
+    def _trained_on(self, module: Module, call: ast.Call, chain: Chain, hit: Hit, pairs: bool) -> Verdict:
+        """`pairs`: the flow met none but losses over pairs."""
         where = _where(hit.module, hit.node, module)
         if self._offline(module, call, chain, hit):
             return Verdict(
                 Context.INFERENCE, f"its text becomes preference data before the training {where} begins"
             )
+        if pairs:
+            why = f"its texts become pairs for the preference loss {where}"
+            return Verdict(Context.ROLLOUT, why, pairs=True)
         through = f", through the call {_where(*hit.frame.climbed[-1], module)}" if hit.frame.climbed else ""
         return Verdict(Context.ROLLOUT, f"{hit.text} {where}{through}")
 
@@ -179,10 +230,7 @@ class ContextAnalysis:
 
     def _offline(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> bool:
         """Are preference pairs sampled first, all of them, and trained on afterwards?"""
-        starts = [*hit.frame.climbed, (module, call)]
-        ends = [*hit.frame.entered, (hit.module, hit.node)]
-        sampling = {loop for m, node in starts for loop in scopes_of(m).loops(node)}
-        training = {loop for m, node in ends for loop in scopes_of(m).loops(node)}
+        sampling, training = loops_around(module, call, hit)
         if not sampling or sampling & training:
             return False
         pairless = PairlessWatcher(self.graph)
@@ -196,12 +244,17 @@ class ContextAnalysis:
         climbed = chain if chain or info is None else tuple(self.graph.callers(info)[:1])
         for caller in climbed:
             names += scopes_around(*caller)
-        for each in (module, *(m for m, _ in climbed)):
+        on_the_way = (module, *(m for m, _ in climbed))
+        training = any(trains(each) for each in on_the_way)
+        if training:
+            names += _assigned(module, call)
+        for each in on_the_way:
             names += file_names(each)
         told = Scopes(tuple(names)).tells()
         if told is None or (told[0] is Context.ROLLOUT and info is None and not trains(module)):
-            return None  # a script that trains nothing is no rollout for its file's name
-        return Verdict(*told)
+            return None  # a script that trains nothing is no rollout for a name
+        training = training or any(words(name) & TRAINING_WORDS for name, _ in names)
+        return Verdict(*told, named=not training)
 
     def _by_fate(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict:
         """What became of the text, where neither training nor a name was met."""
@@ -215,6 +268,37 @@ class ContextAnalysis:
                 Context.UNKNOWN, f"{watcher.uncalled_functions[0].qualname}() has no visible caller"
             )
         return Verdict(Context.INFERENCE, "its output reaches nothing that trains")
+
+    def _learns(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict | None:
+        """A rollout all the same: the model that samples is in an optimizer, and the text's reward is in the loss.
+
+        Such code scores other tokens than those that were drawn, or the flow between them was lost. The samples of a
+        baseline have rewards in the loss as well; they stand beside others, that are trained on.
+        """
+        if not optimized(module, call):
+            return None
+        if not watcher.rewarded or any(
+            other is not call
+            and dotted(callee(other)) == dotted(callee(call))
+            and self._settles(module, other)
+            for other in module.calls.get(callee_name(call), ())
+        ):
+            return None
+        for verdict in watcher.rewarded:
+            reward = RewardWatcher(self.graph)
+            Flow(self.graph, reward, chain).run(verdict)
+            hit = next((h for h in reward.hits if not h.weak), None)
+            if hit is not None and share_a_loop(module, call, hit):
+                made = _where(verdict.module, verdict.node, module)
+                used = f"{made} and reach training {_where(hit.module, hit.node, module)}"
+                return Verdict(Context.ROLLOUT, f"its rewards are made {used}, of the model that samples")
+        return None
+
+    def _settles(self, module: Module, call: ast.Call) -> bool:
+        """Are the tokens of `call` trained on, by some path?"""
+        watcher = TokenWatcher(self.graph)
+        Flow(self.graph, watcher).run(Spot(module, call))
+        return watcher.settled
 
     def _judged(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict:
         """The text is made into a number: a reward within training, else a measurement."""
@@ -238,12 +322,13 @@ class ContextAnalysis:
             way = (*reversed(frame.entered), *chain[len(frame.climbed) :])
             verdict = self.classify_through(m, sampler, SiteKind.GENERATE, way)
             where = _where(m, sampler, module)
-            verdicts.append(Verdict(verdict.context, f"used by the call {where}: {verdict.why}"))
-            if verdict.context is Context.ROLLOUT:
+            verdicts.append(replace(verdict, why=f"used by the call {where}: {verdict.why}"))
+            if verdict.context is Context.ROLLOUT and not verdict.pairs:
                 break
         for context in (Context.ROLLOUT, Context.EVALUATION, Context.INFERENCE):
-            if (found := next((v for v in verdicts if v.context is context), None)) is not None:
-                return found
+            found = [v for v in verdicts if v.context is context]
+            if found:
+                return min(found, key=lambda verdict: verdict.pairs)
         if watcher.trainers:
             return Verdict(Context.ROLLOUT, f"passed to a trainer {_where(*watcher.trainers[0], module)}")
         if verdicts:
@@ -288,6 +373,16 @@ class ContextAnalysis:
             if watcher.trained:
                 return True
         return False
+
+
+def _assigned(module: Module, call: ast.Call) -> Iterator[tuple[str, str]]:
+    """The variable that takes what `call` returns, where its name is that of a rollout: `episodes = ...`."""
+    for _, parent in scopes_of(module).ancestry(call):
+        if isinstance(parent, ast.stmt):
+            targets = parent.targets if isinstance(parent, ast.Assign) else []
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            yield from ((name, f"the assignment to {name}") for name in names if words(name) & ROLLOUT_WORDS)
+            return
 
 
 def _where(module: Module, node: ast.AST, here: Module) -> str:

@@ -335,7 +335,7 @@ class Models(Conversions):
     # -- other functions -------------------------------------------------------------------------------------
 
     def _execute(self, args: Arguments, node: nodes.Call, state: State, frame: Frame) -> Abstract:
-        """Code given as a text may do anything to the variables around."""
+        """Code given as a text may do anything to the variables around, unless it is given its own."""
         first = args.positional[0] if args.positional else None
         if (
             self.text(node.func) == "eval"
@@ -344,11 +344,18 @@ class Models(Conversions):
             return read
         if not self.text(node.func).endswith("compile") and first is not None:
             where = f"{self.text(node.func)}()"
+            given = args.get("globals", 1)
+            if isinstance(given, Ref) and isinstance(state.heap.get(given.oid), DictObj):
+                # its variables are those of this dict: `exec(answer, {})`
+                self.escape(args.all(), where, state)
+                return Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
             for scope in frame.scopes:
                 variables = state.variables(scope)
                 self.escape(
                     [v for v in variables.values() if not isinstance(v, (Func, Mod, Ext))], where, state
                 )
+                if self.text(node.func) == "eval":  # an expression assigns to no name
+                    continue
                 for name, value in list(variables.items()):
                     if isinstance(value, (Const, Tup, Alt)):
                         state.bind(scope, name, Unk(Reason.ESCAPED, where, value.steps))

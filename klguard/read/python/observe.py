@@ -310,6 +310,8 @@ class Observer(Arrivals):
         makers = [self._maker(owner, state)] if owner is not None else []
         makers += [self._maker(value, state) for value in arguments.all()]
         for maker in makers:
+            if maker.endswith(".VLLMClient"):  # TRL's: plain numbers over HTTP, with defaults of its own
+                return "local"
             if maker.startswith("vllm"):
                 return "vllm"
             if maker.startswith(("sglang", "sgl.")):

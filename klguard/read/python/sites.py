@@ -412,7 +412,8 @@ class SiteReader(Observer):
     def _context(
         self, module: Module, node: ast.expr, kind: SiteKind, visits: list[Observation]
     ) -> tuple[Context, str, list[Observation]]:
-        """Whether the output is trained on, and the visits that decide: those of rollouts where there are any.
+        """Whether the output is trained on, and the visits that decide: those of rollouts where there are any, first
+        those whose tokens are seen to be trained on, else those that only a name calls rollouts.
 
         None decides where every visit comes from an evaluation or a demo, and the training that makes the call a
         rollout was not followed this far.
@@ -428,18 +429,20 @@ class SiteReader(Observer):
         if overall.context is not Context.ROLLOUT or not any(visit.chain for visit in visits):
             return overall.context, overall.why, visits
         rollouts: list[Observation] = []
+        named: list[Observation] = []
+        pairs: list[Observation] = []
         unclear: list[Observation] = []
         for visit in visits:
             chain = tuple(self._caller(link) for link in reversed(visit.chain))
             known = tuple(link for link in chain if link is not None)
             if len(known) < len(chain):
                 known = known[: chain.index(None)]
-            context = analysis.classify_through(module, node, kind, known).context
-            if context is Context.ROLLOUT:
-                rollouts.append(visit)
-            elif context is Context.UNKNOWN or not known:
+            verdict = analysis.classify_through(module, node, kind, known)
+            if verdict.context is Context.ROLLOUT:
+                (pairs if verdict.pairs else named if verdict.named else rollouts).append(visit)
+            elif verdict.context is Context.UNKNOWN or not known:
                 unclear.append(visit)
-        return overall.context, overall.why, rollouts or unclear
+        return overall.context, overall.why, rollouts or named or pairs or unclear
 
     def _readers_context(self, module: Module, visits: list[Observation]) -> tuple[Context, str]:
         """The context of the calls that sample with a model whose generation_config is assigned to; of several, a
@@ -495,6 +498,8 @@ class SiteReader(Observer):
             layers, self.versions, kind=kind, class_name=class_name, facts=facts
         )
         facts.update({name: Known(value) for name, value in resolved.facts.items()})
+        if context is Context.ROLLOUT and isinstance(node, ast.Call) and self._for_pairs(module, node, kind):
+            facts["pairs"] = Known(True)
         if (module.path, *module.ast_span(node)) in self.config_readers and class_name == ASSIGNED:
             readers = self.config_readers[(module.path, *module.ast_span(node))]
             calls = [key for key, reader in readers.items() if reader is SiteKind.GENERATE]
@@ -514,6 +519,11 @@ class SiteReader(Observer):
             class_name,
         )
         return Site(module.ast_place(node), call, settings, why, module.enclosing_name(node))
+
+    def _for_pairs(self, module: Module, call: ast.Call, kind: SiteKind) -> bool:
+        from klguard.read.python.context import analysis_of
+
+        return analysis_of(self.project).classify(module, call, kind).pairs
 
     def _brought_along(self, module: Module, facts: Mapping[str, Value]) -> tuple[Layer, ...]:
         """What the checkpoint fills in, where its name is known."""

@@ -42,6 +42,11 @@ TRAINING_CALLS = re.compile(
 )
 """Functions that train on what they are given, by name."""
 
+OPTIMIZERS = re.compile(
+    r"(^|_)(adam|adamw|sgd|rmsprop|adafactor|lion|muon|optim)|Adam|SGD|Optimi[sz]er|Adafactor|Lion"
+)
+"""What is given the parameters that it changes."""
+
 BACKWARD = frozenset({"backward", "manual_backward", "minimize"})
 
 UPDATES = frozenset({"update", "train", "learn", "fit", "step", "optimize", "run_step", "train_epoch"})
@@ -78,6 +83,9 @@ SCALARS = frozenset(
     "log_metrics".split()
 )
 """Calls that leave nothing of the tokens but a number."""
+
+ELEMENTWISE = frozenset("float int round abs type".split())
+"""Of these, those that as methods of a tensor leave it one: `logprobs.float()`."""
 
 DEAD_ATTRIBUTES = frozenset(
     {

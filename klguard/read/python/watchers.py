@@ -14,6 +14,7 @@ from klguard.read.python.spots import Frame, Path, Spot
 from klguard.read.python.training import (
     ADDING,
     BUFFERS,
+    ELEMENTWISE,
     GENERATORS,
     HOOKS,
     LOOKING_HOOKS,
@@ -66,6 +67,7 @@ class TokenWatcher:
         self.hits: list[Hit] = []
         self.shown: list[tuple[Module, ast.AST]] = []
         self.judged: list[tuple[Module, ast.AST]] = []
+        self.rewarded: list[Spot] = []
         self.uncalled_functions: list[FunctionInfo] = []
 
     def keeps(self, name: str) -> bool:
@@ -85,6 +87,8 @@ class TokenWatcher:
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         name = callee_name(call)
         called = written(spot.module, callee(call))
+        if judging(name):
+            self.rewarded.append(Spot(spot.module, call, (), spot.frame))
         if backward_operand(call) or trains_by_step(call, slot, value):
             self._hit(spot, call, f"the tokens reach {called}()")
             return True
@@ -126,7 +130,7 @@ class TokenWatcher:
             return True
         if scores_tokens(call):
             self._hit(spot, call, f"the tokens are scored by .{name}()", weak=True)
-        return name in SCALARS
+        return name in SCALARS - ELEMENTWISE
 
     def result(self, spot: Spot, call: ast.Call, path: Path) -> bool:
         if not spot.scored and judging(callee_name(call)) and not (path and self.keeps(path[0])):

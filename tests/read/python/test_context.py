@@ -247,6 +247,50 @@ ROLLOUTS = {
         sequences = torch.load(io.BytesIO(b.getvalue()))
         model(sequences).loss.backward()
         """,
+    "a step of the trainer that asks the original first": """
+        class Trainer(trl.GRPOTrainer):
+            def _generate_single_turn(self, prompt_ids):
+                if self.use_vllm:
+                    return super()._generate_single_turn(prompt_ids)
+                return self.model.generate(prompt_ids)  # site
+        """,
+    "only the rewards reach the loss": """
+        optimizer = AdamW(model.parameters())
+        for prompt in prompts:
+            texts = tokenizer.batch_decode(model.generate(prompt))  # site
+            rewards = torch.tensor(reward_of(texts))
+            loss = -(rewards * F.log_softmax(model(prompt).logits, -1)).mean()
+            loss.backward()
+        """,
+    "log-probs in single precision": """
+        def logprobs_of(model, ids):
+            logits = model(ids).logits[:, :-1]
+            return (logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - torch.logsumexp(logits, -1)).float()
+
+        def monitor_signal(model):
+            return score(tokenizer.batch_decode(draw(model)))
+
+        def draw(model):
+            return model.generate(next(prompts))  # site
+
+        def main(model):
+            loss = -(advantages * logprobs_of(model, draw(model))).mean()
+            loss.backward()
+        """,
+    "a variable called rollouts": """
+        def main():
+            for prompt in prompts:
+                rollouts = llm.generate(prompt)  # site
+                rewards = rewards_of(rollouts)
+                for worker in workers:
+                    worker.loss(prompt, rewards).backward()
+        """,
+    "pairs for a preference loss, made in turns": """
+        for prompt in prompts:
+            chosen, rejected = ranked(policy.generate(prompt))  # site
+            loss = -F.logsigmoid(log_prob(policy, chosen) - log_prob(policy, rejected))
+            loss.backward()
+        """,
     "TRL's sampler": """
         response = respond_to_batch(model, query)  # site
         ppo_trainer.step([query[0]], [response[0]], reward)
@@ -441,6 +485,29 @@ OTHERS = {
                 return self.model(batch).loss
         """,
     ),
+    "a baseline beside the samples": (
+        INFERENCE,
+        """
+        optimizer = AdamW(model.parameters())
+        for prompt in prompts:
+            best = model.generate(prompt)  # site
+            drawn = model.generate(prompt, do_sample=True)
+            advantage = torch.tensor(reward_of(drawn) - reward_of(best))
+            loss = -(advantage * log_prob(model, drawn)).mean()
+            loss.backward()
+        """,
+    ),
+    "rewarded before the training": (
+        EVALUATION,
+        """
+        optimizer = AdamW(model.parameters())
+        for prompt in prompts:
+            print(reward_of(tokenizer.decode(model.generate(prompt)[0])))  # site
+        for batch in loader:
+            loss = -(reward_of(batch["text"]) * model(batch["ids"]).loss).mean()
+            loss.backward()
+        """,
+    ),
     "an old name for something new": (
         EVALUATION,
         """
@@ -516,6 +583,41 @@ def test_each_caller_of_a_shared_helper_has_its_verdict(here: Path) -> None:
         for caller in train.calls["draw"]
     ]
     assert contexts == [ROLLOUT, EVALUATION]
+
+
+def test_a_name_is_less_than_training_on_the_way(here: Path) -> None:
+    helper = "def rollouts_of(model, prompt):\n    return model.generate(prompt)  # site\n"
+    train = "from helper import rollouts_of\nloss_of(rollouts_of(model, prompt)).backward()  # caller\n"
+    curate = "from helper import rollouts_of\nkeep(check(rollouts_of(model, prompt)))  # caller\n"
+    project = project_of(here, {"helper.py": helper, "train.py": train, "curate.py": curate})
+    module = module_at(project, "helper.py")
+    told = {}
+    for name in ("train.py", "curate.py"):
+        home = module_at(project, name)
+        caller = next(call for call in home.calls["rollouts_of"])
+        told[name] = classify_through(project, module, marked(module), SiteKind.GENERATE, ((home, caller),))
+    assert [verdict.context for verdict in told.values()] == [ROLLOUT, ROLLOUT]
+    assert [verdict.named for verdict in told.values()] == [False, True]
+
+
+def test_what_a_base_leaves_open_is_filled_in_by_a_subclass() -> None:
+    text = """
+        class Executor:
+            def execute(self, prompt):
+                raise NotImplementedError
+
+        class SingleTurn(Executor):
+            def execute(self, prompt):
+                return self.llm.generate(prompt)  # site
+
+        class Worker:
+            def __init__(self, executor: Executor):
+                self.executor: Executor = executor
+
+            def update(self, prompt):
+                self.loss(self.executor.execute(prompt)).backward()
+        """
+    assert verdict_of(text).context is ROLLOUT
 
 
 def test_an_arm_that_the_training_caller_cannot_take() -> None:

@@ -17,6 +17,11 @@ KNOWN = {
     # dicts
     "setitem by name": ("kw = {}; kw.__setitem__('top_k', 2)", {"top_k": 2}),
     "delitem by name": ("kw = {'top_k': 1, 'top_p': 2}; kw.__delitem__('top_k')", {"top_p": 2}),
+    "exec with variables of its own": (
+        "kw = {'top_k': 1}\nexec(open('x').read(), {'__builtins__': None})",
+        {"top_k": 1},
+    ),
+    "eval assigns to no name": ("top_k = 1\neval(open('x').read())\nkw = {'top_k': top_k}", {"top_k": 1}),
     "fromkeys": ("kw = dict.fromkeys(['top_k', 'min_p'], 0)", {"top_k": 0, "min_p": 0}),
     "method through the class": ("kw = {'top_k': 1}; dict.update(kw, top_k=5)", {"top_k": 5}),
     "popitem": ("kw = {'top_k': 1, 'top_p': 2}; kw.popitem()", {"top_k": 1}),
@@ -180,6 +185,8 @@ KNOWN = {
 UNKNOWABLE = {
     "a method of dicts that is not known": "kw = {'top_k': 1}; kw.frobnicate()",
     "dict.__init__": "kw = {'top_k': 1}; kw.__init__(top_k=2)",
+    "exec among the variables of a module": "kw = {'top_k': 1}\nexec(open('x').read(), globals())",
+    "eval": "kw = {'top_k': 1}\neval(open('x').read())",
     "exec": "kw = {'top_k': 1}\nexec(open('x').read())",
     "setitem with an unknown key": "import os\nkw = {'top_k': 1}; kw.__setitem__(os.environ['X'], 2)",
     "order of a set": "kw = {'top_k': list({'a', 'b', 'c'})[0]}",
