@@ -17,19 +17,18 @@ from klguard.read.python.containers import (
 from klguard.read.python.control import Frame
 from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.operators import SET_OPERATIONS, NotComputed, compute
+from klguard.read.python.state import State, join_states
 from klguard.read.python.values import (
     Abstract,
     Alt,
     Const,
     ListObj,
     Ref,
-    State,
     Step,
     Steps,
     Tup,
     Unk,
     join,
-    join_states,
 )
 from klguard.settings import HopKind, Reason
 

@@ -11,6 +11,7 @@ from klguard.engines import ENGINES
 from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.source import FunctionInfo
+from klguard.read.python.state import State
 from klguard.read.python.translation import Translation
 from klguard.read.python.values import (
     Abstract,
@@ -20,7 +21,6 @@ from klguard.read.python.values import (
     InstObj,
     Method,
     Ref,
-    State,
     Unk,
     members,
 )

@@ -9,17 +9,16 @@ from typing import Any
 from klguard.read.python import nodes
 from klguard.read.python.control import Catcher, Frame, arrive
 from klguard.read.python.loops import Loops
+from klguard.read.python.state import State, join_states
 from klguard.read.python.trees import walk
 from klguard.read.python.values import (
     Abstract,
     Const,
     Ext,
     Ref,
-    State,
     Tup,
     Unk,
     join,
-    join_states,
     members,
 )
 from klguard.settings import HopKind, Reason

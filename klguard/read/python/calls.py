@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from klguard.read.python import nodes
 from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.expressions import Expressions
+from klguard.read.python.state import State, join_states
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -21,12 +22,10 @@ from klguard.read.python.values import (
     Missing,
     Partial,
     Ref,
-    State,
     Step,
     Tup,
     Unk,
     join,
-    join_states,
     members,
     with_step,
 )

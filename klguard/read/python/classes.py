@@ -12,6 +12,7 @@ from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.functions import Functions
 from klguard.read.python.source import ClassInfo, shorten
+from klguard.read.python.state import State
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -25,7 +26,6 @@ from klguard.read.python.values import (
     Missing,
     Object,
     Ref,
-    State,
     Step,
     Unk,
     identity,

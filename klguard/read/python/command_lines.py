@@ -16,6 +16,7 @@ from klguard.read.python.calls import Arguments
 from klguard.read.python.containers import NOT_PLAIN
 from klguard.read.python.control import Frame
 from klguard.read.python.models import Models
+from klguard.read.python.state import State
 from klguard.read.python.values import (
     MISSING,
     Abstract,
@@ -25,7 +26,6 @@ from klguard.read.python.values import (
     ListObj,
     Missing,
     Ref,
-    State,
     Step,
     Tup,
     Unk,

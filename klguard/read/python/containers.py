@@ -13,6 +13,7 @@ from typing import Any
 from klguard.read.python import nodes
 from klguard.read.python.control import Frame
 from klguard.read.python.roots import Roots
+from klguard.read.python.state import State, reachable
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -28,14 +29,12 @@ from klguard.read.python.values import (
     Mod,
     Object,
     Ref,
-    State,
     Step,
     Steps,
     Tup,
     Unk,
     join,
     members,
-    reachable,
 )
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Reason
 

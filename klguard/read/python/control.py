@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from klguard.read.python.state import State, join_states
 from klguard.read.python.values import (
     Abstract,
     DictObj,
@@ -12,18 +13,18 @@ from klguard.read.python.values import (
     ListObj,
     Missing,
     Ref,
-    State,
     Tup,
     Unk,
     identity,
-    join_states,
     members,
 )
 from klguard.settings import Reason
 
 if TYPE_CHECKING:
     from klguard.read.python.source import Module, Unit
-    from klguard.read.python.values import Code
+    from klguard.read.python.values import (
+        Code,
+    )
 
 
 class BudgetSpent(Exception):

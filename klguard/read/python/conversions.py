@@ -17,6 +17,7 @@ from klguard.read.python.documents import parse_text
 from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.operators import MAX_TEXT, NotComputed, compute
 from klguard.read.python.records import Records
+from klguard.read.python.state import State, truth
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -27,13 +28,11 @@ from klguard.read.python.values import (
     Missing,
     Partial,
     Ref,
-    State,
     Step,
     Tup,
     Unk,
     join,
     members,
-    truth,
 )
 from klguard.settings import HopKind, Reason
 

@@ -13,17 +13,16 @@ from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.generators import Generators
+from klguard.read.python.state import State, join_states
 from klguard.read.python.values import (
     Abstract,
     Ext,
     Func,
     ListObj,
     Ref,
-    State,
     Tup,
     Unk,
     join,
-    join_states,
     members,
 )
 from klguard.settings import Reason

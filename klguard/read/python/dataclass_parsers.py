@@ -13,6 +13,7 @@ from klguard.read.python.containers import (
     NOT_PLAIN,
 )
 from klguard.read.python.control import Frame
+from klguard.read.python.state import State
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -23,7 +24,6 @@ from klguard.read.python.values import (
     InstObj,
     Missing,
     Ref,
-    State,
     Tup,
     Unk,
     with_step,

@@ -10,6 +10,7 @@ from klguard.read.python import nodes
 from klguard.read.python.control import Frame
 from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.operations import Operations
+from klguard.read.python.state import State, truth
 from klguard.read.python.values import (
     Abstract,
     Const,
@@ -17,13 +18,11 @@ from klguard.read.python.values import (
     ListObj,
     Missing,
     Ref,
-    State,
     Step,
     Tup,
     Unk,
     join,
     members,
-    truth,
     with_step,
     with_steps,
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from klguard.read.python import nodes
 from klguard.read.python.control import Catcher, Frame, Loop, arrive
 from klguard.read.python.source import shorten
+from klguard.read.python.state import State, truth
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -22,13 +23,11 @@ from klguard.read.python.values import (
     Missing,
     Mod,
     Ref,
-    State,
     Step,
     Tup,
     Unk,
     join,
     members,
-    truth,
     with_step,
 )
 from klguard.settings import HopKind, Reason

@@ -11,6 +11,7 @@ from klguard.read.python import nodes
 from klguard.read.python.calls import IDENTITY_DECORATORS, Arguments, Calls
 from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.source import FunctionInfo, Module
+from klguard.read.python.state import State, join_states
 from klguard.read.python.trees import SCOPES, children
 from klguard.read.python.unfollowed import touched
 from klguard.read.python.values import (
@@ -24,13 +25,11 @@ from klguard.read.python.values import (
     Later,
     Missing,
     Ref,
-    State,
     Step,
     Tup,
     Unk,
     identity,
     join,
-    join_states,
     members,
     with_step,
 )

@@ -18,6 +18,7 @@ from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame, Loop, arrive
 from klguard.read.python.iteration import Iteration
 from klguard.read.python.loops import is_generator
+from klguard.read.python.state import State, join_states
 from klguard.read.python.trees import SCOPES, children
 from klguard.read.python.values import (
     Abstract,
@@ -26,11 +27,9 @@ from klguard.read.python.values import (
     Const,
     Ext,
     Ref,
-    State,
     Tup,
     Unk,
     join,
-    join_states,
     members,
 )
 from klguard.settings import Reason

@@ -12,6 +12,7 @@ from klguard.read.python.containers import NOT_PLAIN, SETS
 from klguard.read.python.control import Frame
 from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.methods import Methods
+from klguard.read.python.state import State, join_states, truth
 from klguard.read.python.values import (
     MISSING,
     Abstract,
@@ -25,13 +26,10 @@ from klguard.read.python.values import (
     ListObj,
     Missing,
     Ref,
-    State,
     Tup,
     Unk,
     join,
-    join_states,
     members,
-    truth,
 )
 from klguard.settings import Reason
 

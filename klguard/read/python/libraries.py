@@ -19,6 +19,7 @@ from klguard.read.python.dataclass_parsers import DataclassParsers
 from klguard.read.python.documents import load_document
 from klguard.read.python.generators import STACKS
 from klguard.read.python.methods import READING
+from klguard.read.python.state import State, join_states, truth
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -30,14 +31,11 @@ from klguard.read.python.values import (
     ListObj,
     Method,
     Ref,
-    State,
     Step,
     Tup,
     Unk,
     join,
-    join_states,
     members,
-    truth,
 )
 from klguard.settings import MAX_ALTERNATIVES, HopKind, Reason
 

@@ -9,8 +9,15 @@ from typing import Any
 from klguard.read.python import nodes
 from klguard.read.python.control import Frame, Loop, arrive, changes, widen
 from klguard.read.python.flow import Flow
+from klguard.read.python.state import State, join_states
 from klguard.read.python.trees import children
-from klguard.read.python.values import Abstract, Const, State, Unk, identity, join, join_states
+from klguard.read.python.values import (
+    Abstract,
+    Const,
+    Unk,
+    identity,
+    join,
+)
 from klguard.settings import Reason
 
 UNROLL = 32

@@ -12,6 +12,7 @@ from klguard.read.python import nodes
 from klguard.read.python.blocks import Blocks
 from klguard.read.python.control import Frame
 from klguard.read.python.source import shorten
+from klguard.read.python.state import State, reachable
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -29,14 +30,12 @@ from klguard.read.python.values import (
     Object,
     Partial,
     Ref,
-    State,
     Step,
     Steps,
     Tup,
     Unk,
     join,
     members,
-    reachable,
     with_steps,
 )
 from klguard.settings import HopKind, Reason

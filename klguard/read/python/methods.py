@@ -12,6 +12,7 @@ from klguard.read.python.containers import DICT_LIKE_KINDS, MAPPINGS, NOT_PLAIN,
 from klguard.read.python.control import Frame
 from klguard.read.python.operators import MAX_TEXT, is_wide_format
 from klguard.read.python.sets import SET_QUESTIONS, Sets
+from klguard.read.python.state import State
 from klguard.read.python.values import (
     Abstract,
     Const,
@@ -20,7 +21,6 @@ from klguard.read.python.values import (
     Method,
     Missing,
     Ref,
-    State,
     Step,
     Tup,
     Unk,

@@ -15,6 +15,7 @@ from klguard.read.python.control import Frame
 from klguard.read.python.conversions import CALLABLE, CONVERSIONS, TEXT_READERS, Conversions
 from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.methods import READING
+from klguard.read.python.state import State
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -29,7 +30,6 @@ from klguard.read.python.values import (
     Mod,
     Partial,
     Ref,
-    State,
     Step,
     Tup,
     Unk,

@@ -12,6 +12,7 @@ from klguard.read.python.classes import Classes
 from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, TooComplex
+from klguard.read.python.state import State
 from klguard.read.python.trees import walk_level
 from klguard.read.python.values import (
     Abstract,
@@ -19,7 +20,6 @@ from klguard.read.python.values import (
     Func,
     Later,
     Mod,
-    State,
     Step,
     Unk,
     identity,

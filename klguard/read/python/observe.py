@@ -15,6 +15,7 @@ from klguard.read.python.arrivals import Arrivals, join_layers
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, Unit
+from klguard.read.python.state import State
 from klguard.read.python.trees import walk_level
 from klguard.read.python.values import (
     Abstract,
@@ -27,7 +28,6 @@ from klguard.read.python.values import (
     Method,
     Partial,
     Ref,
-    State,
     Unk,
     members,
 )

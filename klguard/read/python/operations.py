@@ -8,6 +8,7 @@ from klguard.read.python import nodes
 from klguard.read.python.control import Frame
 from klguard.read.python.memory import Memory
 from klguard.read.python.operators import NotComputed, compute, compute_unary
+from klguard.read.python.state import State, join_states, truth
 from klguard.read.python.values import (
     Abstract,
     Const,
@@ -18,15 +19,12 @@ from klguard.read.python.values import (
     Mod,
     Partial,
     Ref,
-    State,
     Step,
     Steps,
     Tup,
     Unk,
     join,
-    join_states,
     members,
-    truth,
 )
 from klguard.settings import HopKind, Reason
 

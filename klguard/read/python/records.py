@@ -10,6 +10,7 @@ from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.coroutines import Coroutines
+from klguard.read.python.state import State
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -24,7 +25,6 @@ from klguard.read.python.values import (
     Mod,
     Object,
     Ref,
-    State,
     Step,
     Tup,
     Unk,

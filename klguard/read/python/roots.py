@@ -10,6 +10,7 @@ from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
 from klguard.read.python.modules import Modules
 from klguard.read.python.source import FunctionInfo
+from klguard.read.python.state import State
 from klguard.read.python.trees import walk_level
 from klguard.read.python.values import (
     Abstract,
@@ -19,7 +20,6 @@ from klguard.read.python.values import (
     Func,
     InstObj,
     Ref,
-    State,
     Unk,
     join,
 )

@@ -9,11 +9,11 @@ from klguard.read.python import nodes
 from klguard.read.python.algebra import Algebra
 from klguard.read.python.calls import Arguments
 from klguard.read.python.operators import SET_OPERATIONS
+from klguard.read.python.state import State
 from klguard.read.python.values import (
     Abstract,
     Const,
     Ref,
-    State,
     Tup,
     Unk,
 )

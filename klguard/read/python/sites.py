@@ -17,7 +17,7 @@ from klguard.read.python.control import BudgetSpent
 from klguard.read.python.observe import ASSIGNED, METHODS, Observation, Observer
 from klguard.read.python.project import Use
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
-from klguard.read.python.values import State
+from klguard.read.python.state import State
 from klguard.settings import (
     Context,
     Hop,
@@ -36,7 +36,9 @@ from klguard.settings import (
 
 if TYPE_CHECKING:
     from klguard.read.python.project import Project
-    from klguard.read.python.values import Code
+    from klguard.read.python.values import (
+        Code,
+    )
 
 ROOT_BUDGET = 15_000
 """Statements executed for one root."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from klguard.read.python.libraries import Libraries
+from klguard.read.python.state import State
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -19,7 +20,6 @@ from klguard.read.python.values import (
     Mod,
     Partial,
     Ref,
-    State,
     Step,
     Steps,
     Tup,
