@@ -398,6 +398,10 @@ class CallGraph:
         elif name in ("__iter__", "__next__") and cls is not None:
             yield from self._iterations(cls)
             return
+        elif name == "__getitem__" and cls is not None:
+            yield from self._iterations(cls)
+            yield from self._items(cls)
+            return
         hint = cls.name if cls is not None else info.module.path.rsplit("/", 1)[-1].removesuffix(".py")
         for module in self.project.near(info.module, name, Use.CALLED, hint):
             for call in module.calls.get(name, ()):
@@ -455,6 +459,14 @@ class CallGraph:
                         yield module, node.iter
                 elif called_name(node) in ITERATORS and node.args:
                     if self.class_of(module, node.args[0]) is cls:
+                        yield module, node
+
+    def _items(self, cls: ClassInfo) -> Iterator[tuple[Module, ast.expr]]:
+        """Expressions that take one item of an instance: `buffer[0]`."""
+        for module in self.project.near(cls.module, cls.name):
+            for node in module.nodes:
+                if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+                    if self.class_of(module, node.value) is cls:
                         yield module, node
 
     def _handovers(self, module: Module, info: FunctionInfo, name: str) -> Iterator[ast.Call]:

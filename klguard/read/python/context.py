@@ -248,11 +248,12 @@ class ContextAnalysis:
         training = any(trains(each) for each in on_the_way)
         if training:
             names += _assigned(module, call)
+        inner = Scopes(tuple(names)).tells()
         for each in on_the_way:
             names += file_names(each)
         told = Scopes(tuple(names)).tells()
-        if told is None or (told[0] is Context.ROLLOUT and info is None and not trains(module)):
-            return None  # a script that trains nothing is no rollout for a name
+        if told is None or (told[0] is Context.ROLLOUT and told != inner and not training):
+            return None  # where nothing trains, a file's name makes no rollout
         training = training or any(words(name) & TRAINING_WORDS for name, _ in names)
         return Verdict(*told, named=not training)
 

@@ -168,6 +168,8 @@ class ScopeTable:
             statement = self.statement(store)
             if not isinstance(statement, KILLERS) or not start < _effect(statement, store) < position(use):
                 continue
+            if isinstance(statement, ast.AnnAssign) and statement.value is None:
+                continue  # `x: int` says what x is, and leaves it as it was
             if isinstance(statement, (ast.For, ast.AsyncFor)):
                 if not _within(use, statement.body, self._parents):
                     continue

@@ -277,6 +277,26 @@ ROLLOUTS = {
             loss = -(advantages * logprobs_of(model, draw(model))).mean()
             loss.backward()
         """,
+    "a buffer that a loader reads item by item": """
+        class Store:
+            def put(self, item):
+                self.items.append(item)
+
+            def __getitem__(self, index):
+                return self.items[index]
+
+        store = Store()
+        for prompt in prompts:
+            store.put(Sample(ids=model.generate(prompt)))  # site
+        for sample in DataLoader(store, batch_size=2, collate_fn=join):
+            model(sample.ids).loss.backward()
+        """,
+    "a variable annotated after it was bound": """
+        for sample in [model.generate(prompt) for prompt in prompts]:  # site
+            sample: Tensor
+            sample = sample.to(device)
+            model(sample).loss.backward()
+        """,
     "a variable called rollouts": """
         def main():
             for prompt in prompts:
