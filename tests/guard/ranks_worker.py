@@ -7,6 +7,7 @@ process the others are compared with: it sees the rows of all ranks, one after t
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 
@@ -205,7 +206,11 @@ def main() -> None:
     with open(f"{out}.{rank}", "w") as file:
         json.dump(answer, file)
     if size > 1:
+        dist.barrier()
         dist.destroy_process_group()
+        sys.stdout.flush()
+        # On a busy machine a thread of torch's own may abort the interpreter while it is taken down.
+        os._exit(0)
 
 
 if __name__ == "__main__":
