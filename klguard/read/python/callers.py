@@ -463,11 +463,10 @@ class CallGraph:
 
     def _items(self, cls: ClassInfo) -> Iterator[tuple[Module, ast.expr]]:
         """Expressions that take one item of an instance: `buffer[0]`."""
-        for module in self.project.near(cls.module, cls.name):
-            for node in module.nodes:
-                if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
-                    if self.class_of(module, node.value) is cls:
-                        yield module, node
+        for module in self.project.near(cls.module, cls.name, Use.MENTIONED):
+            for node in module.of(ast.Subscript):
+                if isinstance(node.ctx, ast.Load) and self.class_of(module, node.value) is cls:
+                    yield module, node
 
     def _handovers(self, module: Module, info: FunctionInfo, name: str) -> Iterator[ast.Call]:
         """Calls that get the function itself: `dataset.map(f)`, `Thread(target=f)`, `partial(f, ...)`."""
