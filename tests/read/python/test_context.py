@@ -534,6 +534,15 @@ OTHERS = {
         print(gradient_of(model, prompt).norm())
         """,
     ),
+    "kept in a cache": (
+        INFERENCE,
+        """
+        def learn(prompt):
+            self.cache.put(prompt, model.generate(prompt))  # site
+
+        loss.backward()
+        """,
+    ),
     "rewarded before the training": (
         EVALUATION,
         """
