@@ -25,7 +25,7 @@ from klguard.read.python.project import Project
 from klguard.read.python.scopes import scopes_of
 from klguard.read.python.source import FunctionInfo, Module, dotted
 from klguard.read.python.spots import CallSite, Spot
-from klguard.read.python.training import OPTIMIZERS, PAIRS, receiver_words
+from klguard.read.python.training import GRADIENTS, OPTIMIZERS, PAIRS, STEPS, receiver_words
 from klguard.read.python.trees import walk_level
 from klguard.read.python.watchers import (
     MAX_SAMPLERS,
@@ -38,6 +38,9 @@ from klguard.read.python.watchers import (
     written,
 )
 from klguard.settings import Context, SiteKind
+
+MAX_CALLERS = 3
+"""Levels of callers that are searched for the step after a backward pass."""
 
 Chain = tuple[CallSite, ...]
 """Calls by which a function is reached, innermost first."""
@@ -212,8 +215,24 @@ class ContextAnalysis:
         if pairs:
             why = f"its texts become pairs for the preference loss {where}"
             return Verdict(Context.ROLLOUT, why, pairs=True)
+        if self._measures(module, call, chain, hit):
+            why = f"its gradient is only looked at, {where}: nothing in sight takes a step with it"
+            return Verdict(Context.EVALUATION, why)
         through = f", through the call {_where(*hit.frame.climbed[-1], module)}" if hit.frame.climbed else ""
         return Verdict(Context.ROLLOUT, f"{hit.text} {where}{through}")
+
+    def _measures(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> bool:
+        """Is a gradient read after the backward pass, while no file on the way, or that calls into it, takes a step?"""
+        if not isinstance(hit.node, ast.Call) or callee_name(hit.node) != "backward":
+            return False
+        level = [(module, call), (hit.module, hit.node), *chain, *hit.frame.climbed, *hit.frame.entered]
+        near = {id(m): m for m, _ in level}
+        for _ in range(MAX_CALLERS):
+            infos = {id(info): info for m, node in level if (info := m.enclosing(node)) is not None}
+            level = [caller for info in infos.values() for caller in self.graph.callers(info)]
+            near.update({id(m): m for m, _ in level})
+        read = any(GRADIENTS.search(name) for m in near.values() for name in (*m.calls, *m.mentions))
+        return read and not any(STEPS.search(name) for m in near.values() for name in m.calls)
 
     def _counts(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> bool:
         """Does scoring or storing tokens mean training here?

@@ -49,6 +49,14 @@ OPTIMIZERS = re.compile(
 
 BACKWARD = frozenset({"backward", "manual_backward", "minimize"})
 
+STEPS = re.compile(r"(^|_)(step|optimi[sz]e|minimize|apply_gradients|apply_updates)(_|$)")
+"""Calls that change the parameters after a backward pass."""
+
+GRADIENTS = re.compile(
+    r"^grads?$|(^|_)gradients?(_|$)|^_?(get|collect|extract|flatten|read|save)_\w*grads?$", re.IGNORECASE
+)
+"""Names of a gradient that is looked at: `param.grad`, `collect_gradients()`."""
+
 UPDATES = frozenset({"update", "train", "learn", "fit", "step", "optimize", "run_step", "train_epoch"})
 """Words that train when the receiver is an agent or a trainer, and mean anything elsewhere."""
 

@@ -110,7 +110,7 @@ class TokenWatcher:
             return True
         if scores_tokens(call):
             self._hit(spot, call, f"the tokens are scored by {called}()", weak=True)
-        elif name in SENDING:
+        elif name in SENDING and "cache" not in receiver_words(call):
             self._hit(spot, call, f"the tokens are sent to another process by {called}()", weak=True)
         elif name in ADDING and BUFFERS.search(called.rpartition(".")[0]):
             self._hit(spot, call, f"the tokens are stored by {called}()", weak=True)

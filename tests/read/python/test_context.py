@@ -297,6 +297,12 @@ ROLLOUTS = {
             sample = sample.to(device)
             model(sample).loss.backward()
         """,
+    "a gradient that is looked at, in a file that takes a step": """
+        for prompt in prompts:
+            model(model.generate(prompt)).loss.backward()  # site
+            print(max(parameter.grad.norm() for parameter in model.parameters()))
+            optimizer.step()
+        """,
     "a variable called rollouts": """
         def main():
             for prompt in prompts:
@@ -515,6 +521,26 @@ OTHERS = {
             advantage = torch.tensor(reward_of(drawn) - reward_of(best))
             loss = -(advantage * log_prob(model, drawn)).mean()
             loss.backward()
+        """,
+    ),
+    "a gradient that is looked at": (
+        EVALUATION,
+        """
+        def gradient_of(model, prompt):
+            logprobs = model(model.generate(prompt)).logits.log_softmax(-1)  # site
+            (advantage * logprobs).sum().backward()
+            return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+        print(gradient_of(model, prompt).norm())
+        """,
+    ),
+    "kept in a cache": (
+        INFERENCE,
+        """
+        def learn(prompt):
+            self.cache.put(prompt, model.generate(prompt))  # site
+
+        loss.backward()
         """,
     ),
     "rewarded before the training": (

@@ -54,6 +54,18 @@ def value(found, name):
     return known.value
 
 
+def test_tests_do_not_say_what_a_function_is_given() -> None:
+    text = """
+        def draw(policy, prompt):
+            return policy.generate(prompt)
+
+        draw(model, prompt)
+        """
+    test = "from main import draw\ndef test_draw(model):\n    draw(model, prompt)\n"
+    assert value(generate(text, files={"tests/test_main.py": test}), "checkpoint") == "gpt2"
+    assert "checkpoint" not in generate(text, files={"other.py": test})
+
+
 def same_object(found) -> bool:
     policy, reference = value(found, "policy"), value(found, "reference")
     return isinstance(reference, Opaque) and policy.name == reference.name

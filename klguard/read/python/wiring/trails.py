@@ -46,10 +46,20 @@ def graph_of(project: Project) -> CallGraph:
 
 
 def calls_of(project: Project, info: FunctionInfo) -> list[tuple[Module, ast.Call]]:
-    """The visible calls of a function; empty when it is also handed over to be called by somebody else."""
+    """The visible calls of a function; empty when it is also handed over to be called by somebody else.
+
+    Tests call it with objects of their own: they are left out where anything else calls it.
+    """
     found = graph_of(project).callers(info)
+    if not _is_test(info.module):
+        found = [caller for caller in found if not _is_test(caller[0])] or found
     calls = [(module, node) for module, node in found if isinstance(node, ast.Call)]
     return calls if len(calls) == len(found) else []
+
+
+def _is_test(module: Module) -> bool:
+    *folders, file = module.path.split("/")
+    return file.startswith("test_") or file.endswith("_test.py") or not {"test", "tests"}.isdisjoint(folders)
 
 
 @dataclass(frozen=True, eq=False)
