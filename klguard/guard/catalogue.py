@@ -70,7 +70,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG604", "kl-out-of-range", None, "kl",
         "the KL per sequence, over a window of steps, lies in kl_range",
-        "only when the window's own standard error rules chance out", EVERY,
+        "only when the window's own standard error rules chance out; above the default range, or half a nat per"
+        " token where that is more, it is a warning", EVERY,
         "the policy is further from its reference than it should be, or the estimate is below what a KL can be",
         "raise the KL coefficient or lower the learning rate; below 0, look at how the rollout is sampled",
     ),

@@ -67,7 +67,8 @@ class Guard(Listening):
     alpha          probability of a false alarm, in the whole run, of all statistical tests together.
     tolerance      numeric noise in nats per token that is no evidence; None chooses 1e-4 in fp32, 1e-3 in
         half precision and 1e-2 where another engine sampled. Set it before the run, never from the run.
-    kl_range       nats per sequence in which the KL has to stay, over windows of ten steps.
+    kl_range       nats per sequence in which the KL has to stay, over windows of ten steps. Above the default is
+        only warned of, and from half a nat per token on where responses are long.
     kl_coef        coefficient of the KL penalty: prices the harm in reward.
     eos_token_id   one id or several that end a response; from the policy or the tokenizer when None.
     sample_tokens  positions to test in a step, valid or not: bounds time and memory.
