@@ -18,7 +18,10 @@ from klguard.guard import events
 from klguard.guard.frameworks.adapters import Adapter, other_randomness
 from klguard.guard.frameworks.transformers import sampled
 from klguard.guard.guard import Guard
+from klguard.guard.invariants.alignment import SAMPLER_STOPS
 from klguard.guard.live import caller
+from klguard.guard.models import stop_ids
+from klguard.guard.ranks import Ranks
 from klguard.guard.shield import LOG
 
 SCORE = "_get_per_token_logps_and_entropies"
@@ -62,6 +65,7 @@ class Groups(Adapter):
         self._rewards: Tensor | None = None
         self._rollouts = 0
         self._said: set[str] = set()
+        guard._works.run.notes[SAMPLER_STOPS] = self._stops()
 
     @staticmethod
     def knows(trainer: Any) -> bool:
@@ -107,6 +111,16 @@ class Groups(Adapter):
     def _temperature(self) -> float:
         return float(self.trainer.temperature)
 
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class)
+
+    def _stops(self) -> frozenset[int]:
+        """The ids at which the trainer lets a response end: it gives them to each generate() itself, so that those
+        of the checkpoint are not in force. With vLLM a response ends where the engine ended it, by its length."""
+        own = stop_ids(getattr(self.trainer, "generation_config", None))
+        return own or stop_ids(self._tokenizer)
+
     # -- the rollout -------------------------------------------------------------------------------------------
 
     def _generating(self, original: Any, inputs: Any) -> Any:
@@ -137,14 +151,14 @@ class Groups(Adapter):
         rows = torch.arange(first, first + count, device=device)
         groups = torch.div(rows, self.trainer.num_generations, rounding_mode="floor")
         mask, tools = output["completion_mask"], output.get("tool_mask")
-        tokenizer = getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class)
+        stops = next((told.stop_ids for told, _ in self.reader.calls if told.stop_ids), None)
         rollout = dict(
             responses=responses,
             mask=mask if tools is None else mask * tools,
             prompts=prompts,
             attention_mask=output["prompt_mask"],
             tool_mask=None if tools is None else (tools == 0) & (mask > 0),
-            stop_token_ids=tokenizer.eos_token_id,
+            stop_token_ids=stops or self._tokenizer.eos_token_id,
             max_new_tokens=self.trainer.max_completion_length,
             groups=groups,
             rows=rows,
@@ -399,4 +413,5 @@ class Groups(Adapter):
     def _say(self, what: str, text: str) -> None:
         if what not in self._said:
             self._said.add(what)
-            LOG.warning("klguard: %s", text)
+            if Ranks().rank == 0:
+                LOG.warning("klguard: %s", text)
