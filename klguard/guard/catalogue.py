@@ -235,7 +235,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG823", "flat-groups", 22, "advantages",
         "rewards differ inside most groups",
-        "at most 0.8 of groups without spread for 5 steps; an error when none of 32 groups in 5 steps has any", EVERY,
+        "at most 0.8 of groups without spread for 5 steps; an error when none of 32 groups in the first 5 steps or"
+        " more has any", EVERY,
         "there is no learning signal: the sampler repeats itself or the reward is constant",
         "look at the rollout's seed and temperature, and at the reward function", WARNING,
     ),

@@ -164,6 +164,18 @@ def test_only_flat_groups_are_an_error():
     assert [(step, b.severity, b.key) for step, b in result] == [(4, Severity.ERROR, "all")]
 
 
+def test_a_task_that_is_solved_is_a_warning_and_no_error():
+    result = play(GroupSpread, [spread_step(6, 8), *[spread_step(8, 8)] * 7])
+    assert result and {(b.severity, b.key) for _, b in result} == {(None, "most")}
+
+
+def test_what_was_seen_before_a_restart_is_remembered():
+    player, fresh = Player(GroupSpread), Player(GroupSpread)
+    player.step(spread_step(6, 8))
+    fresh.invariant.load_state_dict(player.invariant.state_dict())
+    assert all(breach.key == "most" for _ in range(7) for breach in fresh.step(spread_step(8, 8)))
+
+
 def test_a_few_flat_groups_say_nothing():
     assert play(GroupSpread, [spread_step(1, 1)] * 8) == []
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from klguard.guard import events
 from klguard.guard.frameworks.adapters import Adapter, other_randomness
 from klguard.guard.frameworks.transformers import sampled
+from klguard.guard.frameworks.wrappers import chain, hookable
 from klguard.guard.guard import Guard
 from klguard.guard.invariants.alignment import SAMPLER_STOPS
 from klguard.guard.live import caller
@@ -224,6 +225,7 @@ class Groups(Adapter):
     def _losing(self, original: Any, model: nn.Module, inputs: dict[str, Any], *rest: Any, **kw: Any) -> Any:
         if not isinstance(inputs, dict) or ROWS not in inputs or self._rollout is None:
             return original(model, inputs, *rest, **kw)
+        self._outside(model)
         timely = self.guard.version == self._rollout.version
         self._pass = Pass(inputs, timely)
         if self._due():
@@ -235,6 +237,13 @@ class Groups(Adapter):
             done, self._pass, self.paused = self._pass, None, True
         self.told(self._minibatch, done)
         return loss
+
+    def _outside(self, model: nn.Module) -> None:
+        """Look at `model`, which the loss is made with, where it runs the policy compiled: the trainer compiles it
+        after this adapter came, and nothing inside is heard any more."""
+        heard = hookable(chain(model))
+        if heard and self.hooked not in heard:
+            self.hook(heard[0])
 
     def passed(self, role: str, args: tuple, kwargs: dict, output: Any) -> None:
         """The policy's pass inside the loss."""
@@ -268,6 +277,8 @@ class Groups(Adapter):
     def _evidence(self, now: Pass) -> None:
         """Tell of the pass whose log-probs make the loss: tokens as they were drawn, weights that drew them."""
         tools = now.inputs.get("tool_mask")
+        if now.logits is None and not self._filters:
+            self._say("logits", "no logits of the policy were seen in the loss: the sampler is not tested")
         if now.logits is None or self._filters:
             return
         tokens, mask = now.inputs["completion_ids"], now.inputs["completion_mask"]

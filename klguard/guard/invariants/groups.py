@@ -168,8 +168,9 @@ class CompleteGroups(Invariant):
 class GroupSpread(Invariant):
     """Group-relative advantages are 0 where all rewards of a group are equal. Counted are groups that are
     complete inside a call. A warning when more than 0.8 of at least 10 groups in five steps in a row have no
-    spread; an error when none of at least 32 groups has, for five steps or more. Hard prompts alone can make
-    groups of equal rewards common, so fewer groups say nothing."""
+    spread; an error when since the start of the run none of at least 32 groups has had any, for five steps or
+    more. Hard prompts alone can make groups of equal rewards common, so fewer groups say nothing, and a run whose
+    rewards once differed may have solved its task: it is warned, and not ended."""
 
     code = "KLG823"
     watches = (Advantages,)
@@ -180,6 +181,7 @@ class GroupSpread(Invariant):
         super().__init__(run)
         self._window: list[tuple[float, float]] = []
         self._all_flat = [0.0, 0.0]
+        self._spread_seen = False
 
     def measure(self, event: Event) -> None:
         if event.groups is None or event.scores is None:
@@ -209,7 +211,8 @@ class GroupSpread(Invariant):
         self._window = [*self._window, (groups, flat)][-self.STEPS :]
         steps, seen = self._all_flat
         self._all_flat = [steps + 1, seen + groups] if flat == groups else [0.0, 0.0]
-        if self._all_flat[0] >= self.STEPS and self._all_flat[1] >= self.CERTAIN:
+        self._spread_seen = self._spread_seen or flat < groups
+        if not self._spread_seen and self._all_flat[0] >= self.STEPS and self._all_flat[1] >= self.CERTAIN:
             yield Breach(
                 f"in {self._all_flat[0]:.0f} steps in a row not one of {self._all_flat[1]:,.0f} groups has two"
                 " different rewards: all advantages are 0",
@@ -230,8 +233,13 @@ class GroupSpread(Invariant):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"window": [list(entry) for entry in self._window], "all_flat": list(self._all_flat)}
+        return {
+            "window": [list(entry) for entry in self._window],
+            "all_flat": list(self._all_flat),
+            "spread_seen": self._spread_seen,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._window = [tuple(entry) for entry in state["window"]]
         self._all_flat = list(state["all_flat"])
+        self._spread_seen = state.get("spread_seen", False)
