@@ -364,8 +364,8 @@ CATALOGUE: tuple[Entry, ...] = (
         "KLG846", "scheduler", 40, "optimiser",
         "scheduler and optimizer have the same groups, a step changes weights by about the learning rate, and the"
         " schedule lasts as long as the run",
-        "on Adam, max |change| of a weight w is 10 * lr + lr * weight decay * |w|; lr 0 for 3 steps after it was not: a"
-        " warning", EVERY,
+        "on Adam, max |change| of a weight w is 10 * lr + lr * weight decay * |w|; lr 0 for 3 steps after it was not,"
+        " or a schedule that is not stepped in 20: a warning", EVERY,
         "the scheduler drives another optimizer or runs ahead, or the weights are changed by something else",
         "make the scheduler from the very optimizer that steps; step both once per update",
     ),

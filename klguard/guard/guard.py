@@ -557,8 +557,8 @@ class Guard(Listening):
         **details: Any,
     ) -> None:
         """A minibatch's forward pass, before its update: log-probs (B, T) under the current weights and those
-        of the rollout. `kl_term` is the KL term as it enters the loss. More: tokens, rows, epoch, clip_range,
-        reported, entropy, as in `events.Minibatch`."""
+        of the rollout. `kl_term` is the KL term as it enters the loss, (B, T) before its mean. More: tokens,
+        rows, epoch, clip_range, reported, entropy, as in `events.Minibatch`."""
         self._checked(shapes.check_per_token, "new_logprobs", new_logprobs)
         given = {"old_logprobs": old_logprobs, "mask": mask}
         given |= {name: details.get(name) for name in ("tokens", "entropy")}
@@ -573,6 +573,9 @@ class Guard(Listening):
                 advantages=detached(advantages),
                 first=self._weights() == self._scored_under,
                 by_construction=new_logprobs.data_ptr() == old_logprobs.data_ptr(),
+                kl_term=detached(kl_term)
+                if kl_term is not None and kl_term.shape == new_logprobs.shape
+                else None,
                 kl_loss_requires_grad=None if kl_term is None else kl_term.requires_grad,
                 new_requires_grad=new_logprobs.requires_grad,
                 dtype=new_logprobs.dtype if new_logprobs.dtype in HALF else self._precision(new_logprobs),

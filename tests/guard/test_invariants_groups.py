@@ -120,6 +120,29 @@ def test_close_ids_are_spread_over_the_buckets():
         assert len(buckets.unique()) > 30
 
 
+@pytest.mark.parametrize(("residue", "keys"), [(1.6e-4, ["blown up"]), (0.3, [])])
+def test_a_group_that_is_divided_by_what_rounding_left_of_nothing(residue, keys):
+    ids, scores, _ = grouped(6, 4)
+    scores = scores.view(-1, 4).clone()
+    scores[0] = torch.tensor([0.35, 0.35, 0.35, 1.0])
+    centred = scores - scores.mean(1, keepdim=True)
+    spread = scores.std(1, keepdim=True)
+    spread[0] = residue
+    made = event(ids, scores.flatten(), (centred / spread).flatten())
+    assert [breach.key for breach in found(CompleteGroups, made)] == keys
+
+
+def test_large_advantages_of_all_groups_and_of_one_success_in_many_are_left_alone():
+    ids, scores, advantages = grouped(6, 4)
+    assert found(CompleteGroups, event(ids, scores * 1000, advantages * 1000)) == []
+    ids, scores, _ = grouped(4096, 4)
+    rare = torch.zeros_like(scores)
+    rare[0] = 1.0
+    whitened = (rare - rare.view(-1, 4).mean(1).repeat_interleave(4)) / rare.std()
+    assert whitened.max() > 90
+    assert found(CompleteGroups, event(ids, rare, whitened)) == []
+
+
 def rollout(prompts, groups, attention=None):
     return Rollout(
         responses=torch.zeros(len(prompts), 2, dtype=torch.long),
