@@ -241,3 +241,59 @@ def test_a_run_without_logits_says_that_its_sampler_is_not_tested(tmp_path, capl
         klguard.guard_trainer(trainer := trainer_of("grpo", tmp_path), strict=True)
         trainer.train()
     assert "no logits of the policy were seen" in caplog.text
+
+
+# -- a head that is fused with the log-softmax -----------------------------------------------------------------------
+
+
+def fused(trainer_class):
+    """A trainer whose policy is never called as a whole in the loss, as those of later releases are not."""
+
+    class Fused(trainer_class):
+        def _get_per_token_logps_and_entropies(
+            self, model, input_ids, attention_mask, logits_to_keep, *args, **more
+        ):
+            whole = self.accelerator.unwrap_model(model)
+            hidden = whole.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            logits = whole.lm_head(hidden[:, :-1][:, -logits_to_keep:]) / self.temperature
+            logprobs = logits.float().log_softmax(-1)
+            tokens = input_ids[:, -logits_to_keep:, None]
+            return logprobs.gather(-1, tokens)[..., 0], -(logprobs.exp() * logprobs).sum(-1), None
+
+    return Fused
+
+
+FUSED = pytest.mark.parametrize(("kind", "trainer"), [("grpo", GRPOTrainer), ("rloo", RLOOTrainer)])
+
+
+@FUSED
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_safe_run_with_a_fused_head_is_tested_and_silent(kind, trainer, temperature, tmp_path):
+    guard = trained(trainer_of(kind, tmp_path, own=fused(trainer), temperature=temperature))
+    assert said(guard) == []
+    assert guard.metrics["klguard/tokens"] > 250
+
+
+@FUSED
+def test_top_k_is_named_with_a_fused_head(kind, trainer, tmp_path):
+    guard = trained(trainer_of(kind, tmp_path, own=fused(trainer), top_k=10))
+    assert of(guard, "KLG701").measured.cause == "top_k=10"
+
+
+def test_of_a_large_vocabulary_the_first_positions_are_tested(tmp_path, monkeypatch):
+    from klguard.guard.frameworks import trl_groups
+
+    whole = trained(trainer_of("grpo", tmp_path / "whole", own=fused(GRPOTrainer), max_steps=3))
+    monkeypatch.setattr(trl_groups, "HEAD_BUDGET", 4 * 16 * setup.VOCABULARY * 8)  # 8 positions of 16 rows
+    part = trained(trainer_of("grpo", tmp_path / "part", own=fused(GRPOTrainer), max_steps=3))
+    assert said(part) == []
+    assert 0 < part.metrics["klguard/tokens"] < whole.metrics["klguard/tokens"]
+
+
+def test_a_head_that_scales_its_logits_is_said_to_be_unseen(tmp_path, caplog):
+    trainer = trainer_of("grpo", tmp_path, own=fused(GRPOTrainer))
+    trainer.model.config.logit_scale = 0.5
+    with caplog.at_level(logging.WARNING, "klguard"):
+        guard = trained(trainer)
+    assert said(guard) == []
+    assert "no logits of the policy were seen" in caplog.text

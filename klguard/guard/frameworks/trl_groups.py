@@ -16,18 +16,34 @@ from torch import Tensor, nn
 
 from klguard.guard import events
 from klguard.guard.frameworks.adapters import Adapter, other_randomness
+from klguard.guard.frameworks.taps import Tap
 from klguard.guard.frameworks.transformers import sampled
-from klguard.guard.frameworks.wrappers import chain, hookable
+from klguard.guard.frameworks.wrappers import chain, generator, hookable
 from klguard.guard.guard import Guard
 from klguard.guard.invariants.alignment import SAMPLER_STOPS
 from klguard.guard.live import caller
-from klguard.guard.models import stop_ids
+from klguard.guard.models import sharded, stop_ids
 from klguard.guard.ranks import Ranks
 from klguard.guard.shield import LOG
 
 SCORE = "_get_per_token_logps_and_entropies"
 ROWS, SCORES, OLD, REFERENCE = "klguard_rows", "klguard_scores", "klguard_old", "klguard_reference"
 """Names under which an adapter's own tensors travel with the trainer's."""
+
+HIDDEN = "hidden"
+"""Role of the pass of the layers below the head."""
+
+SCALES = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
+"""What configurations call that which happens to logits behind the head."""
+
+HEAD_BUDGET, FEWEST_POSITIONS = 2**28, 8
+"""Bytes for logits that a fused head does not show, in fp32, and positions of a row that make it worth while."""
 
 FIRST_CHECKS, CHECK_EVERY = 3, 50
 """Rollouts, from the first, and every how many after them, whose first minibatch is scored twice."""
@@ -40,6 +56,7 @@ class Pass:
     inputs: dict[str, Any]
     timely: bool
     logits: Tensor | None = None
+    hidden: Tensor | None = None
     logprobs: Tensor | None = None
     entropies: Tensor | None = None
     twice: Tensor | None = None
@@ -98,10 +115,19 @@ class Groups(Adapter):
         """Begin to listen."""
         self.reader.install()
         self.listen()
+        self._listen_below_the_head()
         self.wrap("_generate_and_score_completions", self._generating)
         self.wrap("_calculate_rewards", self._rewarding)
         self.wrap(SCORE, self._scoring)
         self.wrap("_compute_loss", self._losing)
+
+    def _listen_below_the_head(self) -> None:
+        """Later releases fuse the head with the log-softmax, and the policy's pass has no logits any more."""
+        model = generator(self.policy)
+        below = getattr(model, "base_model", None)
+        if isinstance(below, nn.Module) and below is not model:
+            hook = below.register_forward_hook(Tap(self, HIDDEN), with_kwargs=True)
+            self._undo.append(hook.remove)
 
     @property
     def _in_loss(self) -> bool:
@@ -247,8 +273,14 @@ class Groups(Adapter):
 
     def passed(self, role: str, args: tuple, kwargs: dict, output: Any) -> None:
         """The policy's pass inside the loss."""
+        if self._pass is None:
+            return
+        if role == HIDDEN:
+            hidden = getattr(output, "last_hidden_state", None)
+            self._pass.hidden = hidden.detach() if isinstance(hidden, Tensor) else None
+            return
         logits = getattr(output, "logits", None)
-        if self._pass is not None and isinstance(logits, Tensor) and logits.dim() == 3:
+        if isinstance(logits, Tensor) and logits.dim() == 3:
             self._pass.logits = logits.detach()
 
     def _scoring(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -267,7 +299,7 @@ class Groups(Adapter):
             now.logprobs, now.entropies = logprobs, entropies
             if now.timely and self._rollout.losses < self._losses_of_rollout:
                 self._evidence(now)
-        now.logits = None
+        now.logits = now.hidden = None
 
     @property
     def _losses_of_rollout(self) -> int:
@@ -277,20 +309,22 @@ class Groups(Adapter):
     def _evidence(self, now: Pass) -> None:
         """Tell of the pass whose log-probs make the loss: tokens as they were drawn, weights that drew them."""
         tools = now.inputs.get("tool_mask")
-        if now.logits is None and not self._filters:
-            self._say("logits", "no logits of the policy were seen in the loss: the sampler is not tested")
-        if now.logits is None or self._filters:
+        if self._filters:
             return
         tokens, mask = now.inputs["completion_ids"], now.inputs["completion_mask"]
         width = tokens.shape[1]
-        logits = now.logits[:, :-1][:, -width:]
-        if logits.shape[1] != width or now.logprobs.shape != tokens.shape:
+        logits = self._head(now.hidden, width) if now.logits is None else now.logits[:, :-1][:, -width:]
+        if logits is None:
+            self._say("logits", "no logits of the policy were seen in the loss: the sampler is not tested")
             return
-        mask = mask > 0
+        if logits.shape[1] != width and now.logits is not None or now.logprobs.shape != tokens.shape:
+            return
+        width = logits.shape[1]  # of a fused head, as many of the first positions as the budget holds
+        tokens, mask = tokens[:, :width], mask[:, :width] > 0
         if tools is None:  # nothing behind the first stop was drawn, whatever the trainer's mask says
             mask = mask & sampled(tokens, self.guard._works.run.stop_ids)
         else:
-            mask = mask & (tools > 0)
+            mask = mask & (tools[:, :width] > 0)
         temperature = self._temperature
         reference = now.inputs.get("ref_per_token_logps", now.inputs.get(REFERENCE))
         sampler = now.inputs.get("sampling_per_token_logps") if self._comparable else None
@@ -300,9 +334,9 @@ class Groups(Adapter):
                     logits=logits,
                     tokens=tokens,
                     mask=mask,
-                    logprobs=now.logprobs.detach().float(),
-                    reference_logprobs=None if reference is None else reference.float(),
-                    sampler_logprobs=None if sampler is None else sampler.float(),
+                    logprobs=now.logprobs.detach()[:, :width].float(),
+                    reference_logprobs=None if reference is None else reference[:, :width].float(),
+                    sampler_logprobs=None if sampler is None else sampler[:, :width].float(),
                     context_ids=now.inputs["prompt_ids"],
                     temperature=temperature,
                     divisor=None if temperature == 1.0 else temperature,
@@ -311,6 +345,22 @@ class Groups(Adapter):
                 ),
                 source="logprobs",
             )
+
+    def _head(self, hidden: Tensor | None, width: int) -> Tensor | None:
+        """Logits (B, W, V) of the first W of the last `width` positions, from the hidden states (B, L, H) before a
+        head that the trainer has fused with the log-softmax; None where there are none, or where the head does more
+        than a product. W is what 256 MiB hold."""
+        model = generator(self.policy)
+        if hidden is None or hidden.dim() != 3 or hidden.shape[1] <= width or sharded(self.policy):
+            return None
+        config, head = model.config.get_text_config(), model.get_output_embeddings()
+        if head is None or any(getattr(config, name, None) not in (None, 1.0) for name in SCALES):
+            return None
+        most = HEAD_BUDGET // (4 * len(hidden) * head.weight.shape[0])
+        if most < min(FEWEST_POSITIONS, width):
+            return None
+        with torch.no_grad(), self.trainer.accelerator.autocast():
+            return head(hidden[:, :-1][:, -width:][:, :most].to(head.weight.dtype))
 
     @property
     def _rows_here(self) -> int:
