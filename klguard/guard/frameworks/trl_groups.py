@@ -23,6 +23,7 @@ from klguard.guard.guard import Guard
 from klguard.guard.invariants.alignment import SAMPLER_STOPS
 from klguard.guard.live import caller
 from klguard.guard.models import sharded, stop_ids
+from klguard.guard.plain import as_ids
 from klguard.guard.ranks import Ranks
 from klguard.guard.shield import LOG
 
@@ -100,7 +101,7 @@ class Groups(Adapter):
             policy=trainer.model,
             reference=getattr(trainer, "ref_model", None),
             tokenizer=tokenizer,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=_ends(trainer, tokenizer),
             kl_coef=trainer.beta if trainer.beta else None,
             group_size=trainer.num_generations,
             max_grad_norm=limit if limit and limit > 0 else None,
@@ -146,7 +147,7 @@ class Groups(Adapter):
         """The ids at which the trainer lets a response end: it gives them to each generate() itself, so that those
         of the checkpoint are not in force. With vLLM a response ends where the engine ended it, by its length."""
         own = stop_ids(getattr(self.trainer, "generation_config", None))
-        return own or stop_ids(self._tokenizer)
+        return own or frozenset(as_ids(_ends(self.trainer, self._tokenizer)) or ())
 
     # -- the rollout -------------------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Groups(Adapter):
             prompts=prompts,
             attention_mask=output["prompt_mask"],
             tool_mask=None if tools is None else (tools == 0) & (mask > 0),
-            stop_token_ids=stops or self._tokenizer.eos_token_id,
+            stop_token_ids=stops or _ends(self.trainer, self._tokenizer),
             max_new_tokens=self.trainer.max_completion_length,
             groups=groups,
             rows=rows,
@@ -476,3 +477,8 @@ class Groups(Adapter):
             self._said.add(what)
             if Ranks().rank == 0:
                 LOG.warning("klguard: %s", text)
+
+
+def _ends(trainer: Any, tokenizer: Any) -> Any:
+    """Ids at which the trainer's own mask ends a response: the tokenizer's, in later releases the checkpoint's too."""
+    return getattr(trainer, "eos_token_ids", None) or tokenizer.eos_token_id
