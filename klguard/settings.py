@@ -265,6 +265,7 @@ FACTS = {
     "encoder_decoder": "generate: Known(True) for an encoder-decoder model, Known(False) for a decoder-only one",
     "train_mode": "generate: Known(True) when the model was last put into train(), Known(False) after eval()",
     "dropout": "generate: the largest dropout probability visibly set on the model",
+    "checkpointing": "generate: Known(True) when gradient checkpointing was on during the call, at run time only",
     "reference_trainable": "trainer or generate: Known('train mode' | 'in the optimizer') with its place as hop",
     "pad_is_eos_mask": "generate: Known(True) when the response mask is `!= pad` and pad is the end-of-sequence token",
     "kl_estimator": "generate: Known('k1-loss' | 'abs' | 'clamp') for a hand-written KL term of that form",

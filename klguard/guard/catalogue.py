@@ -70,7 +70,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG604", "kl-out-of-range", None, "kl",
         "the KL per sequence, over a window of steps, lies in kl_range",
-        "only when the window's own standard error rules chance out", EVERY,
+        "only when the window's own standard error rules chance out; above the default range, or half a nat per"
+        " token where that is more, it is a warning", EVERY,
         "the policy is further from its reference than it should be, or the estimate is below what a KL can be",
         "raise the KL coefficient or lower the learning rate; below 0, look at how the rollout is sampled",
     ),
@@ -234,7 +235,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG823", "flat-groups", 22, "advantages",
         "rewards differ inside most groups",
-        "at most 0.8 of groups without spread for 5 steps; an error when none of 32 groups in 5 steps has any", EVERY,
+        "at most 0.8 of groups without spread for 5 steps; an error when none of 32 groups in the first 5 steps or"
+        " more has any", EVERY,
         "there is no learning signal: the sampler repeats itself or the reward is constant",
         "look at the rollout's seed and temperature, and at the reward function", WARNING,
     ),
@@ -362,8 +364,8 @@ CATALOGUE: tuple[Entry, ...] = (
         "KLG846", "scheduler", 40, "optimiser",
         "scheduler and optimizer have the same groups, a step changes weights by about the learning rate, and the"
         " schedule lasts as long as the run",
-        "on Adam, max |change| of a weight w is 10 * lr + lr * weight decay * |w|; lr 0 for 3 steps after it was not: a"
-        " warning", EVERY,
+        "on Adam, max |change| of a weight w is 10 * lr + lr * weight decay * |w|; lr 0 for 3 steps after it was not,"
+        " or a schedule that is not stepped in 20: a warning", EVERY,
         "the scheduler drives another optimizer or runs ahead, or the weights are changed by something else",
         "make the scheduler from the very optimizer that steps; step both once per update",
     ),

@@ -197,10 +197,10 @@ class Minibatch(Event):
     first       no update happened since the rollout was scored.
     by_construction  old is the very memory of new: the ratio is 1 whatever the loop does.
     rows        ids of the rows; epoch from 0.
-    reported    the loop's own figures: any of ratio, approx_kl (k3 of old and new), entropy (its mean), kl,
-                clip_fraction.
+    reported    the loop's own figures: any of ratio, approx_kl (k3 of old and new), entropy (its mean), kl (the
+                mean of kl_term), clip_fraction.
     entropy     (B, T) exact entropy per token, where the loop has it.
-    kl_term     the KL term as it enters the loss (in_loss) or the reward, with its gradient flag.
+    kl_term     (B, T) the KL term as it enters the loss, detached; kl_loss_requires_grad its gradient flag.
     """
 
     new: Tensor
@@ -215,6 +215,7 @@ class Minibatch(Event):
     clip_range: float | None = None
     reported: Mapping[str, float | Tensor] = field(default_factory=dict)
     entropy: Tensor | None = None
+    kl_term: Tensor | None = None
     kl_loss_requires_grad: bool | None = None
     new_requires_grad: bool | None = None
     dtype: torch.dtype = torch.float32

@@ -67,7 +67,8 @@ class Guard(Listening):
     alpha          probability of a false alarm, in the whole run, of all statistical tests together.
     tolerance      numeric noise in nats per token that is no evidence; None chooses 1e-4 in fp32, 1e-3 in
         half precision and 1e-2 where another engine sampled. Set it before the run, never from the run.
-    kl_range       nats per sequence in which the KL has to stay, over windows of ten steps.
+    kl_range       nats per sequence in which the KL has to stay, over windows of ten steps. Above the default is
+        only warned of, and from half a nat per token on where responses are long.
     kl_coef        coefficient of the KL penalty: prices the harm in reward.
     eos_token_id   one id or several that end a response; from the policy or the tokenizer when None.
     sample_tokens  positions to test in a step, valid or not: bounds time and memory.
@@ -556,8 +557,8 @@ class Guard(Listening):
         **details: Any,
     ) -> None:
         """A minibatch's forward pass, before its update: log-probs (B, T) under the current weights and those
-        of the rollout. `kl_term` is the KL term as it enters the loss. More: tokens, rows, epoch, clip_range,
-        reported, entropy, as in `events.Minibatch`."""
+        of the rollout. `kl_term` is the KL term as it enters the loss, (B, T) before its mean. More: tokens,
+        rows, epoch, clip_range, reported, entropy, as in `events.Minibatch`."""
         self._checked(shapes.check_per_token, "new_logprobs", new_logprobs)
         given = {"old_logprobs": old_logprobs, "mask": mask}
         given |= {name: details.get(name) for name in ("tokens", "entropy")}
@@ -572,6 +573,9 @@ class Guard(Listening):
                 advantages=detached(advantages),
                 first=self._weights() == self._scored_under,
                 by_construction=new_logprobs.data_ptr() == old_logprobs.data_ptr(),
+                kl_term=detached(kl_term)
+                if kl_term is not None and kl_term.shape == new_logprobs.shape
+                else None,
                 kl_loss_requires_grad=None if kl_term is None else kl_term.requires_grad,
                 new_requires_grad=new_logprobs.requires_grad,
                 dtype=new_logprobs.dtype if new_logprobs.dtype in HALF else self._precision(new_logprobs),

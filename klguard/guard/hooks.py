@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from klguard.guard.listening import Listening
 
 
+NAMED_OPTIMIZERS = "optimizers named by watch"
+"""Note of a run: the optimizers it was told of, before any of them has stepped."""
+
+
 class OptimizerHooks:
     """Tells the guard before and after each step of the policy's optimizers.
 
@@ -36,6 +40,7 @@ class OptimizerHooks:
         if inner in self._named:
             return
         self._named.add(inner)
+        self._guard._works.run.notes.setdefault(NAMED_OPTIMIZERS, []).append(inner)
         self._handles.append(inner.register_step_pre_hook(self._before))
         self._handles.append(inner.register_step_post_hook(self._after))
 

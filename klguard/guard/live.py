@@ -222,6 +222,7 @@ def _facts(model: nn.Module, call: Call, now: Hop) -> dict[str, Value]:
     facts: dict[str, tuple[Any, str]] = {
         "train_mode": (training, f"the model generates in {'train' if training else 'eval'} mode"),
         "dropout": (largest, f"the largest dropout probability in use is {largest:g}"),
+        "checkpointing": (checkpoints(model), "gradient checkpointing, as generate() had it"),
         "encoder_decoder": (call.encoder_decoder, "says the configuration of the model"),
         "batched": (call.batch_size > 1, f"prompts that go in at once: {call.batch_size}"),
         "attention_mask": (masked, f"an attention_mask is {'' if masked else 'not '}passed"),
@@ -230,6 +231,14 @@ def _facts(model: nn.Module, call: Call, now: Hop) -> dict[str, Value]:
     if isinstance(checkpoint, str) and checkpoint:
         facts["checkpoint"] = (checkpoint, "says the configuration of the model")
     return {name: Known(value, (replace(now, text=text),)) for name, (value, text) in facts.items()}
+
+
+def checkpoints(model: nn.Module) -> bool:
+    """Whether gradient checkpointing is switched on in `model` now."""
+    switched = getattr(model, "is_activation_checkpointing", None)
+    if switched is None:  # its name before transformers 5, which warns of it now
+        switched = getattr(model, "is_gradient_checkpointing", False)
+    return bool(switched)
 
 
 def dropout(model: nn.Module) -> float:

@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from klguard import Guard  # noqa: E402
+from klguard.findings import Severity  # noqa: E402
 from tests.guard import draws  # noqa: E402
 from tests.guard.draws import draw, play, pure  # noqa: E402
 
@@ -271,6 +272,28 @@ def test_a_kl_outside_its_range(low, high, key):
     (finding,) = guard.findings
     assert (finding.code, finding.setting) == ("KLG604", key)
     assert finding.measured.limit == (high if key == "above" else low)
+
+
+def far_apart(distance, rows, time, **options):
+    """What is found over 12 steps of `rows` responses with a KL of `distance` nats per token."""
+    guard = quiet(**options)
+    for _ in range(12):
+        k1 = torch.randn(rows, time, generator=torch.Generator().manual_seed(0)) * 0.1 + distance
+        base = torch.full((rows, time), -3.0)
+        guard.kl(base, base - k1)
+        guard.step()
+    return [finding for finding in guard.findings if finding.code == "KLG604"]
+
+
+def test_a_kl_above_the_default_range_is_a_warning_and_above_a_range_that_was_set_an_error():
+    assert [str(f.severity) for f in far_apart(1.0, rows=16, time=16)] == [str(Severity.WARNING)]
+    assert [str(f.severity) for f in far_apart(1.0, 16, 16, kl_range=(0.0, 8.0))] == [str(Severity.ERROR)]
+
+
+def test_the_default_range_grows_with_the_length_of_responses():
+    assert far_apart(0.1, rows=16, time=400) == []  # 40 nats per sequence
+    assert len(far_apart(0.6, rows=16, time=400)) == 1
+    assert len(far_apart(0.1, 16, 400, kl_range=(0.0, 12.0))) == 1
 
 
 def biased_loop(guard, sampler, steps=20, rows=16, time=24):

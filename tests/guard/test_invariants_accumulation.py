@@ -95,3 +95,23 @@ def test_half_precision_is_seen_in_the_inputs_too_and_the_hook_is_taken_off():
     before = set(seen)
     layer.half()(torch.ones(1, 2).half())
     assert seen == before
+
+
+@pytest.mark.parametrize("wrong", (False, True))
+def test_a_value_head_beside_the_policy_counts(wrong):
+    """Its loss is a mean of each micro-batch, where the policy's is divided by all tokens."""
+    policy, policy_loss = loop(0, autocast=False, division=whole)
+    torch.manual_seed(1)
+    head = nn.Linear(8, 1)
+    data = torch.randn(ROWS, 8)
+
+    def accumulate(batches):
+        policy_loss(batches)
+        for rows in batches:
+            (head(data[rows]).square().sum() / (len(rows) if wrong else ROWS)).backward()
+
+    optimizer = torch.optim.SGD([*policy.parameters(), *head.parameters()], lr=0.1)
+    player = Player(Accumulation, Run(policy=policy, optimizers=[optimizer]))
+    breaches = player.step([Preflight(accumulate=accumulate)])
+    assert player.invariant.exercised and all(p.grad is None for p in head.parameters())
+    assert [("outside the policy" in breach.message) for breach in breaches] == [True] * wrong

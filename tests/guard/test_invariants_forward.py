@@ -90,7 +90,8 @@ def test_few_tokens_certain_tokens_and_a_uniform_policy_say_nothing():
 
 
 def rollout(**settings):
-    facts = {"train_mode": settings.pop("train_mode", Known(False))}
+    modes = {"train_mode": Known(False), "checkpointing": Known(False)}
+    facts = {name: settings.pop(name, off) for name, off in modes.items()}
     values = {"use_cache": settings.pop("use_cache", Default(True, "transformers"))}
     return Rollout(
         responses=torch.zeros(1, 1, dtype=torch.long),
@@ -106,15 +107,21 @@ def test_generate_with_its_cache_is_right():
         True,
     )
     model.gradient_checkpointing_enable()
-    assert keys(CacheInTraining, rollout(), Run(model)) == ([], True)
+    assert keys(CacheInTraining, rollout(checkpointing=Known(True)), Run(model)) == ([], True)
     assert keys(CacheInTraining, Rollout(responses=torch.zeros(1, 1)), Run(model)) == ([], False)
 
 
 def test_generate_without_its_cache_is_named():
     model = copy.deepcopy(_model())
     assert keys(CacheInTraining, rollout(use_cache=Known(False)), Run(model))[0] == ["cache"]
+    on = dict(train_mode=Known(True), checkpointing=Known(True))
+    assert keys(CacheInTraining, rollout(**on), Run(model))[0] == ["checkpointing"]
+
+
+def test_checkpointing_that_is_switched_on_again_after_generate_is_right():
+    model = copy.deepcopy(_model())
     model.gradient_checkpointing_enable()
-    assert keys(CacheInTraining, rollout(train_mode=Known(True)), Run(model))[0] == ["checkpointing"]
+    assert keys(CacheInTraining, rollout(train_mode=Known(True)), Run(model)) == ([], True)
 
 
 # ------------------------------------------------------------------------------------------------ packing

@@ -120,6 +120,29 @@ def test_close_ids_are_spread_over_the_buckets():
         assert len(buckets.unique()) > 30
 
 
+@pytest.mark.parametrize(("residue", "keys"), [(1.6e-4, ["blown up"]), (0.3, [])])
+def test_a_group_that_is_divided_by_what_rounding_left_of_nothing(residue, keys):
+    ids, scores, _ = grouped(6, 4)
+    scores = scores.view(-1, 4).clone()
+    scores[0] = torch.tensor([0.35, 0.35, 0.35, 1.0])
+    centred = scores - scores.mean(1, keepdim=True)
+    spread = scores.std(1, keepdim=True)
+    spread[0] = residue
+    made = event(ids, scores.flatten(), (centred / spread).flatten())
+    assert [breach.key for breach in found(CompleteGroups, made)] == keys
+
+
+def test_large_advantages_of_all_groups_and_of_one_success_in_many_are_left_alone():
+    ids, scores, advantages = grouped(6, 4)
+    assert found(CompleteGroups, event(ids, scores * 1000, advantages * 1000)) == []
+    ids, scores, _ = grouped(4096, 4)
+    rare = torch.zeros_like(scores)
+    rare[0] = 1.0
+    whitened = (rare - rare.view(-1, 4).mean(1).repeat_interleave(4)) / rare.std()
+    assert whitened.max() > 90
+    assert found(CompleteGroups, event(ids, rare, whitened)) == []
+
+
 def rollout(prompts, groups, attention=None):
     return Rollout(
         responses=torch.zeros(len(prompts), 2, dtype=torch.long),
@@ -162,6 +185,18 @@ def test_flat_groups_for_five_steps_are_a_warning_by_the_entry():
 def test_only_flat_groups_are_an_error():
     result = play(GroupSpread, [spread_step(8, 8)] * 5)
     assert [(step, b.severity, b.key) for step, b in result] == [(4, Severity.ERROR, "all")]
+
+
+def test_a_task_that_is_solved_is_a_warning_and_no_error():
+    result = play(GroupSpread, [spread_step(6, 8), *[spread_step(8, 8)] * 7])
+    assert result and {(b.severity, b.key) for _, b in result} == {(None, "most")}
+
+
+def test_what_was_seen_before_a_restart_is_remembered():
+    player, fresh = Player(GroupSpread), Player(GroupSpread)
+    player.step(spread_step(6, 8))
+    fresh.invariant.load_state_dict(player.invariant.state_dict())
+    assert all(breach.key == "most" for _ in range(7) for breach in fresh.step(spread_step(8, 8)))
 
 
 def test_a_few_flat_groups_say_nothing():

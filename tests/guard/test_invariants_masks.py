@@ -306,3 +306,37 @@ def test_a_ratio_of_equal_log_probs_that_is_not_one_was_spoilt(reported):
 )
 def test_rounding_and_parts_of_a_mean_are_not_spoilt(reported):
     assert told(UnmaskedStatistic, minibatch(lambda *_: {"ratio": reported}, noise=0.0)) == []
+
+
+# ------------------------------------------------------------------------------------ the KL term of the loss
+
+
+def by_row_sum(values, mask):
+    return (values * mask).sum(1).mean()
+
+
+def over_all_places(values, mask):
+    return (values * mask).sum() / (len(mask) * mask.shape[1])
+
+
+def kl_term_of(average, seed=0):
+    """A minibatch whose KL term is reported by such a mean."""
+    term = torch.rand(8, 12, generator=torch.Generator().manual_seed(seed)) * 0.1
+    event = minibatch(lambda *_: {}, rows=8, time=12)
+    return Minibatch(**(vars(event) | {"kl_term": term, "reported": {"kl": average(term, event.mask)}}))
+
+
+@pytest.mark.parametrize("average", (mean, by_row, by_row_sum, over_all_places))
+@pytest.mark.parametrize("seed", range(4))
+def test_the_kl_term_may_be_taken_over_tokens_sequences_or_a_constant(average, seed):
+    assert told(UnmaskedStatistic, kl_term_of(average, seed)) == []
+
+
+@pytest.mark.parametrize("average", (everywhere, lambda values, mask: values.sum(1).mean()))
+def test_the_kl_at_padding_has_no_place_in_the_loss(average):
+    (breach,) = told(UnmaskedStatistic, kl_term_of(average))
+    assert breach.key == "kl" and "padding included" in breach.message
+
+
+def test_a_kl_term_by_a_definition_that_is_not_known_says_nothing():
+    assert told(UnmaskedStatistic, kl_term_of(lambda values, mask: 0.04 * mean(values, mask))) == []

@@ -446,6 +446,30 @@ def test_an_end_is_found_across_a_restart():
     assert [breach.key for breach in found(second, steps=1)] == ["spent"]
 
 
+def decay(update):
+    return max(0.0, 1 - update / 100)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "every", "keys"),
+    [
+        (decay, None, ["forgotten"]),
+        (decay, 1, []),
+        (decay, 15, []),  # once in a while
+        (lambda update: 1.0, None, []),  # a constant is the same whether it is stepped or not
+    ],
+)
+def test_a_schedule_that_is_never_stepped(schedule, every, keys):
+    training, told = Training(Scheduling), []
+    scheduler = torch.optim.lr_scheduler.LambdaLR(training.optimizer, schedule)
+    training.player.run.scheduler = scheduler
+    for step in range(1, 26):
+        told += [breach.key for breach in training.step()]
+        if every and step % every == 0:
+            scheduler.step()
+    assert sorted(set(told)) == keys
+
+
 # --- an optimizer that steps without a gradient -----------------------------------------------------------------
 
 

@@ -107,7 +107,25 @@ REPLAYS = (
     loop("open-instruct-535", "KLG835", K1AsALoss, GroupLoop, steps=0),
     loop("trl-2575", "KLG825", PenaltyAtEveryToken, Loop),
 )
+
+
+class PaidTwice(Loop):
+    """The KL is subtracted from the reward, and a term of it is in the loss as well."""
+
+    def kl_loss(self, new, reference):
+        return 0.5 * (new - reference) ** 2
+
+
+class NeverSubtracted(Loop):
+    """A KL is computed, and the reward does not contain it."""
+
+    def token_rewards(self, scores, kl, mask):
+        return super().token_rewards(scores, 0 * kl, mask)
+
+
 SIBLINGS = (
+    loop("verl-265", "KLG836", PaidTwice, Loop),
+    loop("slime-397", "KLG825", NeverSubtracted, Loop, steps=3),
     loop("trl-3750", "KLG825", ScoreBehindTheStop, Loop),
     loop("toolrl-52", "KLG835", KlIsRewarded, GroupLoop, steps=0),
     loop("trl-1180", "KLG834", LogsAnotherEstimator, Loop, steps=4),

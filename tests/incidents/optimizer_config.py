@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from tests.guard.loop import GroupLoop, Loop
+from tests.guard.loop import GroupLoop, Loop, masked_mean
 from tests.incidents.replay import loop
 
 
@@ -195,6 +195,18 @@ class PassesOfACopy(GroupLoop):
         return super().clip_gradient()
 
 
+class ValueLossByMicroBatch(Loop):
+    """The policy's loss is divided by all tokens, the value loss by those of its own micro-batch."""
+
+    def accumulate(self, micro_batches):
+        whole = self.probe.mask.sum()
+        for rows in micro_batches:
+            batch = self.take(self.probe, torch.tensor(rows))
+            _, new, values = self.rescore(batch)
+            policy = (self.policy_loss(new, batch.old, batch.advantages) * batch.mask).sum() / whole
+            (policy + masked_mean(self.value_loss(values, batch.returns), batch.mask)).backward()
+
+
 REPLAYS = (
     loop("nemo-rl-305", "KLG846", ScheduledByMinibatch, ScheduledByIteration, steps=4),
     loop("trl-702", "KLG842", TrainsACopy, Loop, steps=3),
@@ -206,6 +218,7 @@ REPLAYS = (
     loop("trl-454", "KLG832", ManySmallUpdates, Loop),
 )
 SIBLINGS = (
+    loop("verl-7110", "KLG844", ValueLossByMicroBatch, Loop, steps=0),
     loop("open-instruct-537", "KLG846", ScheduledByMinibatch, ScheduledByIteration, steps=4),
     loop("kdflow-4", "KLG846", ScheduledByMinibatch, ScheduledByIteration, steps=4),
     loop("ms-swift-10117", "KLG844", DividedByTheStepsToo, Loop, steps=0),

@@ -83,6 +83,34 @@ class WeighedTooLittle(WellWeighted):
     beta = 1e-4
 
 
+class AloneAgainstEquals(GroupLoop):
+    """A row is compared with the others of its group, whose rewards are equal, and those of the first group are not
+    numbers that fp32 holds exactly: what is left of their standard deviation divides."""
+
+    residue = 1.6e-4
+
+    def reward_function(self, texts):
+        scores = super().reward_function(texts)
+        scores[: self.group_size] = torch.tensor([0.35, 0.35, 0.35, 1.0])
+        return scores
+
+    def advantages(self, batch):
+        batch = super().advantages(batch)
+        first = batch.scores[: self.group_size]
+        blown = batch.advantages.clone()
+        blown[: self.group_size] = (first - first.mean()) / max(self.residue, float(first[:3].std()))
+        return replace(batch, advantages=blown)
+
+    def tell_rewards(self, batch):
+        self.guard.rewards(batch.scores)
+
+
+class LeftAlone(AloneAgainstEquals):
+    """Below a floor the deviation does not divide."""
+
+    residue = 1.0
+
+
 REPLAYS = (
     loop("trl-204", "KLG604 KLG862", WeighedTooLittle, WellWeighted, steps=40),
     loop("dschat-887", "KLG863", OnlyTheEnd, Loop, steps=5),
@@ -90,6 +118,7 @@ REPLAYS = (
     loop("openrlhf-1219", "KLG864", ZeroIsMissing, ZeroIsAScore),
 )
 SIBLINGS = (
+    loop("nemo-rl-4161", "KLG822", AloneAgainstEquals, LeftAlone),
     loop("flat-reward", "KLG823", NoSpread, GroupLoop, steps=5),
     loop("areal-1419", "KLG822", StrideOverPartialGroups, GroupLoop),
     loop("prime-rl-600", "KLG822", GroupsTiled, GroupLoop),

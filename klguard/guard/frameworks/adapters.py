@@ -84,6 +84,7 @@ class Adapter:
     """Tells `guard` of `trainer`. Subclasses say how: `install`, `options`, and what they wrap.
 
     paused     forward passes are not looked at.
+    hooked     the module whose passes are, None before `listen`.
     """
 
     def __init__(self, guard: Guard, trainer: Any, policy: nn.Module) -> None:
@@ -91,6 +92,8 @@ class Adapter:
         self.listener, self.paused = guard, True
         self.reader = Reader(guard, policy)
         self._undo: list[Callable[[], Any]] = []
+        self.hooked: nn.Module | None = None
+        self._hook: Any = None
         guard.told_by()
 
     # -- coming and going --------------------------------------------------------------------------------------
@@ -115,9 +118,16 @@ class Adapter:
 
     def listen(self) -> None:
         """Look at the policy's forward passes, in `passed`, while not paused."""
-        module, tap = hookable(chain(self.policy))[0], Tap(self, "policy")
+        self.hook(hookable(chain(self.policy))[0])
+
+    def hook(self, module: nn.Module) -> None:
+        """Look at the passes of `module`, and no longer at those of another."""
+        if self._hook is not None:
+            self._hook.remove()
+        tap = Tap(self, "policy")
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         hook = CompiledTap(module, tap) if compiled else module.register_forward_hook(tap, with_kwargs=True)
+        self.hooked, self._hook = module, hook
         self._undo.append(hook.remove)
 
     def remove(self) -> None:

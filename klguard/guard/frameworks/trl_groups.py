@@ -16,14 +16,35 @@ from torch import Tensor, nn
 
 from klguard.guard import events
 from klguard.guard.frameworks.adapters import Adapter, other_randomness
+from klguard.guard.frameworks.taps import Tap
 from klguard.guard.frameworks.transformers import sampled
+from klguard.guard.frameworks.wrappers import chain, generator, hookable
 from klguard.guard.guard import Guard
+from klguard.guard.invariants.alignment import SAMPLER_STOPS
 from klguard.guard.live import caller
+from klguard.guard.models import sharded, stop_ids
+from klguard.guard.plain import as_ids
+from klguard.guard.ranks import Ranks
 from klguard.guard.shield import LOG
 
 SCORE = "_get_per_token_logps_and_entropies"
 ROWS, SCORES, OLD, REFERENCE = "klguard_rows", "klguard_scores", "klguard_old", "klguard_reference"
 """Names under which an adapter's own tensors travel with the trainer's."""
+
+HIDDEN = "hidden"
+"""Role of the pass of the layers below the head."""
+
+SCALES = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
+"""What configurations call that which happens to logits behind the head."""
+
+HEAD_BUDGET, FEWEST_POSITIONS = 2**28, 8
+"""Bytes for logits that a fused head does not show, in fp32, and positions of a row that make it worth while."""
 
 FIRST_CHECKS, CHECK_EVERY = 3, 50
 """Rollouts, from the first, and every how many after them, whose first minibatch is scored twice."""
@@ -36,6 +57,7 @@ class Pass:
     inputs: dict[str, Any]
     timely: bool
     logits: Tensor | None = None
+    hidden: Tensor | None = None
     logprobs: Tensor | None = None
     entropies: Tensor | None = None
     twice: Tensor | None = None
@@ -62,6 +84,7 @@ class Groups(Adapter):
         self._rewards: Tensor | None = None
         self._rollouts = 0
         self._said: set[str] = set()
+        guard._works.run.notes[SAMPLER_STOPS] = self._stops()
 
     @staticmethod
     def knows(trainer: Any) -> bool:
@@ -78,7 +101,7 @@ class Groups(Adapter):
             policy=trainer.model,
             reference=getattr(trainer, "ref_model", None),
             tokenizer=tokenizer,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=_ends(trainer, tokenizer),
             kl_coef=trainer.beta if trainer.beta else None,
             group_size=trainer.num_generations,
             max_grad_norm=limit if limit and limit > 0 else None,
@@ -93,10 +116,19 @@ class Groups(Adapter):
         """Begin to listen."""
         self.reader.install()
         self.listen()
+        self._listen_below_the_head()
         self.wrap("_generate_and_score_completions", self._generating)
         self.wrap("_calculate_rewards", self._rewarding)
         self.wrap(SCORE, self._scoring)
         self.wrap("_compute_loss", self._losing)
+
+    def _listen_below_the_head(self) -> None:
+        """Later releases fuse the head with the log-softmax, and the policy's pass has no logits any more."""
+        model = generator(self.policy)
+        below = getattr(model, "base_model", None)
+        if isinstance(below, nn.Module) and below is not model:
+            hook = below.register_forward_hook(Tap(self, HIDDEN), with_kwargs=True)
+            self._undo.append(hook.remove)
 
     @property
     def _in_loss(self) -> bool:
@@ -106,6 +138,16 @@ class Groups(Adapter):
     @property
     def _temperature(self) -> float:
         return float(self.trainer.temperature)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class)
+
+    def _stops(self) -> frozenset[int]:
+        """The ids at which the trainer lets a response end: it gives them to each generate() itself, so that those
+        of the checkpoint are not in force. With vLLM a response ends where the engine ended it, by its length."""
+        own = stop_ids(getattr(self.trainer, "generation_config", None))
+        return own or frozenset(as_ids(_ends(self.trainer, self._tokenizer)) or ())
 
     # -- the rollout -------------------------------------------------------------------------------------------
 
@@ -137,14 +179,14 @@ class Groups(Adapter):
         rows = torch.arange(first, first + count, device=device)
         groups = torch.div(rows, self.trainer.num_generations, rounding_mode="floor")
         mask, tools = output["completion_mask"], output.get("tool_mask")
-        tokenizer = getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class)
+        stops = next((told.stop_ids for told, _ in self.reader.calls if told.stop_ids), None)
         rollout = dict(
             responses=responses,
             mask=mask if tools is None else mask * tools,
             prompts=prompts,
             attention_mask=output["prompt_mask"],
             tool_mask=None if tools is None else (tools == 0) & (mask > 0),
-            stop_token_ids=tokenizer.eos_token_id,
+            stop_token_ids=stops or _ends(self.trainer, self._tokenizer),
             max_new_tokens=self.trainer.max_completion_length,
             groups=groups,
             rows=rows,
@@ -210,6 +252,7 @@ class Groups(Adapter):
     def _losing(self, original: Any, model: nn.Module, inputs: dict[str, Any], *rest: Any, **kw: Any) -> Any:
         if not isinstance(inputs, dict) or ROWS not in inputs or self._rollout is None:
             return original(model, inputs, *rest, **kw)
+        self._outside(model)
         timely = self.guard.version == self._rollout.version
         self._pass = Pass(inputs, timely)
         if self._due():
@@ -222,10 +265,23 @@ class Groups(Adapter):
         self.told(self._minibatch, done)
         return loss
 
+    def _outside(self, model: nn.Module) -> None:
+        """Look at `model`, which the loss is made with, where it runs the policy compiled: the trainer compiles it
+        after this adapter came, and nothing inside is heard any more."""
+        heard = hookable(chain(model))
+        if heard and self.hooked not in heard:
+            self.hook(heard[0])
+
     def passed(self, role: str, args: tuple, kwargs: dict, output: Any) -> None:
         """The policy's pass inside the loss."""
+        if self._pass is None:
+            return
+        if role == HIDDEN:
+            hidden = getattr(output, "last_hidden_state", None)
+            self._pass.hidden = hidden.detach() if isinstance(hidden, Tensor) else None
+            return
         logits = getattr(output, "logits", None)
-        if self._pass is not None and isinstance(logits, Tensor) and logits.dim() == 3:
+        if isinstance(logits, Tensor) and logits.dim() == 3:
             self._pass.logits = logits.detach()
 
     def _scoring(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -244,7 +300,7 @@ class Groups(Adapter):
             now.logprobs, now.entropies = logprobs, entropies
             if now.timely and self._rollout.losses < self._losses_of_rollout:
                 self._evidence(now)
-        now.logits = None
+        now.logits = now.hidden = None
 
     @property
     def _losses_of_rollout(self) -> int:
@@ -254,18 +310,22 @@ class Groups(Adapter):
     def _evidence(self, now: Pass) -> None:
         """Tell of the pass whose log-probs make the loss: tokens as they were drawn, weights that drew them."""
         tools = now.inputs.get("tool_mask")
-        if now.logits is None or self._filters:
+        if self._filters:
             return
         tokens, mask = now.inputs["completion_ids"], now.inputs["completion_mask"]
         width = tokens.shape[1]
-        logits = now.logits[:, :-1][:, -width:]
-        if logits.shape[1] != width or now.logprobs.shape != tokens.shape:
+        logits = self._head(now.hidden, width) if now.logits is None else now.logits[:, :-1][:, -width:]
+        if logits is None:
+            self._say("logits", "no logits of the policy were seen in the loss: the sampler is not tested")
             return
-        mask = mask > 0
+        if logits.shape[1] != width and now.logits is not None or now.logprobs.shape != tokens.shape:
+            return
+        width = logits.shape[1]  # of a fused head, as many of the first positions as the budget holds
+        tokens, mask = tokens[:, :width], mask[:, :width] > 0
         if tools is None:  # nothing behind the first stop was drawn, whatever the trainer's mask says
             mask = mask & sampled(tokens, self.guard._works.run.stop_ids)
         else:
-            mask = mask & (tools > 0)
+            mask = mask & (tools[:, :width] > 0)
         temperature = self._temperature
         reference = now.inputs.get("ref_per_token_logps", now.inputs.get(REFERENCE))
         sampler = now.inputs.get("sampling_per_token_logps") if self._comparable else None
@@ -275,9 +335,9 @@ class Groups(Adapter):
                     logits=logits,
                     tokens=tokens,
                     mask=mask,
-                    logprobs=now.logprobs.detach().float(),
-                    reference_logprobs=None if reference is None else reference.float(),
-                    sampler_logprobs=None if sampler is None else sampler.float(),
+                    logprobs=now.logprobs.detach()[:, :width].float(),
+                    reference_logprobs=None if reference is None else reference[:, :width].float(),
+                    sampler_logprobs=None if sampler is None else sampler[:, :width].float(),
                     context_ids=now.inputs["prompt_ids"],
                     temperature=temperature,
                     divisor=None if temperature == 1.0 else temperature,
@@ -286,6 +346,22 @@ class Groups(Adapter):
                 ),
                 source="logprobs",
             )
+
+    def _head(self, hidden: Tensor | None, width: int) -> Tensor | None:
+        """Logits (B, W, V) of the first W of the last `width` positions, from the hidden states (B, L, H) before a
+        head that the trainer has fused with the log-softmax; None where there are none, or where the head does more
+        than a product. W is what 256 MiB hold."""
+        model = generator(self.policy)
+        if hidden is None or hidden.dim() != 3 or hidden.shape[1] <= width or sharded(self.policy):
+            return None
+        config, head = model.config.get_text_config(), model.get_output_embeddings()
+        if head is None or any(getattr(config, name, None) not in (None, 1.0) for name in SCALES):
+            return None
+        most = HEAD_BUDGET // (4 * len(hidden) * head.weight.shape[0])
+        if most < min(FEWEST_POSITIONS, width):
+            return None
+        with torch.no_grad(), self.trainer.accelerator.autocast():
+            return head(hidden[:, :-1][:, -width:][:, :most].to(head.weight.dtype))
 
     @property
     def _rows_here(self) -> int:
@@ -399,4 +475,10 @@ class Groups(Adapter):
     def _say(self, what: str, text: str) -> None:
         if what not in self._said:
             self._said.add(what)
-            LOG.warning("klguard: %s", text)
+            if Ranks().rank == 0:
+                LOG.warning("klguard: %s", text)
+
+
+def _ends(trainer: Any, tokenizer: Any) -> Any:
+    """Ids at which the trainer's own mask ends a response: the tokenizer's, in later releases the checkpoint's too."""
+    return getattr(trainer, "eos_token_ids", None) or tokenizer.eos_token_id

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from klguard.guard.events import Event, Preflight
+from klguard.guard.hooks import NAMED_OPTIMIZERS
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant
-from klguard.guard.invariants.updates import called, names, sample
+from klguard.guard.invariants.updates import called, names, parameters_of, sample
 from klguard.guard.randomness import kept_randomness
 
 
@@ -38,7 +39,7 @@ class Accumulation(Invariant):
             return
         half = event.rows // 2
         first, second = list(range(half)), list(range(half, 2 * half))
-        with _as_it_was(policy) as devices, _half_precision() as seen:
+        with _as_it_was(policy, self._trained(policy)) as devices, _half_precision() as seen:
             whole, again, halves = (
                 self._gradient(policy, accumulate, batches, devices, other_numbers)
                 for batches, other_numbers in (
@@ -71,19 +72,26 @@ class Accumulation(Invariant):
     ) -> dict[str, Tensor]:
         """Samples of the gradient, float64, by the tensor's name. `other_numbers`: from another random state
         than the run's, so that what depends on one shows."""
-        known = names(self.run)
-        for parameter in policy.parameters():
+        known, trained = names(self.run), self._trained(policy)
+        for parameter in trained:
             parameter.grad = None
         with kept_randomness(devices), torch.enable_grad():
             for device in ["cpu", *devices] if other_numbers else ():
                 torch.rand(1, device=device)
             accumulate(batches)
         found = {}
-        for parameter in policy.parameters():
+        for number, parameter in enumerate(trained):
             values = None if parameter.grad is None else sample(parameter.grad, self.ELEMENTS)
             if values is not None:
-                found[called(parameter, known)] = values.double()
+                key = called(parameter, known)
+                found[key if id(parameter) in known else f"{key} ({number})"] = values.double()
         return found
+
+    def _trained(self, policy: nn.Module) -> list[Tensor]:
+        """The policy's parameters, and what its optimizers have besides: a value head, say."""
+        optimizers = self.run.notes.get(NAMED_OPTIMIZERS, self.run.optimizers)
+        others = [p for optimizer in optimizers for p in parameters_of(optimizer)]
+        return list({id(p): p for p in (*policy.parameters(), *others)}.values())
 
     @staticmethod
     def _apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -130,10 +138,10 @@ def _half_precision() -> Iterator[set[torch.dtype]]:
 
 
 @contextmanager
-def _as_it_was(policy: nn.Module) -> Iterator[list[torch.device]]:
+def _as_it_was(policy: nn.Module, trained: Iterable[Tensor]) -> Iterator[list[torch.device]]:
     """Put back what a trial may change: gradients, buffers, train or eval mode. Gives the
     accelerators whose random state each trial has to keep."""
-    gradients = {id(parameter): (parameter, parameter.grad) for parameter in policy.parameters()}
+    gradients = {id(parameter): (parameter, parameter.grad) for parameter in trained}
 
     def keep(module: nn.Module, _: Any) -> None:
         for parameter in module._parameters.values():  # of a value head beside the policy, for instance

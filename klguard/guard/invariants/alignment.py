@@ -217,11 +217,16 @@ class PaddingSide(Invariant):
         self._side = state["side"]
 
 
+SAMPLER_STOPS = "stop tokens of the sampler"
+"""Note of a run: the ids at which generate() is known to stop, whatever the checkpoint's generation config says."""
+
+
 class StopSets(Invariant):
     """Sampler and trainer end a response at the same tokens.
 
     Compared are what the loop says of the rollout and what the guard was given, or else the generation config.
-    The tokenizer's own end token has to be among them; a generation config may well have more.
+    The tokenizer's own end token has to be among them; a generation config may well have more. A trainer that hands
+    stops of its own to every generate() overrides the generation config: its adapter notes them.
 
     What the tokens say counts too: where the response mask ends at a stop token and tokens of the vocabulary follow
     that are neither padding nor a stop, and not one and the same, the sampler did not stop there. It went on to the
@@ -238,8 +243,8 @@ class StopSets(Invariant):
         run = self.run
         trainer = frozenset(run.stop_ids or ())
         if isinstance(event, Setup):
-            sampler = models.stop_ids(getattr(models.inner(run.policy), "generation_config", None))
-            whose = "generation_config"
+            config = getattr(models.inner(run.policy), "generation_config", None)
+            sampler, whose = run.notes.get(SAMPLER_STOPS, models.stop_ids(config)), "generation_config"
         elif event.handle is None:
             # calls of generate() that are only watched may be an evaluation, with stops of its own
             sampler, whose = frozenset(event.stop_ids or ()), "the rollout"

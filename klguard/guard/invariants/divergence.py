@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klguard.findings import Severity
 from klguard.guard import shares
 from klguard.guard.events import Event, Pairs
 from klguard.guard.evidence import StartTimes
-from klguard.guard.invariants.invariant import Breach, Harm, Invariant, Run
+from klguard.guard.invariants.invariant import USUAL_RANGE, Breach, Harm, Invariant, Run
 from klguard.guard.ledger import Readings
 
 WINDOW = 10
@@ -24,6 +25,10 @@ ENOUGH_SEQUENCES = 32
 
 STANDARD_ERRORS = 5.0
 """By which the mean of a window must clear the range: one in three million for a normal mean."""
+
+PER_TOKEN = 0.5
+"""Nats per token that the default range allows, where responses are so long that this is more than 10 nats per
+sequence: 10 nats over 20 tokens. Long responses reach 10 nats at a distance per token that harms nothing."""
 
 _HARM_WINDOW = 20
 _CLEAR = 4.0
@@ -87,15 +92,18 @@ class CumulativeKL(Invariant):
 class KLRange(Invariant):
     """The mean over a window clears the range by five of its own standard errors. Below a range that starts
     at or under 0, chance is ruled out exactly: exp(-(sum of k1)) over a window fixed in advance has mean at
-    most 1, and window j may use 6 / (pi^2 j^2) of its share of alpha."""
+    most 1, and window j may use 6 / (pi^2 j^2) of its share of alpha.
+
+    How far a policy may go is for its user to say: above the default range is a warning, and the default grows
+    with the length of responses."""
 
     code = "KLG604"
     watches = (Pairs,)
-    sums = ("k1", "squares", "sequences", "tolerance")
+    sums = ("k1", "squares", "sequences", "tolerance", "tokens")
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        self._window: deque[tuple[float, float, float, float]] = deque(maxlen=WINDOW)
+        self._window: deque[tuple[float, ...]] = deque(maxlen=WINDOW)
         self._steps = 0
 
     def measure(self, event: Event) -> None:
@@ -105,6 +113,7 @@ class KLRange(Invariant):
         self.add("squares", per_sequence.square())
         self.add("sequences", counted.sum())
         self.add("tolerance", event.mask.sum() * math.log1p(event.eps))
+        self.add("tokens", event.mask.sum())
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         if not readings["sequences"]:
@@ -112,17 +121,19 @@ class KLRange(Invariant):
         self.exercised = True
         self._steps += 1
         self._window.append(tuple(readings[name] for name in self.sums))
-        total, squares, sequences, tolerance = map(sum, zip(*self._window, strict=True))
+        total, squares, sequences, tolerance, tokens = map(sum, zip(*self._window, strict=True))
         if len(self._window) < WINDOW or sequences < ENOUGH_SEQUENCES:
             return
         mean = total / sequences
         error = math.sqrt(max(squares / sequences - mean**2, 0.0) / sequences)
         low, high = self.run.kl_range
+        usual = tuple(self.run.kl_range) == USUAL_RANGE
+        high = max(high, PER_TOKEN * tokens / sequences) if usual else high
         where = f"over {WINDOW} steps and {sequences:.0f} sequences"
         if mean - STANDARD_ERRORS * error > high:
             yield Breach(
                 f"KL is {mean:.2f} ± {error:.2f} nats per sequence {where}, above {high:g}",
-                value=mean, limit=high, key="above",
+                value=mean, limit=high, key="above", severity=Severity.WARNING if usual else None,
             )  # fmt: skip
         elif mean + STANDARD_ERRORS * error < low and (low > 0 or self._impossible(total, tolerance)):
             yield Breach(
@@ -138,7 +149,8 @@ class KLRange(Invariant):
         return {"window": [list(entry) for entry in self._window], "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._window = deque((tuple(entry) for entry in state["window"]), maxlen=WINDOW)
+        entries = (tuple(entry) for entry in state["window"] if len(entry) == len(self.sums))
+        self._window = deque(entries, maxlen=WINDOW)
         self._steps = state["steps"]
 
 

@@ -117,8 +117,8 @@ class LogitsPrecision(Invariant):
 class CacheInTraining(Invariant):
     """generate() has its cache, which gradient checkpointing in train mode takes away.
 
-    From what is certain only: the live settings of the rollout. Switches read later say nothing of the time of
-    the pass.
+    From what is certain only: the live settings of the rollout, read when generate() returned. Switches read later
+    say nothing of the time of the pass: trainers of TRL switch checkpointing off around generate(), and on again.
     """
 
     code = "KLG855"
@@ -133,11 +133,8 @@ class CacheInTraining(Invariant):
                 "generate() ran without its cache (use_cache=False): every token computes all of them again",
                 key="cache",
             )
-        model = models.inner(self.run.policy)
-        checkpointing = getattr(model, "is_activation_checkpointing", None)
-        if checkpointing is None:  # its name before transformers 5, which warns of it now
-            checkpointing = getattr(model, "is_gradient_checkpointing", False)
-        if checkpointing and self._is(event.settings.facts.get("train_mode"), True):
+        facts = event.settings.facts
+        if self._is(facts.get("checkpointing"), True) and self._is(facts.get("train_mode"), True):
             yield Breach(
                 "generate() ran in train mode with gradient checkpointing, which takes its cache away",
                 key="checkpointing",

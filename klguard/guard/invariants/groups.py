@@ -27,6 +27,23 @@ def bucket_of(groups: Tensor) -> Tensor:
     return (mixed >> 33) & (_BUCKETS - 1)
 
 
+def numbered(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of group ids (B,): the order (B,) that brings a group's rows together, the number of the group (B,) of each
+    row in that order, from 0, and the size (B,) of each group by its number, 0 for numbers that none has."""
+    order = groups.argsort(stable=True)
+    sorted_ids = groups[order]
+    differs = (sorted_ids[1:] != sorted_ids[:-1]).long()
+    number = torch.cat([torch.zeros_like(sorted_ids[:1]), differs.cumsum(0)])
+    size = torch.zeros(len(groups), dtype=torch.float64, device=groups.device)
+    return order, number, size.index_add(0, number, torch.ones_like(size))
+
+
+def ends_of(values: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) lowest and (B,) highest of `values` (B,) in each group; inf and -inf for numbers that none has."""
+    lowest = torch.full_like(values, math.inf).scatter_reduce(0, number, values, "amin")
+    return lowest, torch.full_like(values, -math.inf).scatter_reduce(0, number, values, "amax")
+
+
 class CompleteGroups(Invariant):
     """A group may be spread over calls and ranks, and its rows over the batch. So rows and advantages are
     added up in 64 buckets by group id: if all groups are complete, each bucket holds a multiple of the group
@@ -35,16 +52,24 @@ class CompleteGroups(Invariant):
 
     Sums are judged where the scores were given and every row has one advantage, unless it was whitened over
     the batch afterwards. Prompts are compared inside a rollout's call.
+
+    A group that was divided by its own standard deviation has a spread of about 1, whatever its rewards, and one
+    that was not has that of its rewards. A group with a hundred times both, while the others have not, was divided
+    by what rounding left of a standard deviation of 0.
     """
 
     code = "KLG822"
     watches = (Advantages, Rollout)
     sums = (
         "rows", "inconstant", "empty", "absolute", "whole", "half", "size", "calls", "prompts", "prompt_rows",
+        "blown_up",
         *(f"count.{bucket}" for bucket in range(_BUCKETS)),
         *(f"sum.{bucket}" for bucket in range(_BUCKETS)),
         *(f"scored.{bucket}" for bucket in range(_BUCKETS)),
     )  # fmt: skip
+
+    maxima = ("spread",)
+    BLOWN_UP = 100.0
 
     def measure(self, event: Event) -> None:
         if event.groups is None:
@@ -64,6 +89,23 @@ class CompleteGroups(Invariant):
             self.add("calls", 1.0)
         if event.scores is not None and not event.whitened:
             self._measure_sums(event.advantages, valid, buckets)
+            self._measure_spread(event.advantages, event.scores, groups)
+
+    def _measure_spread(self, advantages: Tensor, scores: Tensor, groups: Tensor) -> None:
+        """Range of the advantages (B,) of each group against that of its scores (B,) and of the other groups."""
+        if advantages.dim() != 1 or scores.shape != advantages.shape:
+            return
+        order, numbers, size = numbered(groups)
+        spreads = []
+        for values in (advantages.detach().double(), scores.detach().double().to(advantages.device)):
+            lowest, highest = ends_of(torch.where(values.isfinite(), values, 0.0)[order], numbers)
+            spreads.append(torch.where(size > 1, highest - lowest, 0.0))
+        others = torch.where(size > 1, spreads[0], torch.nan).nanmedian()
+        limit = self.BLOWN_UP * torch.maximum(spreads[1].clamp(min=1.0), others)
+        # one row that differs in a batch of n, whitened over the batch, is sqrt(n) from the others
+        limit = limit.clamp(min=8 * math.sqrt(len(groups)))
+        self.add("blown_up", (spreads[0] > limit).sum())
+        self.highest("spread", spreads[0])
 
     def _measure_sums(self, advantages: Tensor, valid: Tensor, buckets: Tensor) -> None:
         self.exercised = True
@@ -120,6 +162,16 @@ class CompleteGroups(Invariant):
             yield from self._sizes(readings, readings["size"] / readings["calls"])
         if not readings["inconstant"] and not readings["empty"]:
             yield from self._sums(readings)
+        if readings["blown_up"]:
+            yield Breach(
+                f"the advantages of {readings['blown_up']:,.0f} groups spread over up to {readings['spread']:.4g}, a"
+                " hundred times their rewards and the other groups' advantages",
+                value=readings["spread"],
+                key="blown up",
+                severity=Severity.WARNING,
+                help="a standard deviation of 0 is not exactly 0 in fp32: leave a group alone whose rewards, or those"
+                " that a row is compared with, are all equal, or add 1e-4 to the divisor",
+            )
 
     @staticmethod
     def _sizes(readings: Readings, size: float) -> Iterator[Breach]:
@@ -168,8 +220,9 @@ class CompleteGroups(Invariant):
 class GroupSpread(Invariant):
     """Group-relative advantages are 0 where all rewards of a group are equal. Counted are groups that are
     complete inside a call. A warning when more than 0.8 of at least 10 groups in five steps in a row have no
-    spread; an error when none of at least 32 groups has, for five steps or more. Hard prompts alone can make
-    groups of equal rewards common, so fewer groups say nothing."""
+    spread; an error when since the start of the run none of at least 32 groups has had any, for five steps or
+    more. Hard prompts alone can make groups of equal rewards common, so fewer groups say nothing, and a run whose
+    rewards once differed may have solved its task: it is warned, and not ended."""
 
     code = "KLG823"
     watches = (Advantages,)
@@ -180,6 +233,7 @@ class GroupSpread(Invariant):
         super().__init__(run)
         self._window: list[tuple[float, float]] = []
         self._all_flat = [0.0, 0.0]
+        self._spread_seen = False
 
     def measure(self, event: Event) -> None:
         if event.groups is None or event.scores is None:
@@ -187,14 +241,8 @@ class GroupSpread(Invariant):
         self.exercised = True
         scores = event.scores.double().flatten()
         groups = ids(event.groups, scores.device)
-        order = groups.argsort(stable=True)
-        groups, scores = groups[order], scores[order]
-        same = groups[1:] == groups[:-1]
-        number = torch.cat([torch.zeros_like(groups[:1]), (~same).long().cumsum(0)])
-        blank = torch.zeros_like(scores)
-        size = blank.index_add(0, number, torch.ones_like(scores))
-        highest = torch.full_like(scores, -math.inf).scatter_reduce(0, number, scores, "amax")
-        lowest = torch.full_like(scores, math.inf).scatter_reduce(0, number, scores, "amin")
+        order, number, size = numbered(groups)
+        lowest, highest = ends_of(scores[order], number)
         expected = event.group_size or self.run.group_size
         whole = size == expected if expected and expected > 1 else size > 1
         # a standard deviation of s needs a range of at least 2 s
@@ -209,7 +257,8 @@ class GroupSpread(Invariant):
         self._window = [*self._window, (groups, flat)][-self.STEPS :]
         steps, seen = self._all_flat
         self._all_flat = [steps + 1, seen + groups] if flat == groups else [0.0, 0.0]
-        if self._all_flat[0] >= self.STEPS and self._all_flat[1] >= self.CERTAIN:
+        self._spread_seen = self._spread_seen or flat < groups
+        if not self._spread_seen and self._all_flat[0] >= self.STEPS and self._all_flat[1] >= self.CERTAIN:
             yield Breach(
                 f"in {self._all_flat[0]:.0f} steps in a row not one of {self._all_flat[1]:,.0f} groups has two"
                 " different rewards: all advantages are 0",
@@ -230,8 +279,13 @@ class GroupSpread(Invariant):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"window": [list(entry) for entry in self._window], "all_flat": list(self._all_flat)}
+        return {
+            "window": [list(entry) for entry in self._window],
+            "all_flat": list(self._all_flat),
+            "spread_seen": self._spread_seen,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._window = [tuple(entry) for entry in state["window"]]
         self._all_flat = list(state["all_flat"])
+        self._spread_seen = state.get("spread_seen", False)

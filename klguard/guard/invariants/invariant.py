@@ -16,6 +16,9 @@ from klguard.guard.ledger import Ledger, Readings
 
 HALF = frozenset({torch.bfloat16, torch.float16})
 
+USUAL_RANGE = (0.0, 10.0)
+"""The KL that a Guard allows when it is told no range, in nats per sequence."""
+
 
 def tolerance(dtype: torch.dtype, *, fp32: float, half: float) -> float:
     """The limit for a computation in `dtype`."""
@@ -75,7 +78,7 @@ class Run:
     adapter_base: nn.Module | None = None
     group_size: int | None = None
     alpha: float = 1e-6
-    kl_range: tuple[float, float] = (0.0, 10.0)
+    kl_range: tuple[float, float] = USUAL_RANGE
     rejected: bool = False
     harm: Harm | None = None
     seed: int = 0

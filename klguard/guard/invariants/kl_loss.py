@@ -10,7 +10,7 @@ from torch import Tensor
 
 from klguard.findings import Severity
 from klguard.guard.events import Event, Minibatch, Preflight, Rewards
-from klguard.guard.invariants.invariant import Breach, Invariant
+from klguard.guard.invariants.invariant import Breach, Invariant, Run
 from klguard.guard.invariants.measuring import home
 
 TOYS = (
@@ -100,12 +100,33 @@ class KLLossGradient(Invariant):
 
 
 class KLRequiresGrad(Invariant):
-    """A term of the loss without a gradient is a constant; a reward with one is differentiated as a loss."""
+    """A term of the loss without a gradient is a constant; a reward with one is differentiated as a loss. A loop
+    that has both a term in the loss and the same KL in the reward counts it twice, which is hardly ever meant."""
 
     code = "KLG836"
     watches = (Minibatch, Rewards)
 
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._in_reward = self._in_loss = False
+
     def inspect(self, event: Event) -> Iterator[Breach]:
+        if isinstance(event, Rewards):
+            given = event.token_rewards is not None and event.kl is not None
+            self._in_reward = self._in_reward or (given and bool(event.kl_coef))
+        elif event.kl_loss_requires_grad and self.run.kl_coef != 0:
+            self._in_loss = True
+        if self._in_reward and self._in_loss:
+            yield Breach(
+                "the KL is subtracted from the reward, and a KL term with a gradient is in the loss: it is paid twice",
+                key="twice",
+                severity=Severity.WARNING,
+                help="keep one of the two; where both are meant, ignore KLG836",
+            )
+        yield from self._gradient(event)
+
+    def _gradient(self, event: Event) -> Iterator[Breach]:
+        """What of the KL has a gradient and should not have one, or the other way round."""
         if isinstance(event, Rewards):
             if event.token_rewards is None and event.kl is None:
                 return

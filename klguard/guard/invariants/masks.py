@@ -171,7 +171,7 @@ class PadIsStop(_StopMissing):
             )
 
 
-_FIGURES = ("ratio", "approx_kl", "entropy", "clip_fraction")
+_FIGURES = ("ratio", "approx_kl", "entropy", "clip_fraction", "kl")
 
 
 class UnmaskedStatistic(Invariant):
@@ -188,6 +188,9 @@ class UnmaskedStatistic(Invariant):
     Where new and old log-probs are the same, every mean of the ratio is 1, by whatever definition. A reported one that
     is not was spoilt on its way: a sum of ones in bfloat16, say, ends at 256. A share of 1/n is passed over, as one
     of n parts that the loop may add up later.
+
+    The KL term of the loss is taken over tokens, over sequences, or over all places a response could have had: each
+    is in use, and none is judged. What none of them contains is the KL at padding.
     """
 
     code = "KLG813"
@@ -209,6 +212,8 @@ class UnmaskedStatistic(Invariant):
             half = event.new.dtype in HALF or event.dtype in HALF or _half(reported)
             relative = 1e-2 if half else 1e-4
             right, diluted = self._candidates(values[name], event.mask)
+            if name == "kl":
+                right, diluted = self._of_a_loss(values[name][0], event.mask, right)
             near_right = _nearest(figure, right, relative)
             bad = near_right.isfinite() & (near_right > 10) & (_nearest(figure, diluted, relative) <= 1)
             self.add(f"{name}_diluted", bad)
@@ -247,7 +252,16 @@ class UnmaskedStatistic(Invariant):
             found["entropy"] = [event.entropy.detach().double()]
         if event.clip_range is not None:
             found["clip_fraction"] = self._clipped(event, ratio)
+        if event.kl_term is not None:
+            found["kl"] = [event.kl_term.double()]
         return found
+
+    @staticmethod
+    def _of_a_loss(value: Tensor, mask: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a term of the loss: sums over a sequence, and a division by a constant, are right too."""
+        kept, rows = torch.where(mask, value, 0.0), (mask.sum(1) > 0).sum()
+        more = torch.stack([kept.sum() / rows, kept.sum() / len(mask), kept.mean()])
+        return torch.cat([right, more]), torch.stack([value.mean(), value.sum(1).mean()])
 
     def _clipped(self, event: Minibatch, ratio: Tensor) -> list[Tensor]:
         low, high = ratio < 1 - event.clip_range, ratio > 1 + event.clip_range

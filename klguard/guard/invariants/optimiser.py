@@ -295,14 +295,16 @@ class Scheduling(Invariant):
     half precision rounds.
 
     A schedule that has come to its end, a learning rate of 0 for three steps after it was above 0, is stepped more
-    often than it was made for, or the run goes on for longer.
+    often than it was made for, or the run goes on for longer. One that was not stepped once in 20 steps is forgotten,
+    or made for epochs of a data set; one whose learning rate would not change is left alone.
     """
 
     code = "KLG846"
     watches = (Update,)
-    sums = ("idle", "moving")
+    sums = ("idle", "moving", "forgotten")
     maxima = ("excess",)
     TENSORS, ELEMENTS, FACTOR = 8, 16384, 10.0
+    PATIENCE = 20
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -312,6 +314,8 @@ class Scheduling(Invariant):
         self._looked: set[int] = set()
         self._first_step: int | None = None
         self._moved, self._spent = False, Consecutive(3)
+        self._forgotten = Consecutive(self.PATIENCE)
+        self._varying: bool | None = None
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         if not event.after:
@@ -366,9 +370,21 @@ class Scheduling(Invariant):
         self.add("idle", float(not any(rates)))
         self.add("moving", float(any(rates)))
 
+    def _stands_still(self) -> bool:
+        """Whether the schedulers have not moved since they were made, and would change the learning rate if they did."""
+        given = self.run.scheduler
+        all_of = given if isinstance(given, (list, tuple)) else [given]
+        inner = [getattr(one, "scheduler", one) for one in all_of if one is not None]
+        still = bool(inner) and all(getattr(one, "last_epoch", None) == 0 for one in inner)
+        if still and self._varying is None:
+            self._varying = any(_varies(one) for one in inner)
+        return still and bool(self._varying)
+
     def measure(self, event: Event) -> None:
         if not event.after:
             self._rates(event)
+        else:
+            self.add("forgotten", float(self._stands_still()))
         if not isinstance(event.optimizer, _ADAM):
             return
         if event.after:
@@ -421,9 +437,36 @@ class Scheduling(Invariant):
                 " each iteration, and not both",
             )  # fmt: skip
 
+        if self._forgotten.see(readings["forgotten"] > 0):
+            yield Breach(
+                f"the scheduler was not stepped once in {self.PATIENCE} steps in which the optimizer was: the learning"
+                " rate is the one it began with",
+                value=0.0, key="forgotten", severity=Severity.WARNING,
+                help="call scheduler.step() after optimizer.step(); a schedule by epochs of a data set is fine, then"
+                " ignore this",
+            )  # fmt: skip
+
     def state_dict(self) -> dict[str, Any]:
-        return {"moved": self._moved, "spent": self._spent.state_dict()}
+        return {
+            "moved": self._moved,
+            "spent": self._spent.state_dict(),
+            "forgotten": self._forgotten.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._moved = state["moved"]
         self._spent.load_state_dict(state["spent"])
+        if "forgotten" in state:
+            self._forgotten.load_state_dict(state["forgotten"])
+
+
+def _varies(scheduler: Any) -> bool:
+    """Whether a schedule made of functions of the step has another value at any of the first thousand; of other
+    schedules it is not known."""
+    functions = getattr(scheduler, "lr_lambdas", None)
+    if not functions:
+        return False
+    try:
+        return any(function(step) != function(0) for function in functions for step in (1, 10, 100, 1000))
+    except Exception:  # noqa: BLE001  a function of the loop's own, which may count on being called in order
+        return False

@@ -46,13 +46,19 @@ class FirstKL(Invariant):
         self._trained_before = False
         self._version = 0
         self._precision = torch.float32
-        self._mixed = False
+        self._mixed = self._asked = False
 
     def inspect(self, event: Event) -> Iterator[Breach]:
-        if isinstance(event, Setup):
+        if isinstance(event, Setup) or (isinstance(event, Rollout) and self._rewritten()):
             self._compare()
         if isinstance(event, Preflight) and event.score and event.reference_score:
             yield from self._try(event)
+
+    def _rewritten(self) -> bool:
+        """Whether the weights were written to between the setup and the first rollout: DDP sends those of rank 0
+        to all ranks when it wraps the policy. Asked once."""
+        asked, self._asked = self._asked, True
+        return not asked and not self._untouched()
 
     def _compare(self) -> None:
         """Whether the policy begins as a copy; waits for the device, before training."""
