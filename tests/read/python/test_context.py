@@ -273,7 +273,7 @@ ROLLOUTS = {
         def draw(model):
             return model.generate(next(prompts))  # site
 
-        def main(model):
+        def run_gsm8k(model):
             loss = -(advantages * logprobs_of(model, draw(model))).mean()
             loss.backward()
         """,
@@ -285,11 +285,12 @@ ROLLOUTS = {
             def __getitem__(self, index):
                 return self.items[index]
 
-        store = Store()
-        for prompt in prompts:
-            store.put(Sample(ids=model.generate(prompt)))  # site
-        for sample in DataLoader(store, batch_size=2, collate_fn=join):
-            model(sample.ids).loss.backward()
+        def run_gsm8k(model):
+            store = Store()
+            for prompt in prompts:
+                store.put(Sample(ids=model.generate(prompt)))  # site
+            for sample in DataLoader(store, batch_size=2, collate_fn=join):
+                model(sample.ids).loss.backward()
         """,
     "a variable annotated after it was bound": """
         for sample in [model.generate(prompt) for prompt in prompts]:  # site
