@@ -304,6 +304,13 @@ ROLLOUTS = {
             print(max(parameter.grad.norm() for parameter in model.parameters()))
             optimizer.step()
         """,
+    "a step that the trainer's base class takes": """
+        class Trainer(transformers.Trainer):
+            def training_step(self, model, inputs):
+                loss = model(model.generate(inputs)).loss  # site
+                self.accelerator.backward(loss)
+                self.log(max(parameter.grad.norm() for parameter in model.parameters()))
+        """,
     "a variable called rollouts": """
         def main():
             for prompt in prompts:
