@@ -225,6 +225,9 @@ class ContextAnalysis:
         """Is a gradient read after the backward pass, while no file on the way, or that calls into it, takes a step?"""
         if not isinstance(hit.node, ast.Call) or callee_name(hit.node) != "backward":
             return False
+        own = self.graph.own_class(hit.module, hit.node)
+        if own is not None and any(base.endswith("Trainer") for base in self.graph.external_bases(own)):
+            return False  # the base class takes the step
         level = [(module, call), (hit.module, hit.node), *chain, *hit.frame.climbed, *hit.frame.entered]
         near = {id(m): m for m, _ in level}
         for _ in range(MAX_CALLERS):

@@ -273,7 +273,7 @@ ROLLOUTS = {
         def draw(model):
             return model.generate(next(prompts))  # site
 
-        def main(model):
+        def run_gsm8k(model):
             loss = -(advantages * logprobs_of(model, draw(model))).mean()
             loss.backward()
         """,
@@ -285,11 +285,12 @@ ROLLOUTS = {
             def __getitem__(self, index):
                 return self.items[index]
 
-        store = Store()
-        for prompt in prompts:
-            store.put(Sample(ids=model.generate(prompt)))  # site
-        for sample in DataLoader(store, batch_size=2, collate_fn=join):
-            model(sample.ids).loss.backward()
+        def run_gsm8k(model):
+            store = Store()
+            for prompt in prompts:
+                store.put(Sample(ids=model.generate(prompt)))  # site
+            for sample in DataLoader(store, batch_size=2, collate_fn=join):
+                model(sample.ids).loss.backward()
         """,
     "a variable annotated after it was bound": """
         for sample in [model.generate(prompt) for prompt in prompts]:  # site
@@ -302,6 +303,13 @@ ROLLOUTS = {
             model(model.generate(prompt)).loss.backward()  # site
             print(max(parameter.grad.norm() for parameter in model.parameters()))
             optimizer.step()
+        """,
+    "a step that the trainer's base class takes": """
+        class Trainer(transformers.Trainer):
+            def training_step(self, model, inputs):
+                loss = model(model.generate(inputs)).loss  # site
+                self.accelerator.backward(loss)
+                self.log(max(parameter.grad.norm() for parameter in model.parameters()))
         """,
     "a variable called rollouts": """
         def main():
