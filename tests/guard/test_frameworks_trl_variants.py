@@ -281,10 +281,10 @@ def test_top_k_is_named_with_a_fused_head(kind, trainer, tmp_path):
 
 
 def test_of_a_large_vocabulary_the_first_positions_are_tested(tmp_path, monkeypatch):
-    from klguard.guard.frameworks import trl_groups
+    from klguard.guard.frameworks import fused_head
 
     whole = trained(trainer_of("grpo", tmp_path / "whole", own=fused(GRPOTrainer), max_steps=3))
-    monkeypatch.setattr(trl_groups, "HEAD_BUDGET", 4 * 16 * setup.VOCABULARY * 8)  # 8 positions of 16 rows
+    monkeypatch.setattr(fused_head, "HEAD_BUDGET", 4 * 16 * setup.VOCABULARY * 8)  # 8 positions of 16 rows
     part = trained(trainer_of("grpo", tmp_path / "part", own=fused(GRPOTrainer), max_steps=3))
     assert said(part) == []
     assert 0 < part.metrics["klguard/tokens"] < whole.metrics["klguard/tokens"]

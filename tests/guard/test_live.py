@@ -266,6 +266,7 @@ def test_facts():
     assert plain_facts == {
         "train_mode": False,
         "dropout": 0.0,
+        "checkpointing": False,
         "encoder_decoder": False,
         "batched": True,
         "attention_mask": True,

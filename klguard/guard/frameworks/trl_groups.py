@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from klguard.guard import events
 from klguard.guard.frameworks.adapters import Adapter, other_randomness
+from klguard.guard.frameworks.fused_head import first_logits
 from klguard.guard.frameworks.taps import Tap
 from klguard.guard.frameworks.transformers import sampled
 from klguard.guard.frameworks.wrappers import chain, generator, hookable
 from klguard.guard.guard import Guard
 from klguard.guard.invariants.alignment import SAMPLER_STOPS
 from klguard.guard.live import caller
-from klguard.guard.models import sharded, stop_ids
+from klguard.guard.models import stop_ids
 from klguard.guard.plain import as_ids
 from klguard.guard.ranks import Ranks
 from klguard.guard.shield import LOG
@@ -33,18 +34,6 @@ ROWS, SCORES, OLD, REFERENCE = "klguard_rows", "klguard_scores", "klguard_old", 
 
 HIDDEN = "hidden"
 """Role of the pass of the layers below the head."""
-
-SCALES = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-)
-"""What configurations call that which happens to logits behind the head."""
-
-HEAD_BUDGET, FEWEST_POSITIONS = 2**28, 8
-"""Bytes for logits that a fused head does not show, in fp32, and positions of a row that make it worth while."""
 
 FIRST_CHECKS, CHECK_EVERY = 3, 50
 """Rollouts, from the first, and every how many after them, whose first minibatch is scored twice."""
@@ -314,7 +303,11 @@ class Groups(Adapter):
             return
         tokens, mask = now.inputs["completion_ids"], now.inputs["completion_mask"]
         width = tokens.shape[1]
-        logits = self._head(now.hidden, width) if now.logits is None else now.logits[:, :-1][:, -width:]
+        if now.logits is None:
+            with torch.no_grad(), self.trainer.accelerator.autocast():
+                logits = first_logits(self.policy, now.hidden, width)
+        else:
+            logits = now.logits[:, :-1][:, -width:]
         if logits is None:
             self._say("logits", "no logits of the policy were seen in the loss: the sampler is not tested")
             return
@@ -346,22 +339,6 @@ class Groups(Adapter):
                 ),
                 source="logprobs",
             )
-
-    def _head(self, hidden: Tensor | None, width: int) -> Tensor | None:
-        """Logits (B, W, V) of the first W of the last `width` positions, from the hidden states (B, L, H) before a
-        head that the trainer has fused with the log-softmax; None where there are none, or where the head does more
-        than a product. W is what 256 MiB hold."""
-        model = generator(self.policy)
-        if hidden is None or hidden.dim() != 3 or hidden.shape[1] <= width or sharded(self.policy):
-            return None
-        config, head = model.config.get_text_config(), model.get_output_embeddings()
-        if head is None or any(getattr(config, name, None) not in (None, 1.0) for name in SCALES):
-            return None
-        most = HEAD_BUDGET // (4 * len(hidden) * head.weight.shape[0])
-        if most < min(FEWEST_POSITIONS, width):
-            return None
-        with torch.no_grad(), self.trainer.accelerator.autocast():
-            return head(hidden[:, :-1][:, -width:][:, :most].to(head.weight.dtype))
 
     @property
     def _rows_here(self) -> int:
