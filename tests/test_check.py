@@ -210,6 +210,21 @@ def test_a_process_that_dies_before_all_files_are_handed_out_costs_nothing(
     assert found == [("one.py", "KLG101"), ("three.py", "KLG101"), ("two.py", "KLG101")]
 
 
+def test_where_a_project_lies_says_nothing_of_its_rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = "out = tokenizer.decode(model.generate(prompt)[0])\n"
+    told = {}
+    for folder in ("home/eval/demo", "home/work/train"):
+        (tmp_path / folder / "tests").mkdir(parents=True)
+        (tmp_path / folder / "pyproject.toml").touch()
+        (tmp_path / folder / "sample.py").write_text(text)
+        (tmp_path / folder / "tests" / "sample.py").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        for path in (str(tmp_path / folder), folder):
+            sites = check_paths([path]).sites
+            told[folder, path] = [site.settings.context for site in sites]
+    assert set(map(tuple, told.values())) == {(Context.INFERENCE, Context.EVALUATION)}
+
+
 # --- processes and order --------------------------------------------------------------------------
 
 

@@ -208,7 +208,7 @@ def _without_leading_indent(source: str) -> str:
     """As IPython runs it, a cell whose first line of code is indented is moved to the left by as much. (Columns in
     such a cell are told as they are after that.)"""
     lines = source.split("\n")
-    first = next((line for line in lines if line.strip()), "")
+    first = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
     indent = first[: len(first) - len(first.lstrip(" \t"))]
     return "\n".join(line.removeprefix(indent) for line in lines) if indent else source
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from klguard.engines.engine import verdict as for_all
-from klguard.findings import Confidence
+from klguard.findings import Confidence, Severity
 from klguard.rules.bending import fact, rejected, without_kl
 from klguard.rules.programs import by_hand, ppo, vllm
 from klguard.rules.rule import Example, Hazard, Rule, Verdict, judge
@@ -80,7 +80,7 @@ class Greedy(Rule):
             start = f"`do_sample` {left}, and {release(settings, nobody)} then {what}"
             if _a_checkpoint_may_say(settings):
                 start += ", unless the checkpoint, which is not known here, says to sample and how"
-                found = replace(found, confidence=Confidence.MEDIUM)
+                found = replace(found, severity=Severity.WARNING, confidence=Confidence.MEDIUM)
                 yield self._hazard(settings, "do_sample", found, start, because="either way")
                 return
         elif found.certain:

@@ -226,6 +226,8 @@ def test_any_json_is_a_notebook_or_is_refused(document):
         ("\n  if x:\n      y = 1\nz = 2\n", "\nif x:\n    y = 1\nz = 2\n"),
         ("\tx = 1\n", "x = 1\n"),
         ("if x:\n    y = 1\n", "if x:\n    y = 1\n"),
+        ("    # a remark\nx = 1\n", "    # a remark\nx = 1\n"),
+        ("    #", "    #"),
     ],
 )
 def test_a_cell_that_is_indented_as_a_whole_is_python(source, kept):

@@ -246,7 +246,7 @@ class ContextAnalysis:
         if not any(trains(m) for m, _ in places):
             return False
         names = [name for m, node in places for name in scopes_around(m, node)]
-        names += [next(file_names(m)) for m, _ in places]
+        names += [next(file_names(m, self.project.root)) for m, _ in places]
         told = Scopes(tuple(names)).tells()
         return told is None or told[0] is Context.ROLLOUT
 
@@ -272,7 +272,7 @@ class ContextAnalysis:
             names += _assigned(module, call)
         inner = Scopes(tuple(names)).tells()
         for each in on_the_way:
-            names += file_names(each)
+            names += file_names(each, self.project.root)
         told = Scopes(tuple(names)).tells()
         if told is None or (told[0] is Context.ROLLOUT and told != inner and not training):
             return None  # where nothing trains, a file's name makes no rollout

@@ -6,8 +6,10 @@ The weaker evidence, for where the data flow does not decide. The words are thos
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from klguard.read.python.callers import words
 from klguard.read.python.source import Module
@@ -90,10 +92,13 @@ def scopes_around(module: Module, node: ast.AST) -> Iterator[tuple[str, str]]:
         yield cls.name, f"class {cls.qualname}"
 
 
-def file_names(module: Module) -> Iterator[tuple[str, str]]:
-    """The file and the directories it lies in, innermost first."""
+def file_names(module: Module, root: Path) -> Iterator[tuple[str, str]]:
+    """The file and the directories it lies in below the root of the project, innermost first. Where the project lies
+    says nothing of it."""
     parts = module.path.rsplit(".", 1)[0].split("/")
-    for index in range(len(parts) - 1, -1, -1):
+    below = os.path.relpath(module.path, root).split(os.sep)
+    outermost = len(parts) - (1 if ".." in below else len(below))
+    for index in range(len(parts) - 1, max(outermost, 0) - 1, -1):
         if parts[index] not in (".", "..", ""):
             said = module.path if index == len(parts) - 1 else "/".join(parts[: index + 1]) + "/"
             yield parts[index], said
