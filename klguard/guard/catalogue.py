@@ -428,7 +428,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG864", "reward-of-another", 53, "signals",
         "a reward belongs to the sample it is stored with, and is finite",
-        "1e-3, or a tenth of the spread of rewards", SAMPLED,
+        "1e-3, or a tenth of the spread of rewards, in all of four rows or in three steps in a row", SAMPLED,
         "rows were reordered between sampling and rewarding",
         "carry an id with each row through every reordering",
     ),

@@ -366,7 +366,7 @@ class FilteredBeforeTheGuard(Loop):
         (Synced, 3, set()),
         (CutOff, 5, {"KLG863"}),
         (NaNReward, 1, {"KLG864"}),
-        (RewardOfTheNextRow, 1, {"KLG864"}),
+        (RewardOfTheNextRow, 3, {"KLG864"}),
         (MaskOfAnother, 1, {"KLG866"}),
         (WholeRowOfAnother, 1, {"KLG866"}),
         (Retokenised, 1, {"KLG867"}),

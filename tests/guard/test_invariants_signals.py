@@ -214,19 +214,56 @@ def rewards(scores, recompute=length_of, texts=TEXTS):
 def test_rewards_of_their_own_rows_pass_and_those_of_others_do_not():
     scores = torch.tensor(length_of(TEXTS))
     assert play(RewardOfAnother, [[rewards(scores)]] * 3) == []
-    assert play(RewardOfAnother, [[rewards(scores + 0.2)]]) == []  # a model in half precision: spread is 4.4
+    assert play(RewardOfAnother, [[rewards(scores + 0.2)]] * 3) == []  # a model in half precision: spread is 4.4
     ((_, breach),) = play(RewardOfAnother, [[rewards(scores.roll(1))]])
     assert breach.key == "another" and breach.value > 1
+
+
+def swapped():
+    """Two rows of the four that are looked at have each other's reward."""
+    scores = torch.tensor(length_of(TEXTS))
+    scores[[0, 7]] = scores[[7, 0]]
+    return [rewards(scores)]
+
+
+def test_where_some_rows_differ_it_takes_three_steps():
+    ((step, breach),) = play(RewardOfAnother, [swapped()] * 4)
+    assert step == 2 and breach.key == "another" and breach.value == 2
+
+
+def test_a_step_whose_rewards_are_right_begins_the_count_again():
+    right, wrong = [rewards(torch.tensor(length_of(TEXTS)))], swapped()
+    found = play(RewardOfAnother, [wrong, wrong, right] + [wrong] * 52)
+    assert [step for step, _ in found] == [54]  # asked again 50 steps after the right one, and twice more
 
 
 def test_a_reward_that_is_random_cannot_be_checked_and_no_random_state_moves():
     scores = torch.tensor(length_of(TEXTS))
     python, state = random.getstate(), torch.get_rng_state()
-    player = Player(RewardOfAnother)
-    judge = lambda texts: [random.gauss(0, 10) + float(torch.rand(())) for _ in texts]  # noqa: E731
-    for _ in range(3):
-        assert player.step([rewards(scores, judge)]) == []
+    calls = []
+
+    def judge(texts):
+        calls.append(len(texts))
+        return [random.gauss(0, 10) + float(torch.rand(())) for _ in texts]
+
+    assert play(RewardOfAnother, [[rewards(scores, judge)]] * 60) == []
     assert random.getstate() == python and torch.equal(torch.get_rng_state(), state)
+    assert calls == [4, 4]
+
+
+@pytest.mark.parametrize("flips", [0.02, 0.1, 0.3, 0.5])
+def test_a_judge_that_sometimes_changes_its_mind_raises_no_alarm(flips):
+    """Right or wrong of a verifier that samples: two answers often agree and differ from the stored third."""
+    dice = random.Random(0)
+
+    def judge(texts):
+        return [float((len(text) > 5) != (dice.random() < flips)) for text in texts]
+
+    runs = 100
+    alarms = sum(
+        bool(play(RewardOfAnother, [[rewards(judge(TEXTS), judge)] for _ in range(60)])) for _ in range(runs)
+    )
+    assert alarms <= 0.03 * runs
 
 
 def test_it_is_computed_again_in_the_first_step_and_every_fiftieth():
@@ -255,11 +292,13 @@ def test_rewards_that_are_not_finite_are_told_and_nothing_given_is_no_error():
         (ValueHead, list(stream(lambda step: -1.0 - step / 10, 24))),
         (EntropyDrift, list(entropies([2.0] * 5 + [0.1] * 20))),
         (CompletionLength, [[rollout([12] * 8, ended=False)]] * 6),
+        (RewardOfAnother, [swapped()] * 4),
     ],
 )
 def test_a_restart_changes_no_decision(kind, steps):
     straight = play(kind, steps)
-    first, second = Player(kind), Player(kind)
+    first = Player(kind)
+    second = Player(kind, first.run)
     cut = len(steps) // 2
     found = [(i, b) for i in range(cut) for b in first.step(steps[i])]
     second.invariant.load_state_dict(first.invariant.state_dict())

@@ -114,8 +114,8 @@ class LeftAlone(AloneAgainstEquals):
 REPLAYS = (
     loop("trl-204", "KLG604 KLG862", WeighedTooLittle, WellWeighted, steps=40),
     loop("dschat-887", "KLG863", OnlyTheEnd, Loop, steps=5),
-    loop("open-instruct-1484", "KLG864", AnswersShuffled, Loop),
-    loop("openrlhf-1219", "KLG864", ZeroIsMissing, ZeroIsAScore),
+    loop("open-instruct-1484", "KLG864", AnswersShuffled, Loop, steps=3),
+    loop("openrlhf-1219", "KLG864", ZeroIsMissing, ZeroIsAScore, steps=3),
 )
 SIBLINGS = (
     loop("nemo-rl-4161", "KLG822", AloneAgainstEquals, LeftAlone),

@@ -298,28 +298,35 @@ class RewardOfAnother(Invariant):
     """Rewards are finite; and in the first step and every fiftieth, the loop's own `recompute` on the stored
     texts of four rows gives the stored rewards.
 
-    It is called twice: a reward that is not the same twice (a sampled judge) says nothing. A difference counts
-    above 1e-3 and a tenth of the spread of the step's rewards, since a reward model in half precision depends a
-    little on its batch. Random state is put back as it was. A `recompute` that raises is not called again.
+    It is called twice: where one of the rewards is not the same twice (a sampled judge), nothing can be said and it
+    is not called again. Judges that only sometimes change their mind answer alike now and then, so it takes four
+    rows that all differ, or differences in three steps in a row, of which the second and third follow at once. A
+    difference counts above 1e-3 and a tenth of the spread of the step's rewards, since a reward model in half
+    precision depends a little on its batch. Random state is put back as it was. A `recompute` that raises is not
+    called again.
     """
 
     code = "KLG864"
     watches = (Rewards,)
-    sums = ("scores", "broken", "checked", "wrong")
+    sums = ("scores", "broken", "checked", "wrong", "unsteady")
     maxima = ("difference", "row")
-    ROWS, EACH, LEAST, SPREAD = 4, 50, 1e-3, 0.1
+    ROWS, EACH, IN_A_ROW, LEAST, SPREAD = 4, 50, 3, 1e-3, 0.1
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._last: int | None = None
         self._again: tuple[list[int], Tensor, Tensor] | None = None
-        self._raised = False
+        self._raised = self._unsteady = False
+        self._differed = 0
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         """Have the loop's own function compute some rewards, which may take as long as it likes."""
         self._again = None
         count = len(event.texts) if event.texts is not None else 0
-        due = not self._raised and (self._last is None or self.run.step >= self._last + self.EACH)
+        wait = 1 if self._differed else self.EACH
+        due = self._last is None or self.run.step >= self._last + wait
+        if self._raised or self._unsteady:
+            return iter(())
         if due and event.recompute is not None and count > 1 and event.scores.shape == (count,):
             self._last = self.run.step
             rows = sorted({round(i * (count - 1) / (self.ROWS - 1)) for i in range(self.ROWS)})
@@ -360,8 +367,10 @@ class RewardOfAnother(Invariant):
         finite = torch.where(scores.isfinite(), scores, 0.0)
         limit = torch.maximum(self.LEAST * stored.abs().clamp(min=1.0), self.SPREAD * finite.std())
         difference = (once - stored).abs()
-        judged = stored.isfinite() & ((once - again).abs() <= limit / 2)
+        steady = (once - again).abs() <= limit / 2
+        judged = stored.isfinite() & steady
         wrong = judged & (difference > limit)
+        self.add("unsteady", (~steady & (once.isfinite() | again.isfinite())).sum())
         self.add("checked", judged.sum())
         self.add("wrong", wrong.sum())
         self.highest("difference", torch.where(wrong, difference, -torch.inf))
@@ -381,7 +390,13 @@ class RewardOfAnother(Invariant):
                 value=readings["broken"], limit=0.0, key="not finite",
                 help="give a reward that could not be computed a number, or drop its row before advantages are made",
             )  # fmt: skip
-        if readings["wrong"]:
+        self._unsteady = self._unsteady or readings["unsteady"] > 0
+        if not readings["checked"] and not readings["unsteady"]:
+            return
+        self._differed = self._differed + 1 if readings["wrong"] and not self._unsteady else 0
+        all_differ = self._differed and readings["wrong"] == readings["checked"] >= self.ROWS
+        if all_differ or self._differed == self.IN_A_ROW:
+            self._differed = 0
             yield Breach(
                 f"computed again from the stored text, the reward of {readings['wrong']:.0f} of"
                 f" {readings['checked']:.0f} rows is another, by up to {readings['difference']:.3g}"
@@ -390,7 +405,7 @@ class RewardOfAnother(Invariant):
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last}
+        return {"last": self._last, "differed": self._differed, "unsteady": self._unsteady}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last = state["last"]
+        self._last, self._differed, self._unsteady = state["last"], state["differed"], state["unsteady"]
