@@ -18,7 +18,7 @@ from klguard.check import FOLDER, MissingPaths, Report, check_paths, check_sourc
 from klguard.config import load
 from klguard.findings import Severity
 from klguard.gate import MARKERS
-from klguard.read.python import sites
+from klguard.read.python import candidates, sites
 from klguard.roots import project_root
 from klguard.rules import RULES
 from klguard.rules.programs import ppo
@@ -451,7 +451,8 @@ def test_files_outside_the_project_that_an_answer_read_are_compared_too(tmp_path
 
 
 def test_the_gate_knows_every_word_the_reader_looks_for():
-    assert set(sites.MARKERS) <= set(MARKERS)
+    words = {"trlx", *candidates.METHODS, *candidates.CLASS_KINDS}
+    assert {word.encode() for word in words} <= set(MARKERS)
 
 
 def test_a_project_begins_at_the_nearest_directory_that_looks_like_one(tmp_path: Path):

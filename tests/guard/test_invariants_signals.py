@@ -214,7 +214,9 @@ def rewards(scores, recompute=length_of, texts=TEXTS):
 def test_rewards_of_their_own_rows_pass_and_those_of_others_do_not():
     scores = torch.tensor(length_of(TEXTS))
     assert play(RewardOfAnother, [[rewards(scores)]] * 3) == []
-    assert play(RewardOfAnother, [[rewards(scores + 0.2)]] * 3) == []  # a model in half precision: spread is 4.4
+    assert (
+        play(RewardOfAnother, [[rewards(scores + 0.2)]] * 3) == []
+    )  # a model in half precision: spread is 4.4
     ((_, breach),) = play(RewardOfAnother, [[rewards(scores.roll(1))]])
     assert breach.key == "another" and breach.value > 1
 

@@ -13,6 +13,7 @@ from klguard.engines import ENGINES
 from klguard.read.python import nodes
 from klguard.read.python.arrivals import Arrivals, join_layers
 from klguard.read.python.calls import Arguments
+from klguard.read.python.candidates import CLASS_KINDS, METHODS
 from klguard.read.python.control import Frame
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, Unit
 from klguard.read.python.state import State
@@ -35,9 +36,6 @@ from klguard.settings import Layer, LayerKind, Reason, SiteKind, Unknown, Value
 
 if TYPE_CHECKING:
     from klguard.read.python.project import Project
-
-METHODS = frozenset({"generate", "respond_to_batch"})
-"""Callee names that sample, whatever they are called on."""
 
 
 FOREIGN_ARGUMENTS = frozenset(
@@ -111,12 +109,6 @@ class Observer(Arrivals):
         self._partial_keys: dict[Any, Key] = {}
         self.config_readers: dict[Key, dict[Key, SiteKind]] = {}
         self._config_writers: dict[Any, list[Key]] = {}
-        self.class_names = {
-            name: kind
-            for engine in ENGINES.values()
-            for name, kind in engine.sites.items()
-            if name[:1].isupper()
-        }
 
     # -- which calls are sites ---------------------------------------------------------------------------------
 
@@ -234,14 +226,14 @@ class Observer(Arrivals):
             return last, "trl", SiteKind.TRAINER, self.trainers.get(name, self.trainers.get(last, last))
         if package == "trlx" and last == "train":
             return last, "trlx", SiteKind.TRAINER, name
-        if last in self.class_names or last in METHODS:
+        if last in CLASS_KINDS or last in METHODS:
             for engine in ENGINES.values():
                 kind = engine.sites.get(last)
                 if kind is not None and (
                     package in engine.packages or (package == "sgl" and engine.name == "sglang")
                 ):
                     return last, engine.name, kind, name
-            kind = self.class_names.get(last, SiteKind.GENERATE)
+            kind = CLASS_KINDS.get(last, SiteKind.GENERATE)
             if package in ("unsloth", "swift", "rl4lms") and kind is not SiteKind.GENERATE:
                 return last, "trl", kind, f"trl.{last}"
             return last, "local", kind, name
@@ -258,15 +250,15 @@ class Observer(Arrivals):
         name = obj.info.name
         if name in self.trainers:
             return name, "trl", SiteKind.TRAINER, self.trainers[name]
-        kind = self.class_names.get(name)
+        kind = CLASS_KINDS.get(name)
         return name, "local", kind, name
 
     def _project_function(self, callee: Func) -> tuple[str, str, SiteKind | None, str]:
         name = callee.code.name
         if name in self.functions or f"{callee.code.module.name}.{name}" in self.functions:
             return name, "transformers", SiteKind.GENERATE, name
-        if name in METHODS or name in self.class_names:
-            return name, "local", self.class_names.get(name, SiteKind.GENERATE), name
+        if name in METHODS or name in CLASS_KINDS:
+            return name, "local", CLASS_KINDS.get(name, SiteKind.GENERATE), name
         return name, "", None, ""
 
     def _method_site(
@@ -278,7 +270,7 @@ class Observer(Arrivals):
         text = self.text(node.func)
         if name in self.functions or text in self.functions:
             return name, "transformers", SiteKind.GENERATE, text
-        if name in self.class_names and callee.owner is None:
+        if name in CLASS_KINDS and callee.owner is None:
             return self._unbound_class(name, frame)
         if name not in METHODS:
             return name, "", None, ""
@@ -298,7 +290,7 @@ class Observer(Arrivals):
             for engine in ENGINES.values():
                 if star.split(".")[0] in engine.packages and name in engine.sites:
                     return name, engine.name, engine.sites[name], f"{star}.{name}"
-        return name, "local", self.class_names[name], name
+        return name, "local", CLASS_KINDS[name], name
 
     def _trainer_class(self, owner: Abstract | None, state: State) -> str:
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None

@@ -1,22 +1,20 @@
-"""From files to sites: which calls may be sites, from where the program reaches them, and what is in force there."""
+"""From files to sites: what is in force at each call that may be one, and in which context."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klguard.engines import ENGINES
-from klguard.findings import Confidence, Finding, Severity
 from klguard.read.checkpoints import checkpoint_layer
 from klguard.read.python.arrivals import join_layers
 from klguard.read.python.calls import Arguments
-from klguard.read.python.control import BudgetSpent
-from klguard.read.python.observe import ASSIGNED, METHODS, Observation, Observer
-from klguard.read.python.project import Use
-from klguard.read.python.source import ClassInfo, FunctionInfo, Module, called_name, dotted
+from klguard.read.python.candidates import Candidate, Candidates, assigns_config, references
+from klguard.read.python.observe import ASSIGNED, Observation
+from klguard.read.python.reaching import Reacher
+from klguard.read.python.source import Module, called_name, dotted
 from klguard.read.python.state import State
 from klguard.settings import (
     Context,
@@ -36,45 +34,9 @@ from klguard.settings import (
 
 if TYPE_CHECKING:
     from klguard.read.python.project import Project
-    from klguard.read.python.values import (
-        Code,
-    )
-
-ROOT_BUDGET = 15_000
-"""Statements executed for one root."""
-
-MAX_CALLERS = 12
-MAX_FUNCTIONS = 60
-MAX_LEVELS = 6
-
-SMALL = 150
-"""Lines of a function that is run in place although no site lies behind it."""
-
-COMMON = frozenset(
-    {"__init__", "forward", "__call__", "run", "main", "get", "update", "__getitem__", "setup", "reset"}
-)
-"""Method names too common to find callers by."""
-
-CLASS_NAMES = frozenset(name for engine in ENGINES.values() for name in engine.sites if name[:1].isupper())
-
-MARKERS: tuple[bytes, ...] = (
-    b"generate",
-    b"respond_to_batch",
-    b"trlx",
-    *sorted(name.encode() for name in CLASS_NAMES),
-)
-"""Bytes without one of which a file holds no site."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A call that looks like a site, before anything is known about it."""
-
-    node: ast.Call
-    kind: SiteKind
-
-
-class SiteReader(Observer):
+class SiteReader(Reacher):
     """Finds the sites of the files of one project.
 
     What is in force is worked out where the context is one of `contexts`; of the other sites only the context is.
@@ -90,12 +52,7 @@ class SiteReader(Observer):
         super().__init__(project, frozenset(functions), trainers)
         self.contexts = frozenset(contexts)
         self.versions: Mapping[str, str] = {}
-        self.closure: set[FunctionInfo] = set()
-        self.holding: set[str] = set()
         self._candidates: dict[str, list[Candidate]] = {}
-        self._ran: set[Any] = set()
-        self.failures: dict[str, dict[int, Finding]] = {}
-        self.errors: dict[str, Exception] = {}
 
     def read(self, path: str, versions: Mapping[str, str]) -> list[Site]:
         """The sites of one file, in source order, with what is in force in the given versions of the libraries;
@@ -110,16 +67,17 @@ class SiteReader(Observer):
     def prepare(self, paths: Sequence[str]) -> None:
         """Run what leads to the candidates of several files: together, so that what they share runs once."""
         new: list[tuple[Module, list[ast.expr]]] = []
+        by_name = Candidates(self.project, self.functions, self.trainers)
         for path in paths:
             module = None if path in self._candidates else self.project.module(path)
             if module is None:
                 continue
-            self._candidates[path] = list(self.candidates(module))
+            self._candidates[path] = list(by_name.of(module))
             followed = (
                 candidate.node for candidate in self._candidates[path] if self._asked_for(module, candidate)
             )
-            nodes = [*followed, *_references(module)]
-            if nodes or _assigns(module):
+            nodes = [*followed, *references(module)]
+            if nodes or assigns_config(module):
                 self.holding.add(path)
                 new.append((module, nodes))
         if new:
@@ -127,7 +85,7 @@ class SiteReader(Observer):
             fresh = {module.path for module, _ in new}
             self.observations = {key: seen for key, seen in self.observations.items() if key[0] not in fresh}
             self._ran.clear()
-            self._reach(new)
+            self.reach(new)
 
     def _asked_for(self, module: Module, candidate: Candidate) -> bool:
         """Whether what is in force at a candidate is to be worked out."""
@@ -137,218 +95,6 @@ class SiteReader(Observer):
 
         verdict = analysis_of(self.project).classify(module, candidate.node, candidate.kind)
         return verdict.context in self.contexts
-
-    # -- candidates --------------------------------------------------------------------------------------------
-
-    def candidates(self, module: Module) -> Iterator[Candidate]:
-        """Calls that may be sites, by their names."""
-        wanted = {alias: target.rpartition(".")[2] for alias, target in module.imports.items()}
-        functions = {name.rpartition(".")[2] for name in self.functions}
-        for name, calls in module.calls.items():
-            real = wanted.get(name, name)
-            if real in CLASS_NAMES or real in self.trainers:
-                kind = self.class_names.get(real, SiteKind.TRAINER)
-            elif name in METHODS or real in METHODS or name in functions:
-                kind = SiteKind.GENERATE
-            elif name[:1].isupper() and (inherited := self._inherited_kind(name, module)) is not None:
-                kind = inherited
-            elif name == "train" and "trlx" in module.imports:
-                kind = SiteKind.TRAINER
-            elif name == "remote":
-                calls, kind = [c for c in calls if _remote_generate(c)], SiteKind.GENERATE
-            else:
-                continue
-            yield from (
-                Candidate(call, kind)
-                for call in calls
-                if kind is not SiteKind.TRAINER or name != "train" or _on_trlx(call)
-            )
-
-    def _inherited_kind(self, name: str, module: Module) -> SiteKind | None:
-        """The kind of a project's subclass of a trainer or config."""
-        if not any(part in name for part in ("Trainer", "Config", "Params")):
-            return None
-        todo, seen = [(name, module)], set()
-        while todo and len(seen) < 20:
-            current, home = todo.pop()
-            if (current, home.path) in seen:
-                continue
-            seen.add((current, home.path))
-            target = self.project.resolve(current, home)
-            if isinstance(target, ClassInfo):
-                for base in target.bases:
-                    last = base.rpartition(".")[2]
-                    if last in CLASS_NAMES:
-                        return self.class_names[last]
-                    todo.append((base, target.module))
-        return None
-
-    # -- reaching them -----------------------------------------------------------------------------------------
-
-    def worth(self, code: Code, frame: Any) -> bool:  # type: ignore[override]
-        """Whether a call is followed: always where a site lies behind it, else while it is cheap."""
-        if self.leads_to_site(code):
-            return True
-        if (code.info or code) in self.too_long or len(frame.chain) >= 6:
-            return False
-        node = code.info.node if code.info is not None else None
-        return node is None or (node.end_lineno or 0) - node.lineno <= SMALL
-
-    def leads_to_site(self, code: Code) -> bool:  # type: ignore[override]
-        """Whether a site may lie behind a function: it is on the way to one, or nested where nobody looked."""
-        return (
-            code.info in self.closure
-            or (code.info is not None and code.info.parent is not None)
-            or (code.info is None and self._nested_near_site(code))
-        )
-
-    def _nested_near_site(self, code: Code) -> bool:
-        """A nested function or lambda of a module that holds candidates."""
-        return code.module.path in self.holding
-
-    def _reach(self, held: Sequence[tuple[Module, list[ast.expr]]]) -> None:
-        """Run everything that leads to the candidates: from the outermost visible callers inwards."""
-        homes = [(module, node, self._outermost(module, node)) for module, nodes in held for node in nodes]
-        functions = list(dict.fromkeys(home for _, _, home in homes if home is not None))
-        called_from, callers = self._callers_of(functions)
-        self.closure |= set(called_from)
-        for function in called_from:
-            # What makes the object is followed as far as the method that uses it.
-            if function.cls is not None:
-                self.closure |= {
-                    m for n, m in function.cls.methods.items() if n in ("__init__", "__post_init__")
-                }
-        at_top = [module for module, _, home in homes if home is None]
-        at_top += [module for module, _ in held if _assigns(module)]
-        for script in dict.fromkeys([*at_top, *callers]):
-            self._once(script, self._run_script)
-        reached = {code.info for code in self.visited if code.info is not None}
-        for function, has_callers in called_from.items():
-            # One that no name leads to may be called all the same: through a table, a decorator, a partial.
-            if not has_callers and (function not in reached or not function.node.decorator_list):
-                self._once(function, self._run_function)
-        for module, node, home in homes:
-            if home is not None and isinstance(node, ast.Call) and not self._seen(module, node):
-                self._once(home, self._run_function)
-
-    def _once(self, root: Any, run: Callable[[Any], None]) -> None:
-        if root not in self._ran:
-            self._ran.add(root)
-            module = root if isinstance(root, Module) else root.module
-            try:
-                run(root)
-            except Exception as error:  # one root that breaks the interpreter must not cost the others
-                self.errors.setdefault(module.path, error)
-            finally:
-                self.catchers = []
-
-    def _outermost(self, module: Module, node: ast.AST) -> FunctionInfo | None:
-        """The top-level function or method around a call: nested ones run when it does."""
-        function = module.enclosing(node)
-        while function is not None and function.parent is not None:
-            function = function.parent
-        return function
-
-    def _callers_of(self, functions: Sequence[FunctionInfo]) -> tuple[dict[FunctionInfo, bool], list[Module]]:
-        """Functions from which `functions` are reached, each with whether anything visible calls it, and the modules
-        that call them at the top level."""
-        found: dict[FunctionInfo, bool] = {}
-        scripts: list[Module] = []
-        level = list(functions)
-        for _ in range(MAX_LEVELS):
-            following: list[FunctionInfo] = []
-            for function in level:
-                if function in found or len(found) >= MAX_FUNCTIONS:
-                    continue
-                callers = list(self._callers(function))
-                found[function] = bool(callers)
-                scripts += [caller for caller, home in callers if home is None and caller not in scripts]
-                following += [home for _, home in callers if home is not None]
-            level = following
-        for function in level:
-            found.setdefault(function, False)
-        return found, scripts
-
-    def _callers(self, function: FunctionInfo) -> Iterator[tuple[Module, FunctionInfo | None]]:
-        """(module, outermost function or None at the top level) of code that mentions `function`, and so may call it;
-        for a method also the code that mentions its class or a subclass, which makes the instances."""
-        seen: set[tuple[str, FunctionInfo | None]] = set()
-        for name, owner in self._names(function):
-            home_file = function.module
-            alone = home_file.path.endswith(".ipynb")
-            for module in [home_file] if alone else self.project.near(home_file, name, Use.MENTIONED):
-                for node in module.mentions.get(name, ()):
-                    if not self._may_mean(node, module, owner):
-                        continue
-                    home = self._outermost(module, node)
-                    if (
-                        (module.path, home) in seen
-                        or home is function
-                        or (home and home.cls and home.cls is function.cls and isinstance(owner, ClassInfo))
-                    ):
-                        continue
-                    seen.add((module.path, home))
-                    yield module, home
-                    if len(seen) >= MAX_CALLERS:
-                        return
-
-    def _names(self, function: FunctionInfo) -> Iterator[tuple[str, FunctionInfo | ClassInfo]]:
-        """The names by which a function is reached, each with what it means."""
-        if function.cls is None:
-            yield function.name, function
-            return
-        if function.name not in COMMON:
-            yield function.name, function
-        yield function.cls.name, function.cls
-        for module in self.project.near(function.module, function.cls.name, Use.INHERITED):
-            for info in module.classes.values():
-                if any(base.rpartition(".")[2] == function.cls.name for base in info.bases):
-                    yield info.name, info
-
-    def _may_mean(self, node: ast.expr, module: Module, target: FunctionInfo | ClassInfo) -> bool:
-        """Whether a name or attribute can mean a function or class: by import, or for methods by the attribute alone."""
-        if isinstance(target, FunctionInfo) and target.cls is not None:
-            return isinstance(node, ast.Attribute)
-        if isinstance(node, ast.Attribute):
-            return bool(dotted(node)) and self.project.resolve(dotted(node), module) is target
-        if module is target.module:
-            return True
-        assert isinstance(node, ast.Name)
-        found = self.project.resolve(node.id, module)
-        return found is target or (isinstance(found, str) and bool(module.star_imports))
-
-    def _run_script(self, module: Module) -> None:
-        """Run a module as a program."""
-        self.steps_left = ROOT_BUDGET
-        try:
-            self.run_program(module)
-        except (BudgetSpent, RecursionError):
-            self.steps_left = 0
-
-    def _run_function(self, function: FunctionInfo) -> None:
-        self.steps_left = ROOT_BUDGET
-        try:
-            self.run_root(function)
-        except (BudgetSpent, RecursionError):
-            self.steps_left = 0
-
-    def _seen(self, module: Module, node: ast.Call) -> bool:
-        visits = self.observations.get((module.path, *module.ast_span(node)), ())
-        return any(not visit.dead for visit in visits)
-
-    def too_complex(self, module: Module, statement: ast.stmt) -> None:  # type: ignore[override]
-        place = module.place(statement.lineno, 0, statement.lineno, 1)
-        self.failures.setdefault(module.path, {})[statement.lineno] = Finding(
-            code="KLG002",
-            name="unreadable-file",
-            severity=Severity.WARNING,
-            confidence=Confidence.HIGH,
-            message="this statement is nested too deeply, or is too long, to be analysed; settings that depend on it "
-            "are unknown",
-            place=place,
-        )
-
-    # -- building sites ----------------------------------------------------------------------------------------
 
     def _sites(self, module: Module, candidates: Sequence[Candidate]) -> Iterator[Site]:
         by_span = {module.ast_span(candidate.node): candidate for candidate in candidates}
@@ -567,26 +313,6 @@ def _plain(value: Any) -> str:
     )
 
 
-def _assigns(module: Module) -> bool:
-    """Whether `x.generation_config.top_k = 5` stands somewhere: a site that is no call."""
-    return any(
-        isinstance(above := module.parents[node], ast.Attribute) and isinstance(above.ctx, ast.Store)
-        for node in module.mentions.get("generation_config", ())
-        if isinstance(node, ast.Attribute)
-    )
-
-
-def _references(module: Module) -> list[ast.expr]:
-    """Where a method that samples is named and not called: `sample = model.generate`, `partial(model.generate, ...)`."""
-    called = {id(call.func) for name in METHODS for call in module.calls.get(name, ())}
-    return [
-        node
-        for name in sorted(METHODS)
-        for node in module.mentions.get(name, ())
-        if isinstance(node, ast.Attribute) and id(node) not in called
-    ]
-
-
 def _literal(module: Module, node: ast.expr) -> Known | None:
     """The value of a literal, with its place."""
     try:
@@ -594,21 +320,3 @@ def _literal(module: Module, node: ast.expr) -> Known | None:
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
     return Known(value, (Hop(HopKind.LITERAL, module.ast_place(node), "written here"),))
-
-
-def _remote_generate(call: ast.Call) -> bool:
-    """Ray's `actor.generate.remote(...)`."""
-    func = call.func
-    return (
-        isinstance(func, ast.Attribute)
-        and isinstance(func.value, ast.Attribute)
-        and func.value.attr in METHODS
-    )
-
-
-def _on_trlx(call: ast.Call) -> bool:
-    return (
-        isinstance(call.func, ast.Attribute)
-        and isinstance(call.func.value, ast.Name)
-        and call.func.value.id == "trlx"
-    )
