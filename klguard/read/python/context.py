@@ -8,6 +8,7 @@ text.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -56,6 +57,14 @@ class Verdict:
     """Whether only a name says so, and nothing on the way there speaks of training."""
     pairs: bool = False
     """Whether what is trained on are pairs of answers, under a loss as DPO's, which asks for no sample of the policy."""
+
+
+EVALUATION_HOOKS = frozenset({"prediction_step", "evaluation_loop", "prediction_loop", "evaluate", "predict"})
+"""Methods that transformers' Trainer calls to evaluate, and nothing else."""
+PAIR_HOOKS = frozenset({"get_batch_samples", "generate_from_model_and_ref"})
+"""Those of TRL's trainers on pairs, for their `generate_during_eval`: the former until TRL 0.12, the latter since. To
+transformers' Trainer get_batch_samples gives batches to train on."""
+PAIR_TRAINERS = re.compile(r"(DPO|KTO|ORPO|CPO|BCO)Trainer$")
 
 
 def never_runs(module: Module, node: ast.AST) -> bool:
@@ -261,6 +270,8 @@ class ContextAnalysis:
 
     def _by_name(self, module: Module, call: ast.Call, chain: Chain) -> Verdict | None:
         """What the names say: around the call, around the calls it is reached by, of the files."""
+        if (base := self._evaluates_for(module, call)) is not None:
+            return Verdict(Context.EVALUATION, f"called by the evaluation of its base class, {base}")
         names = list(scopes_around(module, call))
         info = module.enclosing(call)
         climbed = chain if chain or info is None else tuple(self.graph.callers(info)[:1])
@@ -278,6 +289,20 @@ class ContextAnalysis:
             return None  # where nothing trains, a file's name makes no rollout
         training = training or any(words(name) & TRAINING_WORDS for name, _ in names)
         return Verdict(*told, named=not training)
+
+    def _evaluates_for(self, module: Module, call: ast.Call) -> str | None:
+        """The trainer outside the project whose evaluation calls the method around `call`."""
+        info, cls = module.enclosing(call), self.graph.own_class(module, call)
+        if info is None or cls is None:
+            return None
+        while info.parent is not None:
+            info = info.parent
+        for base in self.graph.external_bases(cls):
+            name = base.rpartition(".")[2]
+            hooks = EVALUATION_HOOKS | (PAIR_HOOKS if PAIR_TRAINERS.match(name) else frozenset())
+            if name.endswith("Trainer") and info.name in hooks:
+                return name
+        return None
 
     def _by_fate(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict:
         """What became of the text, where neither training nor a name was met."""

@@ -582,6 +582,36 @@ OTHERS = {
             print(batch["ref_response"])
         """,
     ),
+    "what a trainer calls to evaluate": (
+        EVALUATION,
+        """
+        from transformers import Seq2SeqTrainer
+        class Answering(Seq2SeqTrainer):
+            def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+                drawn = self.model.generate(inputs["input_ids"], do_sample=True)  # site
+                return None, drawn, inputs["labels"]
+        """,
+    ),
+    "samples of a trainer on pairs, for its evaluation": (
+        EVALUATION,
+        """
+        from trl import DPOTrainer
+        class Pairwise(DPOTrainer):
+            def generate_from_model_and_ref(self, model, batch):
+                drawn = model.generate(batch["prompt_input_ids"], do_sample=True)  # site
+                return self.processing_class.batch_decode(drawn)
+        """,
+    ),
+    "a method with the name of such, of no such trainer": (
+        UNKNOWN,
+        """
+        from transformers import Trainer
+        class Group(Trainer):
+            def get_batch_samples(self, model, batch):
+                drawn = model.generate(batch["input_ids"], do_sample=True)  # site
+                return self.tokenizer.batch_decode(drawn)
+        """,
+    ),
 }
 
 
