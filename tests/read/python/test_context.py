@@ -602,16 +602,6 @@ OTHERS = {
                 return self.processing_class.batch_decode(drawn)
         """,
     ),
-    "a method with the name of such, of no such trainer": (
-        UNKNOWN,
-        """
-        from transformers import Trainer
-        class Group(Trainer):
-            def get_batch_samples(self, model, batch):
-                drawn = model.generate(batch["input_ids"], do_sample=True)  # site
-                return self.tokenizer.batch_decode(drawn)
-        """,
-    ),
 }
 
 
