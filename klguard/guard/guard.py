@@ -6,10 +6,8 @@ A mistake in a call (shapes, types) is the caller's and is raised as ValueError 
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -17,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from klguard.findings import Finding
-from klguard.guard import events, kl, models, options, shapes
+from klguard.guard import events, kl, options, shapes
+from klguard.guard.around import Around
 from klguard.guard.evidence import Evidence
 from klguard.guard.hooks import extra_forward
 from klguard.guard.invariants import Run
-from klguard.guard.listening import HALF, Listening, as_mask, detached, event_of
+from klguard.guard.listening import HALF, as_mask, detached, event_of
 from klguard.guard.live import caller, findings, read_object
 from klguard.guard.mirrored import temperature_of
 from klguard.guard.ranks import Ranks
@@ -30,9 +29,6 @@ from klguard.guard.shield import LOG, callers, shielded
 from klguard.guard.violation import Reaction
 from klguard.guard.works import Works
 from klguard.settings import Site
-
-_WATCHED: set[int] = set()
-"""Policies (by id) that a guard is watching: two would wrap the same methods, and take them off in any order."""
 
 
 def _plain_logprobs(self: Guard, logits: Tensor, tokens: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -57,7 +53,7 @@ def _plain_kl(
     return value if mask is None else torch.where(mask > 0, value, torch.zeros_like(value))
 
 
-class Guard(Listening):
+class Guard(Around):
     """Asserts that KL is what it claims to be, and that the loop around it is correct.
 
     policy, reference, tokenizer   what the loop trains, compares with and decodes by; each may be left out,
@@ -139,7 +135,6 @@ class Guard(Listening):
             settings=journal_settings(run, ranks.size, on_violation, sample_tokens, tolerance),
             tolerance=tolerance,
         )
-        self._depth = 0
         self.watch(
             optimizer=optimizer,
             scheduler=scheduler,
@@ -147,139 +142,6 @@ class Guard(Listening):
             group_size=group_size,
             adapter_base=adapter_base,
         )
-
-    # ------------------------------------------------------------------------------- around the loop
-
-    def __call__(self, function: Callable) -> Callable:
-        """Guard a training function, plain or async: everything of `with guard:` holds while it runs. That of
-        a generator function holds from its first item to its last, for the loop runs while it is iterated."""
-        if inspect.isasyncgenfunction(function):
-
-            @functools.wraps(function)
-            async def guarded_items(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-                with self:
-                    async with contextlib.aclosing(function(*args, **kwargs)) as items:
-                        async for item in items:
-                            yield item
-
-            return guarded_items
-
-        if inspect.isgeneratorfunction(function):
-
-            @functools.wraps(function)
-            def guarded_generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
-                with self:
-                    return (yield from function(*args, **kwargs))
-
-            return guarded_generator
-
-        if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def guarded_async(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
-
-            return guarded_async
-
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
-
-        return guarded
-
-    def __enter__(self) -> Guard:
-        with self._lock:
-            self._depth += 1
-            if self._depth > 1:
-                return self
-            policy = self._works.run.policy
-            if policy is not None and id(policy) in _WATCHED:
-                self._depth -= 1
-                raise RuntimeError("another guard is watching this policy: use one guard for each policy")
-            if policy is not None:
-                _WATCHED.add(id(policy))
-        try:
-            self._install()
-            self._look_at_setup()
-        except BaseException:
-            self._leave()
-            self._end_journal("raised")
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        with self._lock:
-            if self._depth > 1:
-                self._depth -= 1
-                return
-        # whoever stops iterating over a guarded generator ends the loop, in order
-        failing = error is not None and not isinstance(error, GeneratorExit)
-        outcome = "raised"
-        try:
-            self._finish(failing=failing)
-            outcome = "raised" if failing else "finished"
-        finally:
-            self._leave()
-            self._end_journal(outcome)
-
-    def _end_journal(self, outcome: str) -> None:
-        """End the journal, if that is still to do, where no shield is wanted: another error may be on its way."""
-        with contextlib.suppress(Exception):
-            self.close(outcome)
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._depth = 0
-            policy = self._works.run.policy
-            if policy is not None:
-                _WATCHED.discard(id(policy))
-        self._uninstall()
-
-    def _look_at_setup(self) -> None:
-        """Say at once, on all ranks, what is wrong with what the guard was given."""
-        self._begin_now()
-        self._between_steps(None)
-
-    @shielded()
-    def _begin_now(self) -> None:
-        self._begin()
-
-    @shielded()
-    def _install(self) -> None:
-        from klguard.guard.frameworks.transformers import Watcher
-
-        self._hooks.install()
-        run = self._works.run
-        watchable = isinstance(run.policy, nn.Module) and hasattr(models.inner(run.policy), "generate")
-        if watchable and not self.told_by_adapter:
-            self._watcher = Watcher(self, run.policy, run.reference, stop_ids=run.stop_ids)
-            self._watcher.install()
-
-    def _uninstall(self) -> None:
-        watcher, self._watcher = self._watcher, None
-        removals = [self._hooks.remove]
-        removals += [watcher.remove] if watcher is not None else []
-        removals += [i.close for i in self._works.invariants if hasattr(i, "close")]
-        for remove in removals:
-            try:
-                remove()
-            except Exception as error:  # noqa: BLE001  the other hooks have to go all the same
-                self._step_aside(error)
-
-    @shielded()
-    def _finish(self, failing: bool) -> None:
-        """The loop is over: judge what is left. Nothing is raised over an error of the loop's own, and ranks
-        are not asked to agree then: the others may never come."""
-        open_still = self._step_open and not failing and not self._works.ranks.active
-        outcomes = self._end_step(None) if open_still else []
-        outcomes += self._works.flush()
-        if failing:
-            self._absorb(outcomes)
-        else:
-            self._settle(outcomes)
-        self.close("raised" if failing else "finished")
 
     # ------------------------------------------------------------------------------- parts of the loop
 
