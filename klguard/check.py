@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 
 from klguard.findings import INTERNAL_ERROR, Finding, Severity
 from klguard.gate import Gate, Look, markers
-from klguard.read.files import Failure, SourceText, discover, load, read, read_bytes, reported
+from klguard.read.files import (
+    CONFIGS,
+    ENDINGS,
+    Failure,
+    SourceText,
+    discover,
+    load,
+    read,
+    read_bytes,
+    reported,
+)
 from klguard.roots import common_directory, is_project, project_documents, project_files, project_root
 from klguard.settings import Context, Place, Site
 
@@ -29,6 +39,9 @@ FEW = 40
 
 FOLDER = ".klguard_cache"
 """Where answers are kept, in the root of the project."""
+
+CONFIGS_OR_JSON = (*CONFIGS, ".json")
+"""Endings of files that are read as configurations of training frameworks."""
 
 ALWAYS = frozenset({"KLG001", "KLG002", INTERNAL_ERROR[0]})
 """Reported whatever is selected, unless ignored by name: what could not be read was not checked."""
@@ -137,6 +150,7 @@ def check_paths(
         respect_gitignore=config.respect_gitignore,
         force_exclude=config.force_exclude,
         root=config.root,
+        endings=(*ENDINGS, *CONFIGS),
     )
     if found.errors:
         raise MissingPaths("\n".join(found.errors))
@@ -174,17 +188,19 @@ class _Run:
         cache: bool = False,
     ) -> None:
         self.config = config
-        self.files = files
-        self.text = text
+        self.configs = {path: place for path, place in files.items() if path.endswith(CONFIGS_OR_JSON)}
+        self.files = {path: place for path, place in files.items() if path not in self.configs}
+        self.text = {path: content for path, content in text.items() if not path.endswith(CONFIGS_OR_JSON)}
+        self.config_text = {path: content for path, content in text.items() if path not in self.text}
         self.alone = alone
         self.sources = Sources(files, text)
         words = markers((*config.generate_functions, *config.trainer_classes))
         self._gate = Gate(words, config.max_file_size)
         self._enabled_for: dict[tuple[bool, str], frozenset[str]] = {}
         self._folder = self._cache_folder() if cache else None
-        self._few = len(files) <= FEW
+        self._few = len(self.files) <= FEW
         self._jobs = 1
-        self.looks = {path: self._look(path) for path in sorted({*files, *text})}
+        self.looks = {path: self._look(path) for path in sorted({*self.files, *self.text})}
 
     def _look(self, path: str) -> Look:
         if (content := self.text.get(path)) is not None:
@@ -201,7 +217,7 @@ class _Run:
 
     @cached_property
     def root(self) -> Path:
-        return project_root([*self.files.values(), *self.text])
+        return project_root([*self.files.values(), *self.text] or [*self.configs.values(), *self.config_text])
 
     @cached_property
     def project(self) -> dict[str, Path]:
@@ -235,14 +251,43 @@ class _Run:
         )
         return read_all(target, jobs, self._cache(target), progress)
 
+    @cached_property
+    def _config_contents(self) -> dict[str, bytes]:
+        """Path -> bytes of the files that may be configurations of training frameworks."""
+        contents = {path: load(place) for path, place in self.configs.items() if path not in self.config_text}
+        contents |= self.config_text
+        return {
+            path: content
+            for path, content in contents.items()
+            if isinstance(content, bytes) and self._gate.has_config(content, path)
+        }
+
+    @cached_property
+    def _config_sites(self) -> list[Site]:
+        """The sites of configurations that no Python need load."""
+        if not self._config_contents:
+            return []
+        from klguard.read.configs import read_config
+
+        versions = self._versions_for(list(self._config_contents))
+        return [
+            site
+            for path, content in self._config_contents.items()
+            for site in read_config(content, path, versions[path])
+        ]
+
     def _versions(self) -> dict[str, dict[str, str]]:
         """Path -> library -> version, for every candidate."""
+        return self._versions_for(self.candidates)
+
+    def _versions_for(self, paths: Sequence[str]) -> dict[str, dict[str, str]]:
         if self.alone:
-            return {path: dict(self.config.target_versions) for path in self.candidates}
+            return {path: dict(self.config.target_versions) for path in paths}
         from klguard.versions import Targets
 
         targets = Targets(self.root, self.config)
-        found = {path: targets.for_file(self.files[path]) for path in self.candidates}
+        places = {**self.configs, **self.files}
+        found = {path: targets.for_file(places[path]) for path in paths}
         return {path: {name: target.version for name, target in each.items()} for path, each in found.items()}
 
     def _cache_folder(self) -> Path | None:
@@ -292,7 +337,8 @@ class _Run:
     def report(
         self, answers: Sequence[Answer], failures: Iterable[Failure] = (), excluded: int = 0
     ) -> Report:
-        sites = sorted((site for answer in answers for site in answer.sites), key=lambda site: site.place)
+        read_sites = [site for answer in answers for site in answer.sites]
+        sites = sorted([*read_sites, *self._config_sites], key=lambda site: site.place)
         wanted = [site for site in sites if site.settings.context in self.config.contexts]
         found = [failure.finding() for failure in failures]
         found += [failure.finding() for look in self.looks.values() for failure in look.failures]
@@ -300,7 +346,8 @@ class _Run:
         found += self._judged(wanted)
         kept, suppressed = self._suppressed([f for f in found if self._selected(f)])
         ordered = tuple(sorted(dict.fromkeys(kept), key=lambda finding: finding.sort_key))
-        return Report(ordered, tuple(sites), len(self.looks), suppressed, excluded, self.sources)
+        files = len(self.looks) + len(self._config_contents)
+        return Report(ordered, tuple(sites), files, suppressed, excluded, self.sources)
 
     def _judged(self, sites: Sequence[Site]) -> Iterable[Finding]:
         if not sites:
@@ -342,6 +389,9 @@ class _Run:
         mentioned = {f.place.path for f in findings} | {f.site.place.path for f in findings if f.site}
         mentioned |= {hop.place.path for f in findings for hop in f.origin if hop.place}
         commented = {look.path for look in self.looks.values() if look.has_suppression}
+        commented |= {
+            path for path, text in self._config_contents.items() if self._gate.has_suppression(text)
+        }
         if not (mentioned or commented):
             return findings, 0
         from klguard.suppress import apply, read_suppressions

@@ -23,6 +23,14 @@ MARKERS = tuple(
 """Words without one of which a file holds no site: those that the reader of Python looks for, written out,
 since most runs end here and importing the reader would take them longer than all the rest."""
 
+CONFIG_MARKERS = tuple(
+    b"actor_infer actor_rollout_ref gconfig gen_kwargs generation generation_kwargs grpo_fast grpo_vllm kl_coeff"
+    b" num_generations open_instruct/grpo open_instruct/ppo policy rlhf-type rlhf_type rollout rollout-batch-size"
+    b" rollout_batch_size sampling. sampling] sampling_params stage train_ppo verl.trainer".split()
+)
+"""Words without one of which a file is no configuration of a training framework: those of the reader of
+configurations, likewise."""
+
 METHODS = (b"generate", b"respond_to_batch")
 """Those of the words that are functions. A call of one is written with the very word, while a class may be
 called by a longer one, that of a subclass."""
@@ -96,6 +104,12 @@ class Gate:
         if not found or path.endswith(".ipynb"):
             return bool(found)
         return _in_code(content, found, self._functions)
+
+    def has_config(self, content: bytes, path: str) -> bool:
+        """Whether a file that is no Python may be the configuration of a training framework."""
+        if path.endswith("generation_config.json"):
+            return True
+        return any(marker in content for marker in CONFIG_MARKERS)
 
     @cached_property
     def _functions(self) -> frozenset[bytes]:

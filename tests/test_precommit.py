@@ -63,7 +63,8 @@ def test_the_hook_is_defined_as_pre_commit_wants_it():
     )
     assert done.returncode == 0, done.stdout
     (hook,) = HOOKS
-    assert hook["id"] == "klguard" and hook["types_or"] == ["python", "jupyter"] and hook["require_serial"]
+    assert hook["id"] == "klguard" and hook["require_serial"]
+    assert hook["types_or"] == ["python", "jupyter", "yaml", "toml", "shell"]
 
 
 def test_a_commit_with_an_unsafe_setting_is_refused_and_one_without_goes_in(git: Git):

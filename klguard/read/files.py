@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from klguard.read.notebook import CellSpan
 
 ENDINGS = (".py", ".ipynb")
-"""What is picked up below a directory. Stubs (.pyi) hold no calls."""
+"""Source that is picked up below a directory. Stubs (.pyi) hold no calls."""
+
+CONFIGS = (".yaml", ".yml", ".toml", ".sh", ".bash")
+"""What may be the configuration of a training framework, likewise. JSON is read where it is named: below a directory
+most of it is data."""
 
 DEFAULT_LIMIT = 10_000_000
 """Bytes. A larger source file is generated, and reading it would cost more than it can tell."""
@@ -256,8 +260,10 @@ def discover(
     respect_gitignore: bool = True,
     force_exclude: bool = False,
     root: str | os.PathLike[str] | None = None,
+    endings: tuple[str, ...] = ENDINGS,
 ) -> Discovery:
-    """The files that `paths` mean: a file stands for itself, a directory for the Python and notebooks in it.
+    """The files that `paths` mean: a file stands for itself, a directory for the files with these endings in it, by
+    default the Python and notebooks.
 
     `exclude` holds patterns as in a .gitignore, relative to `root` (the current directory). It has the last
     word: `!build/` enters a directory that is left out by default. A path that is named is taken, whatever
@@ -275,7 +281,7 @@ def discover(
         elif force_exclude and _is_excluded(path, base, excluded):
             found.excluded += 1
         elif os.path.isdir(path):
-            walk = _Walk(path, _exclusion(path, base, excluded), respect_gitignore)
+            walk = _Walk(path, _exclusion(path, base, excluded), respect_gitignore, endings)
             shown, real = path.rstrip("/"), os.path.realpath(path).rstrip("/")
             named.update((real + file, shown + file) for file in walk.files())
             links += [shown + link for link in walk.links]
@@ -321,8 +327,11 @@ class _Patterns(NamedTuple):
 class _Walk:
     """The files below one directory. Paths are relative to it and begin with a slash."""
 
-    def __init__(self, top: str, exclusion: _Patterns, respect_gitignore: bool) -> None:
+    def __init__(
+        self, top: str, exclusion: _Patterns, respect_gitignore: bool, endings: tuple[str, ...]
+    ) -> None:
         self.top = top
+        self.endings = endings
         self.exclusion = exclusion
         self.respect_gitignore = respect_gitignore
         self.links: list[str] = []
@@ -350,7 +359,7 @@ class _Walk:
                 if entry.is_dir(follow_symlinks=False):
                     if self._enters(path, name, ignores):
                         pending.append((path, ignores))
-                elif name.endswith(ENDINGS) and not name.startswith(".#") and self._takes(path, ignores):
+                elif name.endswith(self.endings) and not name.startswith(".#") and self._takes(path, ignores):
                     # Names that begin with .# are the locks of an editor, links to nothing.
                     if entry.is_symlink():
                         self._link(path)

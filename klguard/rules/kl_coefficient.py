@@ -101,5 +101,7 @@ class KlCoefficient(Rule):
 
 
 def _is_about_the_penalty(settings: Settings) -> bool:
-    """Whether a run of this trainer without a penalty is the exception: in GRPO it is the default."""
-    return "GRPO" not in settings.class_name and bool(settings.class_name)
+    """Whether a run of this trainer without a penalty is the exception: in GRPO it is the default, and in the
+    configuration of a framework, which runs either, a choice."""
+    name = settings.class_name
+    return "GRPO" not in name and bool(name) and name != settings.engine

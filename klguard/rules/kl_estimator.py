@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from klguard.findings import Severity
 from klguard.rules.programs import by_hand, ppo
 from klguard.rules.rule import Example, Hazard, Rule, judge
-from klguard.settings import Settings, SiteKind, Value
+from klguard.settings import Known, Settings, SiteKind, Value, members
 
 
 class _Form(NamedTuple):
@@ -20,6 +20,7 @@ class _Form(NamedTuple):
 
 
 _K1_IN_REWARD = "take log p - log ref, without a gradient, off the reward"
+_K3_AS_LOSS = "ask for k3 (`low_var_kl`) or k2 there, or take the KL off the reward instead"
 _CONFIGURED = {
     ("kl_penalty", "abs"): _Form(
         Severity.WARNING,
@@ -37,6 +38,9 @@ _CONFIGURED = {
         'write `kl_estimator="k1"`',
     ),
 }
+_AS_A_LOSS = {"k1": "k1-loss", "kl": "k1-loss", "kl1": "k1-loss", "abs": "abs"}
+"""What frameworks call the forms that are wrong as a loss; `kl` is k1 in verl."""
+
 _WRITTEN_BY_HAND = {
     "k1-loss": _Form(
         Severity.WARNING,
@@ -64,8 +68,10 @@ class KlEstimator(Rule):
 
     ## What it does
     Reports a hand-written KL term that is log p - log ref differentiated as a loss, its absolute value, or
-    clamped at 0; `kl_penalty="abs"` and `"mse"` of classic TRL; and notes `kl_estimator="k3"` where it is
-    taken off the reward. k3 as a loss, as in GRPO, is not reported.
+    clamped at 0; the same asked for in the configuration of a framework (verl's `kl_loss_type: kl`,
+    OpenRLHF's `--use_kl_loss --kl_estimator k1`); `kl_penalty="abs"` and `"mse"` of classic TRL and verl;
+    and notes `kl_estimator="k3"` where it is taken off the reward. k3 as a loss, as in GRPO, is not
+    reported.
 
     ## Why it breaks the KL
     With d = log p - log ref of a token drawn from p: k1 = d is unbiased and may be negative; k2 = d^2 / 2
@@ -101,8 +107,21 @@ class KlEstimator(Rule):
         if settings.kind is SiteKind.TRAINER_CONFIG:
             for (name, form), about in _CONFIGURED.items():
                 yield from self._found(name, settings.values.get(name), form, about, f'`{name}="{form}"` ')
+            yield from self._as_a_loss(settings)
         for form, about in _WRITTEN_BY_HAND.items():
             yield from self._found("", settings.facts.get("kl_estimator"), form, about, "")
+
+    def _as_a_loss(self, settings: Settings) -> Iterator[Hazard]:
+        """The form of the KL loss that a framework's configuration asks for."""
+        written = settings.values.get("kl_loss_type")
+        for value in () if written is None else members(written):
+            form = _AS_A_LOSS.get(str(value.value).lower()) if isinstance(value, Known) else None
+            if form is not None and isinstance(value, Known):
+                about = _WRITTEN_BY_HAND[form]
+                asked = f"`{value.value}` is asked for as the KL loss: "
+                yield from self._found(
+                    "kl_loss_type", value, value.value, about._replace(instead=_K3_AS_LOSS), asked
+                )
 
     def _found(
         self, setting: str, value: Value | None, form: Any, about: _Form, start: str
@@ -123,6 +142,10 @@ class KlEstimator(Rule):
         Example(ppo("do_sample=True, top_k=0, max_new_tokens=32", config='kl_penalty="kl"')),
         Example(ppo("do_sample=True, top_k=0, max_new_tokens=32", config='kl_penalty="full"')),
         Example(by_hand("do_sample=True, top_k=0, max_new_tokens=32")),
+        Example(
+            "actor_rollout_ref:\n  actor:\n    use_kl_loss: true\n    kl_loss_type: low_var_kl\n",
+            filename="verl.yaml",
+        ),
     )
     INVALID = (
         Example(
@@ -143,5 +166,10 @@ class KlEstimator(Rule):
                 loss="-(score(tokens) * logprobs).mean() + 0.1 * kl.mean()",
             ),
             "differentiated as a loss",
+        ),
+        Example(
+            "actor_rollout_ref:\n  actor:\n    use_kl_loss: true\n    kl_loss_type: kl\n",
+            "`kl` is asked for as the KL loss",
+            filename="verl.yaml",
         ),
     )

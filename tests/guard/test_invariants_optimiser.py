@@ -18,9 +18,9 @@ from klguard.guard.invariants.leftover import LeftoverGradient  # noqa: E402
 from klguard.guard.invariants.optimiser import (  # noqa: E402
     DeadGradient,
     OptimizerParameters,
-    Scheduling,
     UnclippedGradient,
 )
+from klguard.guard.invariants.scheduling import Scheduling  # noqa: E402
 from klguard.guard.invariants.updates import measured  # noqa: E402
 
 from .harness import Player  # noqa: E402

@@ -6,7 +6,7 @@ import torch
 
 from klguard.rules.programs import by_hand, grpo, ppo, vllm
 from tests.guard.loop import EOS, RESPONSE, GroupLoop, Loop
-from tests.incidents.replay import document, loop, script
+from tests.incidents.replay import config, document, loop, script
 
 PURE = "do_sample=True, top_k=0, max_new_tokens=32"
 INSTRUCT = "Qwen/Qwen2.5-7B-Instruct"
@@ -190,7 +190,31 @@ REPLAYS = (
     loop("nemo-rl-69", "KLG101 KLG103", TopKAndTopP, Loop),
     loop("llamafactory-98", "KLG101 KLG103", FrameworkDefaults, Loop, steps=2),
 )
+SLIME = """\
+ROLLOUT_ARGS=(
+   --rollout-batch-size 32
+   --n-samples-per-prompt 8
+   --num-rollout 3000
+   --rollout-temperature 1
+   --rollout-top-k {k}
+)
+python3 train.py --advantage-estimator grpo ${{ROLLOUT_ARGS[@]}}
+"""
+SWIFT = (
+    "swift rlhf --rlhf_type grpo --model Qwen/Qwen2.5-7B --use_vllm true --top_p 1.0 --top_k -1 --min_p {p}\n"
+)
+LLAMA_FACTORY = "stage: ppo\nmodel_name_or_path: my/model\nreward_model: my/judge\n{}"
+
 SIBLINGS = (
+    config("miles-338", "KLG101", "run.sh", SLIME.format(k=20), SLIME.format(k=-1)),
+    config("ms-swift-9824", "KLG104", "run.sh", SWIFT.format(p=0.1), SWIFT.format(p=0.0)),
+    config(
+        "llamafactory-1111",
+        "KLG506",
+        "ppo.yaml",
+        LLAMA_FACTORY.format(""),
+        LLAMA_FACTORY.format("temperature: 1.0\ntop_p: 1.0\ntop_k: 0\n"),
+    ),
     loop("checkpoint-top-p", "KLG701", TopPOfTheCheckpoint, Loop),
     script(
         "grpo-top-p",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from klguard.rules.programs import by_hand
 from tests.guard.loop import GroupLoop, Loop
-from tests.incidents.replay import loop
+from tests.incidents.replay import config, loop, script
 
 
 class K3WithoutTheRatio(GroupLoop):
@@ -123,7 +124,29 @@ class NeverSubtracted(Loop):
         return super().token_rewards(scores, 0 * kl, mask)
 
 
+VERL = """\
+algorithm: {{adv_estimator: grpo, use_kl_in_reward: {reward}}}
+actor_rollout_ref:
+  actor: {{use_kl_loss: true, kl_loss_type: low_var_kl, kl_loss_coef: 0.001}}
+  rollout: {{name: vllm, n: {n}}}
+"""
+K3 = "torch.exp(ref_logprobs - logprobs) - (ref_logprobs - logprobs) - 1"
+POLICY = "policy_loss = -(score(tokens) * logprobs).mean()"
+PURE = "do_sample=True, top_k=0, max_new_tokens=32"
+
 SIBLINGS = (
+    config(
+        "verl-3276", "KLG408", "verl.yaml", VERL.format(reward="true", n=8), VERL.format(reward="false", n=8)
+    ),
+    config(
+        "rm-r1-9", "KLG409", "verl.yaml", VERL.format(reward="false", n=1), VERL.format(reward="false", n=8)
+    ),
+    script(
+        "kl-off-the-loss",
+        "KLG410",
+        by_hand(PURE, kl=K3, mask=POLICY, loss="policy_loss - 0.1 * kl.mean()"),
+        by_hand(PURE, kl=K3, mask=POLICY, loss="policy_loss + 0.1 * kl.mean()"),
+    ),
     loop("verl-265", "KLG836", PaidTwice, Loop),
     loop("slime-397", "KLG825", NeverSubtracted, Loop, steps=3),
     loop("trl-3750", "KLG825", ScoreBehindTheStop, Loop),

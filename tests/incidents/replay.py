@@ -86,6 +86,11 @@ def document(incident: str, expected: str, program: str, name: str, broken: str,
     return _project(incident, expected, DOCUMENTS, faulty, right)
 
 
+def config(incident: str, expected: str, name: str, broken: str, correct: str) -> Replay:
+    """A configuration of a training framework, which no Python of the project reads."""
+    return _project(incident, expected, DOCUMENTS, {name: broken}, {name: correct})
+
+
 @functools.cache
 def _found(kind: type, steps: int) -> Codes:
     """Codes of what the guard finds in a loop, after the preflight and so many steps."""

@@ -8,7 +8,7 @@ from klguard.check import check_source
 from klguard.findings import Severity
 from klguard.rules import RULES
 
-READ = (".py", ".ipynb")
+READ = (".py", ".ipynb", ".yaml", ".json")
 """Examples in other formats are for the readers of those formats."""
 
 

@@ -50,6 +50,9 @@ CODES = {
     "KLG405": "kl-estimator",
     "KLG406": "trainable-reference",
     "KLG407": "dropout",
+    "KLG408": "kl-twice",
+    "KLG409": "group-of-one",
+    "KLG410": "turned-objective",
     "KLG501": "inherited-settings",
     "KLG502": "checkpoint-config",
     "KLG503": "overwritten-settings",
@@ -62,6 +65,7 @@ SEVERITIES = {
     "KLG003": Severity.NOTE, "KLG004": Severity.WARNING, "KLG303": Severity.NOTE, "KLG304": Severity.WARNING,
     "KLG305": Severity.WARNING, "KLG307": Severity.WARNING, "KLG309": Severity.WARNING,
     "KLG404": Severity.WARNING, "KLG405": Severity.WARNING, "KLG407": Severity.WARNING,
+    "KLG408": Severity.WARNING, "KLG409": Severity.WARNING, "KLG410": Severity.WARNING,
     "KLG504": Severity.WARNING,
 }  # fmt: skip
 

@@ -38,7 +38,11 @@ def load_document(file: Path, kind: str) -> Item | None:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    path = reported(file)
+    return items_of(text, kind, reported(file))
+
+
+def items_of(text: str, kind: str, path: str) -> Item | None:
+    """The contents of a text in YAML, JSON or TOML, as they stand in the file `path`; None where it is no such text."""
     try:
         if kind == "toml":
             return _load_toml(text, path)

@@ -96,13 +96,13 @@ def _log_ratio(node: ast.AST) -> bool:
     """`logp - ref_logp`, either way round."""
     if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)):
         return False
-    one, other = _word(node.left), _word(node.right)
+    one, other = word(node.left), word(node.right)
     if not (one and other and LOG_PROB.search(one) and LOG_PROB.search(other)):
         return False
     return bool(REFERENCE.search(one)) != bool(REFERENCE.search(other))
 
 
-def _word(node: ast.expr) -> str:
+def word(node: ast.expr) -> str:
     """The last name of an operand; that it was detached, or stored, becomes a word of it."""
     mark = ""
     while True:
@@ -164,8 +164,8 @@ def _differentiated(module: Module, node: ast.Assign, scope: Scope) -> bool:
     ratio = next((n for n in walk_level(node.value) if _log_ratio(n)), None)
     if not isinstance(ratio, ast.BinOp) or _without_gradient(module, node, scope):
         return False
-    policy = next(side for side in (ratio.left, ratio.right) if not REFERENCE.search(_word(side)))
-    if OLD.search(_word(policy)):
+    policy = next(side for side in (ratio.left, ratio.right) if not REFERENCE.search(word(side)))
+    if OLD.search(word(policy)):
         return False
     found = definitions(module, scope).get(dotted(policy), [])
     made = [d for d in found if d.position < (node.lineno, node.col_offset) and d.value is not None]

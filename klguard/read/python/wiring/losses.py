@@ -14,6 +14,7 @@ from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
 from klguard.read.python.wiring.estimators import kl_estimator
 from klguard.read.python.wiring.loops import names_in, takes_gradient, training_scopes
 from klguard.read.python.wiring.neighbours import imported
+from klguard.read.python.wiring.objective import objective
 from klguard.read.python.wiring.roles import constant
 from klguard.settings import Hop, HopKind, Known, OneOf, Reason, Unknown, Value
 
@@ -34,11 +35,12 @@ RESPONSE = re.compile(
 
 
 def facts(project: Project, module: Module, call: ast.Call) -> dict[str, Value | None]:
-    """`kl_estimator`, `kl_term` and `pad_is_eos_mask` of the training code around a generate call."""
+    """`kl_estimator`, `kl_term`, `objective` and `pad_is_eos_mask` of the training code around a generate call."""
     scopes = training_scopes(project, module, call)
     return {
         "kl_estimator": kl_estimator(scopes),
         "kl_term": kl_term(project, module, scopes),
+        "objective": objective(scopes),
         "pad_is_eos_mask": pad_is_eos_mask(module, call, scopes),
     }
 

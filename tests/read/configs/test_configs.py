@@ -1,0 +1,194 @@
+"""Configurations of training frameworks: each planted fault gives its code and no other, the neutral one nothing."""
+
+import pytest
+
+from klguard.check import check_paths, check_source
+from klguard.gate import CONFIG_MARKERS
+from klguard.read.configs.frameworks import FRAMEWORKS
+
+VERL = """\
+actor_rollout_ref:
+  actor: {{use_kl_loss: {in_loss}, kl_loss_type: {form}, kl_loss_coef: 0.001}}
+  rollout: {{name: {engine}, temperature: 0.7, top_p: {top_p}, top_k: {top_k}, n: {n}, val_kwargs: {{top_p: 0.7}}}}
+algorithm: {{adv_estimator: {estimator}, use_kl_in_reward: {in_reward}, kl_penalty: {penalty}}}
+"""
+
+
+def verl(**changed):
+    neutral = {
+        "in_loss": "true", "form": "low_var_kl", "engine": "vllm", "top_p": 1.0, "top_k": -1, "n": 8,
+        "estimator": "grpo", "in_reward": "false", "penalty": "kl",
+    }  # fmt: skip
+    return VERL.format(**{**neutral, **changed})
+
+
+MAIN_PPO = "python3 -m verl.trainer.main_ppo \\\n  algorithm.adv_estimator=gae {} \\\n  trainer.nnodes=1 $@\n"
+OPENRLHF = "deepspeed --module openrlhf.cli.train_ppo --pretrain my/model --micro_train_batch_size 2 {}\n"
+SLIME = """\
+ROLLOUT_ARGS=(
+   --rollout-batch-size 32
+   --n-samples-per-prompt 8
+   --num-rollout 3000
+   # --rollout-top-k 20
+   --rollout-temperature {temperature}
+   {more}
+)
+ray job submit -- python3 train.py ${{ROLLOUT_ARGS[@]}} --advantage-estimator grpo
+"""
+LLAMA_FACTORY = "stage: ppo\nmodel_name_or_path: my/model\nreward_model: my/judge\n{}\n"
+PLAIN = "temperature: 1.0\ntop_p: 1.0\ntop_k: 0"
+SWIFT = "swift rlhf --rlhf_type {kind} --model my/model --temperature 0.9 {more}\n"
+NEMO = """\
+grpo: {{num_generations_per_prompt: 16}}
+loss_fn: {{reference_policy_kl_penalty: 0.01, reference_policy_kl_type: {form}}}
+policy: {{generation: {{backend: vllm, temperature: 0.8, top_p: {top_p}, top_k: {top_k}}}}}
+"""
+PRIME = "[orchestrator.sampling]\ntemperature = 0.8\n{}\n"
+AREAL = """\
+actor: {{temperature: {scored}, kl_ctl: 0.1}}
+gconfig: {{temperature: 0.8, top_p: {top_p}, top_k: 100000000}}
+"""
+ROLL = "actor_infer: {{generating_args: {{temperature: 0.99, top_p: {top_p}, top_k: {top_k}}}}}\n"
+SKYRL = "uv run -m skyrl_train.main_base trainer.algorithm.use_kl_loss=true {} generator.eval_sampling_params.top_k=5\n"
+EASYR1 = """\
+worker:
+  rollout: {{temperature: 0.9, top_p: {top_p}, n: 5}}
+algorithm: {{adv_estimator: grpo, use_kl_loss: true, kl_penalty: {form}}}
+"""
+TRLX = """\
+method:
+  name: ppoconfig
+  init_kl_coef: 0.05
+  gen_kwargs: {{max_new_tokens: 40, top_k: {top_k}, top_p: 1.0, do_sample: {sampled}}}
+"""
+RL4LMS = """\
+alg:
+  kl_div: {{coeff: 0.1}}
+  policy:
+    args: {{generation_kwargs: {{do_sample: true, top_k: 0, max_new_tokens: 48{more}}}}}
+"""
+TORCHTUNE = "kl_coeff: 0.01\nppo_epochs: 2\ntemperature: 0.7\ntop_k: {}\n"
+GRPO = "num_generations: 8\nmax_completion_length: 512\nbeta: 0.04\n{}\n"
+OPEN_INSTRUCT = "python open_instruct/grpo_fast.py --beta 0.05 --temperature 0.7 {}\n"
+
+NEUTRAL = [
+    ("verl.yaml", verl()),
+    ("verl.yaml", verl(engine="hf")),
+    ("verl.yaml", verl(engine="sglang", form="mse")),
+    ("verl.yaml", verl(in_loss="false", in_reward="true", form="kl", estimator="gae", n=1)),
+    (
+        "run.sh",
+        MAIN_PPO.format(
+            "actor_rollout_ref.rollout.top_p=${TOP_P:-1.0} actor_rollout_ref.rollout.val_kwargs.top_p=0.7"
+        ),
+    ),
+    ("run.sh", MAIN_PPO.format("actor_rollout_ref.rollout.top_p=$1")),
+    ("gen.sh", "python -m verl.trainer.main_generation actor_rollout_ref.rollout.top_k=50\n"),
+    ("run.sh", OPENRLHF.format("--init_kl_coef 0.01 --use_kl_loss --kl_estimator k3 --temperature 0.7")),
+    ("run.sh", OPENRLHF.format("--init_kl_coef 0.01")),
+    ("run.sh", SLIME.format(temperature=0.8, more="--use-kl-loss --kl-loss-type low_var_kl")),
+    ("ppo.yaml", LLAMA_FACTORY.format(PLAIN)),
+    ("sft.yaml", LLAMA_FACTORY.format("").replace("ppo", "sft")),
+    ("run.sh", SWIFT.format(kind="grpo", more="--top_k -1 --top_p 1.0")),
+    ("run.sh", SWIFT.format(kind="dpo", more="--top_k 50")),
+    ("grpo.yaml", NEMO.format(form="k3", top_p=0.9999, top_k="null")),
+    ("rl.toml", PRIME.format("")),
+    ("rl.toml", PRIME.format("[orchestrator.eval.sampling]\ntop_p = 0.7")),
+    ("areal.yaml", AREAL.format(scored=0.8, top_p=1.0)),
+    ("roll.yaml", ROLL.format(top_p=1.0, top_k=-1)),
+    ("run.sh", SKYRL.format("trainer.algorithm.kl_estimator_type=k3")),
+    ("config.yaml", EASYR1.format(form="low_var_kl", top_p=1.0)),
+    ("ppo.yml", TRLX.format(top_k=0, sampled="true")),
+    ("ppo.yml", RL4LMS.format(more="")),
+    ("ppo.yaml", TORCHTUNE.format("null")),
+    ("recipe.yaml", GRPO.format("temperature: 0.7\ntop_p: 1.0")),
+    ("run.sh", OPEN_INSTRUCT.format("--kl_estimator 2")),
+    (
+        "other.yaml",
+        "rollout: {top_p: 0.7, top_k: 5}\npolicy: {stage: ppo}\nsampling_params: {temperature: 0}\n",
+    ),
+    ("broken.yaml", "actor_rollout_ref: {rollout: [\n"),
+]
+
+FAULTY = [
+    ("KLG103", "verl.yaml", verl(top_p=0.9)),
+    ("KLG101", "verl.yaml", verl(engine="hf", top_k=50)),
+    ("KLG405", "verl.yaml", verl(form="kl")),
+    ("KLG405", "verl.yaml", verl(form="abs")),
+    ("KLG405", "verl.yaml", verl(in_loss="false", in_reward="true", penalty="abs")),
+    ("KLG408", "verl.yaml", verl(in_reward="true")),
+    ("KLG409", "verl.yaml", verl(n=1)),
+    ("KLG103", "run.sh", "TOP_P=0.9\n" + MAIN_PPO.format("actor_rollout_ref.rollout.top_p=$TOP_P")),
+    ("KLG107", "run.sh", MAIN_PPO.format("+actor_rollout_ref.rollout.repetition_penalty=1.1")),
+    ("KLG201", "run.sh", MAIN_PPO.format("actor_rollout_ref.rollout.do_sample=False")),
+    ("KLG303", "run.sh", MAIN_PPO.format("actor_rollout_ref.rollout.ignore_eos=True")),
+    ("KLG404", "run.sh", MAIN_PPO.format("algorithm.kl_ctrl.type=adaptive algorithm.kl_ctrl.target_kl=100")),
+    ("KLG405", "run.sh", OPENRLHF.format("--init_kl_coef 0.01 --use_kl_loss")),
+    ("KLG403", "run.sh", OPENRLHF.format("--init_kl_coef -0.01")),
+    ("KLG103", "run.sh", OPENRLHF.format("--init_kl_coef 0.01 --top_p 0.9")),
+    ("KLG409", "run.sh", OPENRLHF.format("--advantage_estimator group_norm --n_samples_per_prompt 1")),
+    ("KLG101", "run.sh", SLIME.format(temperature=1, more="--rollout-top-k 20")),
+    ("KLG103", "run.sh", SLIME.format(temperature=1, more="--rollout-top-p 0.95")),
+    ("KLG405", "run.sh", SLIME.format(temperature=1, more="--use-kl-loss --kl-loss-type k1")),
+    ("KLG408", "run.sh", SLIME.format(temperature=1, more="--use-kl-loss --kl-coef 0.01")),
+    ("KLG506", "ppo.yaml", LLAMA_FACTORY.format("")),
+    ("KLG106", "ppo.yaml", LLAMA_FACTORY.format(PLAIN.replace("temperature: 1.0", "temperature: 0.7"))),
+    ("KLG101", "run.sh", SWIFT.format(kind="grpo", more="--top_k 80")),
+    ("KLG107", "run.sh", SWIFT.format(kind="grpo", more="--repetition_penalty 1.1")),
+    ("KLG101", "grpo.yaml", NEMO.format(form="k3", top_p=1.0, top_k=50)),
+    ("KLG405", "grpo.yaml", NEMO.format(form="k1", top_p=1.0, top_k="null")),
+    ("KLG101", "rl.toml", PRIME.format("extra_body = { top_k = 20 }")),
+    ("KLG106", "areal.yaml", AREAL.format(scored=1.0, top_p=1.0)),
+    ("KLG103", "areal.yaml", AREAL.format(scored=0.8, top_p=0.9)),
+    ("KLG103", "roll.yaml", ROLL.format(top_p=0.99, top_k=-1)),
+    ("KLG103", "run.sh", SKYRL.format("generator.sampling_params.top_p=0.95")),
+    ("KLG405", "run.sh", SKYRL.format("trainer.algorithm.kl_estimator_type=abs")),
+    ("KLG405", "config.yaml", EASYR1.format(form="kl", top_p=1.0)),
+    ("KLG201", "ppo.yml", TRLX.format(top_k=0, sampled="false")),
+    ("KLG101", "ppo.yml", TRLX.format(top_k=50, sampled="true")),
+    ("KLG301", "ppo.yml", RL4LMS.format(more=", min_length: 48")),
+    ("KLG101", "ppo.yaml", TORCHTUNE.format(50)),
+    ("KLG103", "recipe.yaml", GRPO.format("top_p: 0.9")),
+    ("KLG405", "run.sh", OPEN_INSTRUCT.format("--kl_estimator 0")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "name", "text"), FAULTY)
+def test_a_fault_gives_its_code_and_no_other(code, name, text):
+    assert {finding.code for finding in check_source(text, name)} == {code}
+
+
+@pytest.mark.parametrize(("name", "text"), NEUTRAL)
+def test_a_neutral_configuration_is_passed(name, text):
+    assert [finding.message for finding in check_source(text, name)] == []
+
+
+def test_a_finding_stands_where_the_value_was_written():
+    (found,) = check_source(verl(top_p=0.9), "verl.yaml")
+    assert (found.place.line, found.site.engine, found.site.context.value) == (3, "vllm", "rollout")
+    (found,) = check_source(
+        "TOP_P=0.9\n" + MAIN_PPO.format("actor_rollout_ref.rollout.top_p=$TOP_P"), "run.sh"
+    )
+    assert (found.place.line, found.place.column) == (3, 31)
+
+
+def test_configurations_are_found_below_a_directory_and_held_back_by_a_comment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/verl.yaml").write_text(verl(top_p=0.9))
+    (tmp_path / "conf/data.json").write_text('{"stage": "ppo", "template": "x"}')
+    report = check_paths(["."])
+    assert [(f.place.path, f.code) for f in report.findings] == [("conf/verl.yaml", "KLG103")]
+    assert report.files == 1
+    named = check_paths(["conf/data.json"])
+    assert {finding.code for finding in named.findings} == {"KLG506"}
+    rest = verl(top_p=0.9).splitlines()
+    rest[2] += "  # klguard: ignore[KLG103]"
+    (tmp_path / "conf/verl.yaml").write_text("\n".join(rest))
+    quiet = check_paths(["."])
+    assert (quiet.findings, quiet.suppressed) == ((), 1)
+
+
+def test_every_framework_has_its_words_in_the_first_look():
+    for framework in FRAMEWORKS:
+        assert all(any(marker in word for marker in CONFIG_MARKERS) for word in framework.words)
