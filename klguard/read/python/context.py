@@ -256,7 +256,7 @@ class ContextAnalysis:
             return False
         names = [name for m, node in places for name in scopes_around(m, node)]
         names += [next(file_names(m, self.project.root)) for m, _ in places]
-        told = Scopes(tuple(names)).tells()
+        told = Scopes(tuple(names)).tells_plainly()
         return told is None or told[0] is Context.ROLLOUT
 
     def _offline(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> bool:
@@ -381,6 +381,9 @@ class ContextAnalysis:
             return Verdict(Context.ROLLOUT, f"passed to a trainer {_where(*watcher.trainers[0], module)}")
         if verdicts:
             return verdicts[0]
+        if watcher.evaluators:
+            where = _where(*watcher.evaluators[0], module)
+            return Verdict(Context.EVALUATION, f"passed to a trainer that samples only to evaluate {where}")
         unknown = Verdict(Context.UNKNOWN, "no call that samples with it is visible")
         return self._by_name(module, call, chain) or unknown
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from klguard.read.python.callers import CallGraph, callee, callee_name, words
 from klguard.read.python.scopes import FUNCTIONS, scopes_of
-from klguard.read.python.source import FunctionInfo, Module, depth, dotted
+from klguard.read.python.source import ClassInfo, FunctionInfo, Module, depth, dotted
 from klguard.read.python.spots import Frame, Path, Spot
 from klguard.read.python.training import (
     ADDING,
@@ -166,6 +166,7 @@ class SettingsWatcher:
         self.samplers: list[tuple[Module, ast.Call, Frame]] = []
         self.wrappers: list[tuple[Module, ast.Call, Frame]] = []
         self.trainers: list[tuple[Module, ast.Call]] = []
+        self.evaluators: list[tuple[Module, ast.Call]] = []
         self.uncalled_functions: list[FunctionInfo] = []
 
     @property
@@ -193,7 +194,7 @@ class SettingsWatcher:
         if re.search(r"Trainer$", name) or (
             name.endswith(("Config", "Arguments")) and re.search("generation|sampling", str(slot))
         ):
-            self.trainers.append((spot.module, call))
+            (self.evaluators if self._supervised(spot, call) else self.trainers).append((spot.module, call))
             return False
         visible = isinstance(self.graph.target(spot.module, call), FunctionInfo)
         by_name = SAMPLING.search(name) and not self.transparent(name) and not visible
@@ -201,6 +202,15 @@ class SettingsWatcher:
             (self.wrappers if visible else self.samplers).append((spot.module, call, spot.frame))
             return not visible
         return False
+
+    def _supervised(self, spot: Spot, call: ast.Call) -> bool:
+        """Is it a trainer that learns from a data set, and samples to evaluate if at all?"""
+        if isinstance(self.graph.target(spot.module, call), ClassInfo):
+            return False
+        name = dotted(callee(call))
+        meant = self.graph.lookup(spot.module, call, name) if name else ""
+        of_transformers = isinstance(meant, str) and meant.startswith("transformers.")
+        return of_transformers or bool(OFFLINE_TRAINERS.search(name))
 
     def method(self, spot: Spot, call: ast.Call) -> bool:
         if callee_name(call) in GENERATORS and spot.path[:1] == ("generation_config",):
