@@ -281,10 +281,10 @@ class ContextAnalysis:
         training = any(trains(each) for each in on_the_way)
         if training:
             names += _assigned(module, call)
-        inner = Scopes(tuple(names)).tells()
+        inner = Scopes(tuple(names)).tells(training)
         for each in on_the_way:
             names += file_names(each, self.project.root)
-        told = Scopes(tuple(names)).tells()
+        told = Scopes(tuple(names)).tells(training)
         if told is None or (told[0] is Context.ROLLOUT and told != inner and not training):
             return None  # where nothing trains, a file's name makes no rollout
         training = training or any(words(name) & TRAINING_WORDS for name, _ in names)
@@ -315,6 +315,8 @@ class ContextAnalysis:
             return Verdict(
                 Context.UNKNOWN, f"{watcher.uncalled_functions[0].qualname}() has no visible caller"
             )
+        if watcher.compared:
+            return Verdict(Context.EVALUATION, f"it is compared with a label, {_where(*watcher.compared[0], module)}")
         return Verdict(Context.INFERENCE, "its output reaches nothing that trains")
 
     def _learns(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict | None:

@@ -47,6 +47,9 @@ ROLLOUT_WORDS = frozenset(
     "rollout rollouts experience experiences trajectory trajectories episode episodes explore".split()
 )
 
+AGENT_WORDS = frozenset("episode episodes explore".split())
+"""Of these, the ones an agent that never learns has as well."""
+
 
 @dataclass(frozen=True)
 class Scopes:
@@ -54,9 +57,11 @@ class Scopes:
 
     names: tuple[tuple[str, str], ...]
 
-    def tells(self) -> tuple[Context, str] | None:
-        """What the nearest telling name says. Names of rollouts tell only where none says evaluation."""
-        return self.tells_plainly() or self._tells(frozenset())
+    def tells(self, training: bool = True) -> tuple[Context, str] | None:
+        """What the nearest telling name says. Names of rollouts tell only where none says evaluation, and those of
+        any agent's life only within `training`."""
+        beyond = frozenset() if training else AGENT_WORDS
+        return self._tells(SOFT_WORDS | beyond) or self._tells(beyond)
 
     def tells_plainly(self) -> tuple[Context, str] | None:
         """The same of names that mean one thing."""

@@ -67,6 +67,7 @@ class TokenWatcher:
         self.hits: list[Hit] = []
         self.shown: list[tuple[Module, ast.AST]] = []
         self.judged: list[tuple[Module, ast.AST]] = []
+        self.compared: list[tuple[Module, ast.AST]] = []
         self.rewarded: list[Spot] = []
         self.uncalled_functions: list[FunctionInfo] = []
 
@@ -87,6 +88,8 @@ class TokenWatcher:
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         name = callee_name(call)
         called = written(spot.module, callee(call))
+        if isinstance(comparison := spot.module.parents.get(call), ast.Compare):
+            self.compare(spot, comparison)  # a parser that gives `yes` or `no` has nothing of the text in it
         if judging(name):
             self.rewarded.append(Spot(spot.module, call, (), spot.frame))
         if backward_operand(call) or trains_by_step(call, slot, value):
@@ -131,6 +134,13 @@ class TokenWatcher:
         if scores_tokens(call):
             self._hit(spot, call, f"the tokens are scored by .{name}()", weak=True)
         return name in SCALARS - ELEMENTWISE
+
+    def compare(self, spot: Spot, node: ast.Compare) -> None:
+        """Text held against a text that is not written in the program: `answer == example["label"]`."""
+        sides = (node.left, *node.comparators)
+        equal = all(isinstance(operator, (ast.Eq, ast.NotEq)) for operator in node.ops)
+        if equal and not spot.scored and not any(isinstance(side, ast.Constant) for side in sides):
+            self.compared.append((spot.module, node))
 
     def result(self, spot: Spot, call: ast.Call, path: Path) -> bool:
         if not spot.scored and judging(callee_name(call)) and not (path and self.keeps(path[0])):
@@ -211,6 +221,9 @@ class SettingsWatcher:
         meant = self.graph.lookup(spot.module, call, name) if name else ""
         of_transformers = isinstance(meant, str) and meant.startswith("transformers.")
         return of_transformers or bool(OFFLINE_TRAINERS.search(name))
+
+    def compare(self, spot: Spot, node: ast.Compare) -> None:
+        """Settings are compared to no end."""
 
     def method(self, spot: Spot, call: ast.Call) -> bool:
         if callee_name(call) in GENERATORS and spot.path[:1] == ("generation_config",):
