@@ -316,7 +316,9 @@ class ContextAnalysis:
                 Context.UNKNOWN, f"{watcher.uncalled_functions[0].qualname}() has no visible caller"
             )
         if watcher.compared:
-            return Verdict(Context.EVALUATION, f"it is compared with a label, {_where(*watcher.compared[0], module)}")
+            return Verdict(
+                Context.EVALUATION, f"it is compared with a label, {_where(*watcher.compared[0], module)}"
+            )
         return Verdict(Context.INFERENCE, "its output reaches nothing that trains")
 
     def _learns(self, module: Module, call: ast.Call, chain: Chain, watcher: TokenWatcher) -> Verdict | None:
