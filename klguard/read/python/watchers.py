@@ -88,7 +88,7 @@ class TokenWatcher:
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         name = callee_name(call)
         called = written(spot.module, callee(call))
-        if isinstance(comparison := spot.module.parents.get(call), ast.Compare):
+        if name not in SCALARS and isinstance(comparison := spot.module.parents.get(call), ast.Compare):
             self.compare(spot, comparison)  # a parser that gives `yes` or `no` has nothing of the text in it
         if judging(name):
             self.rewarded.append(Spot(spot.module, call, (), spot.frame))
@@ -136,10 +136,10 @@ class TokenWatcher:
         return name in SCALARS - ELEMENTWISE
 
     def compare(self, spot: Spot, node: ast.Compare) -> None:
-        """Text held against a text that is not written in the program: `answer == example["label"]`."""
-        sides = (node.left, *node.comparators)
+        """Text held against the right answer: `parse(text) == example["label"]`."""
         equal = all(isinstance(operator, (ast.Eq, ast.NotEq)) for operator in node.ops)
-        if equal and not spot.scored and not any(isinstance(side, ast.Constant) for side in sides):
+        labels = any(LABELS.search(written(spot.module, side)) for side in (node.left, *node.comparators))
+        if equal and labels and not spot.scored:
             self.compared.append((spot.module, node))
 
     def result(self, spot: Spot, call: ast.Call, path: Path) -> bool:
@@ -246,6 +246,11 @@ class PairlessWatcher(TokenWatcher):
     def keeps(self, name: str) -> bool:
         return super().keeps(name) and not PAIRS.search(name)
 
+
+LABELS = re.compile(
+    r"label|gold|answer|target|truth|expected|correct|solution|\bgt(_|\b)|_gt\b", re.IGNORECASE
+)
+"""What the right answer is called."""
 
 TRAINS = re.compile(r"(^|_)(train|training|step|learn|fit|run|update|optimi[sz]e|loop)(_|$)")
 SAMPLES = re.compile(r"generate|respond|sample")

@@ -985,7 +985,7 @@ def test_the_episodes_of_an_agent_are_rollouts_where_something_learns(learning: 
     assert (verdict_of(text).context is ROLLOUT) is learning
 
 
-@pytest.mark.parametrize("parsed", ["parse(text) == row['label']", "text != row['label']"])
+@pytest.mark.parametrize("parsed", ["parse(text) == row['label']", "text != row['answer']"])
 def test_text_held_against_a_label_is_evaluated(parsed: str) -> None:
     text = f"""
         def parse(text):
@@ -999,11 +999,12 @@ def test_text_held_against_a_label_is_evaluated(parsed: str) -> None:
     assert verdict_of(text).context is EVALUATION
 
 
-def test_text_held_against_a_constant_is_not() -> None:
-    text = """
+@pytest.mark.parametrize("test", ["text == ''", "len(text) == longest", "text != tokenizer.pad_token"])
+def test_text_held_against_anything_else_is_not(test: str) -> None:
+    text = f"""
         for row in rows:
             text = tokenizer.decode(model.generate(row["prompt"])[0])  # site
-            if text == "":
+            if {test}:
                 count += 1
         """
     assert verdict_of(text).context is INFERENCE
