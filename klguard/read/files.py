@@ -39,7 +39,7 @@ DEFAULT_LIMIT = 10_000_000
 DEFAULT_EXCLUDES = frozenset(
     ".bzr .direnv .eggs .git .hg .idea .ipynb_checkpoints .mypy_cache .nox .pants.d .pyenv .pytest_cache"
     " .pytype .ruff_cache .svn .tox .venv .vscode __pycache__ __pypackages__ _build buck-out build dist"
-    " node_modules site-packages venv".split()
+    " node_modules site-packages unsloth_compiled_cache venv".split()
 )
 """Names of directories that are not entered unless they are asked for: caches, environments, builds."""
 

@@ -37,6 +37,9 @@ COMMON_METHODS = frozenset(
 
 ITERATORS = frozenset({"iter", "next", "enumerate", "tqdm", "list", "zip", "DataLoader"})
 
+GENERAL_BASES = frozenset({"torch.nn.Module", "torch.nn.modules.Module", "abc.ABC"})
+"""Classes from outside that a class of the project may well derive from: as annotations they say little."""
+
 FLUENT = frozenset("to cuda cpu eval train half float bfloat16 requires_grad_".split())
 """Methods of a torch module that return the module."""
 
@@ -240,7 +243,7 @@ class CallGraph:
                 found = self.project.resolve(text, info.module)
                 if isinstance(found, ClassInfo) and not _is_protocol(found):
                     return found
-                if isinstance(found, str) and "." in found:
+                if isinstance(found, str) and "." in found and found not in GENERAL_BASES:
                     return "external" if not found.startswith("typing") else None
         if depth > 2:
             for module, call in self.callers(info, by_name=True):

@@ -256,7 +256,7 @@ class ContextAnalysis:
             return False
         names = [name for m, node in places for name in scopes_around(m, node)]
         names += [next(file_names(m, self.project.root)) for m, _ in places]
-        told = Scopes(tuple(names)).tells()
+        told = Scopes(tuple(names)).tells_plainly()
         return told is None or told[0] is Context.ROLLOUT
 
     def _offline(self, module: Module, call: ast.Call, chain: Chain, hit: Hit) -> bool:
@@ -281,10 +281,10 @@ class ContextAnalysis:
         training = any(trains(each) for each in on_the_way)
         if training:
             names += _assigned(module, call)
-        inner = Scopes(tuple(names)).tells()
+        inner = Scopes(tuple(names)).tells(training)
         for each in on_the_way:
             names += file_names(each, self.project.root)
-        told = Scopes(tuple(names)).tells()
+        told = Scopes(tuple(names)).tells(training)
         if told is None or (told[0] is Context.ROLLOUT and told != inner and not training):
             return None  # where nothing trains, a file's name makes no rollout
         training = training or any(words(name) & TRAINING_WORDS for name, _ in names)
@@ -314,6 +314,10 @@ class ContextAnalysis:
         if watcher.uncalled_functions:
             return Verdict(
                 Context.UNKNOWN, f"{watcher.uncalled_functions[0].qualname}() has no visible caller"
+            )
+        if watcher.compared:
+            return Verdict(
+                Context.EVALUATION, f"it is compared with a label, {_where(*watcher.compared[0], module)}"
             )
         return Verdict(Context.INFERENCE, "its output reaches nothing that trains")
 
@@ -381,6 +385,9 @@ class ContextAnalysis:
             return Verdict(Context.ROLLOUT, f"passed to a trainer {_where(*watcher.trainers[0], module)}")
         if verdicts:
             return verdicts[0]
+        if watcher.evaluators:
+            where = _where(*watcher.evaluators[0], module)
+            return Verdict(Context.EVALUATION, f"passed to a trainer that samples only to evaluate {where}")
         unknown = Verdict(Context.UNKNOWN, "no call that samples with it is visible")
         return self._by_name(module, call, chain) or unknown
 

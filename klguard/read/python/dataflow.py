@@ -154,6 +154,8 @@ class Flow:
                     self.push(spot, parent, spot.path)
             case ast.Lambda():
                 self._lambda(spot, parent)
+            case ast.Compare():
+                self.watcher.compare(spot, parent)
 
     def _attribute(self, spot: Spot, attribute: ast.Attribute) -> None:
         call = spot.module.parents.get(attribute)

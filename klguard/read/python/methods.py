@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,9 @@ SAFE_TEXT_METHODS = frozenset(
     "islower istitle isascii "
     "isdecimal expandtabs format_map __len__ __contains__ __getitem__ __add__ __eq__".split()
 )
+
+RECEIVED = re.compile(r"\.(get|get_nowait|recv|recv_pyobj|pop|popleft)\(\)$")
+"""A message taken from a queue: what it holds is for its sender to say, and a fallback is seldom what happens."""
 
 READING = frozenset(
     "get items keys values copy __getitem__ __contains__ __len__ __iter__ __or__ __eq__ "
@@ -513,7 +517,7 @@ class Methods(Sets):
         unknown = join(
             replace(m, detail=self.text(node)) if isinstance(m, Unk) else m for m in members(value)
         )
-        if default is None:
+        if default is None or any(isinstance(m, Unk) and RECEIVED.search(m.detail) for m in members(owner)):
             return unknown
         step = Step(HopKind.DEFAULT, frame.unit, node, f"fallback of {self.text(node)}")
         return join((with_step(default, step), unknown))

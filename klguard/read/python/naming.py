@@ -30,6 +30,8 @@ INFERENCE_WORDS = frozenset(
     "label labeler critique revise teacher sft distill synthetic ask respond answer example examples "
     "mining mine build create preprocess webui ui quickstart search".split()
 )
+SOFT_WORDS = frozenset("ask respond answer build create".split())
+"""Words of inference that evaluations and policies use as well: any other name that tells goes before."""
 DIRECTORY_WORDS = frozenset(
     "eval evals evaluate evaluation evaluations test tests testing benchmark benchmarks inference infer "
     "serve serving demo demos chat app analysis".split()
@@ -45,6 +47,9 @@ ROLLOUT_WORDS = frozenset(
     "rollout rollouts experience experiences trajectory trajectories episode episodes explore".split()
 )
 
+AGENT_WORDS = frozenset("episode episodes explore".split())
+"""Of these, the ones an agent that never learns has as well."""
+
 
 @dataclass(frozen=True)
 class Scopes:
@@ -52,11 +57,20 @@ class Scopes:
 
     names: tuple[tuple[str, str], ...]
 
-    def tells(self) -> tuple[Context, str] | None:
-        """What the nearest telling name says. Names of rollouts tell only where none says evaluation."""
+    def tells(self, training: bool = True) -> tuple[Context, str] | None:
+        """What the nearest telling name says. Names of rollouts tell only where none says evaluation, and those of
+        any agent's life only within `training`."""
+        beyond = frozenset() if training else AGENT_WORDS
+        return self._tells(SOFT_WORDS | beyond) or self._tells(beyond)
+
+    def tells_plainly(self) -> tuple[Context, str] | None:
+        """The same of names that mean one thing."""
+        return self._tells(SOFT_WORDS)
+
+    def _tells(self, passed_over: frozenset[str]) -> tuple[Context, str] | None:
         evaluates = self.evaluates()
         for name, said in self.names:
-            found = _telling(name, said)
+            found = _telling(name, said) - passed_over
             if (found & ROLLOUT_WORDS or name == "respond_to_batch") and not evaluates:
                 return Context.ROLLOUT, f"inside {said}, by its name"
             if found & EVALUATION_WORDS:

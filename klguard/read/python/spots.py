@@ -54,6 +54,10 @@ class Watcher(Protocol):
         """The value is passed at a position or keyword (`**` for a splat, None for a starred one)."""
         ...
 
+    def compare(self, spot: Spot, node: ast.Compare) -> None:
+        """A comparison of the value."""
+        ...
+
     def method(self, spot: Spot, call: ast.Call) -> bool:
         """A method of the value is called."""
         ...

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from klguard.read.python.callers import CallGraph, callee, callee_name, words
 from klguard.read.python.scopes import FUNCTIONS, scopes_of
-from klguard.read.python.source import FunctionInfo, Module, depth, dotted
+from klguard.read.python.source import ClassInfo, FunctionInfo, Module, depth, dotted
 from klguard.read.python.spots import Frame, Path, Spot
 from klguard.read.python.training import (
     ADDING,
@@ -67,6 +67,7 @@ class TokenWatcher:
         self.hits: list[Hit] = []
         self.shown: list[tuple[Module, ast.AST]] = []
         self.judged: list[tuple[Module, ast.AST]] = []
+        self.compared: list[tuple[Module, ast.AST]] = []
         self.rewarded: list[Spot] = []
         self.uncalled_functions: list[FunctionInfo] = []
 
@@ -87,6 +88,8 @@ class TokenWatcher:
     def argument(self, spot: Spot, call: ast.Call, slot: int | str | None, value: ast.expr) -> bool:
         name = callee_name(call)
         called = written(spot.module, callee(call))
+        if name not in SCALARS and isinstance(comparison := spot.module.parents.get(call), ast.Compare):
+            self.compare(spot, comparison)  # a parser that gives `yes` or `no` has nothing of the text in it
         if judging(name):
             self.rewarded.append(Spot(spot.module, call, (), spot.frame))
         if backward_operand(call) or trains_by_step(call, slot, value):
@@ -132,6 +135,13 @@ class TokenWatcher:
             self._hit(spot, call, f"the tokens are scored by .{name}()", weak=True)
         return name in SCALARS - ELEMENTWISE
 
+    def compare(self, spot: Spot, node: ast.Compare) -> None:
+        """Text held against the right answer: `parse(text) == example["label"]`."""
+        equal = all(isinstance(operator, (ast.Eq, ast.NotEq)) for operator in node.ops)
+        labels = any(LABELS.search(written(spot.module, side)) for side in (node.left, *node.comparators))
+        if equal and labels and not spot.scored:
+            self.compared.append((spot.module, node))
+
     def result(self, spot: Spot, call: ast.Call, path: Path) -> bool:
         if not spot.scored and judging(callee_name(call)) and not (path and self.keeps(path[0])):
             self.judged.append((spot.module, call))
@@ -166,6 +176,7 @@ class SettingsWatcher:
         self.samplers: list[tuple[Module, ast.Call, Frame]] = []
         self.wrappers: list[tuple[Module, ast.Call, Frame]] = []
         self.trainers: list[tuple[Module, ast.Call]] = []
+        self.evaluators: list[tuple[Module, ast.Call]] = []
         self.uncalled_functions: list[FunctionInfo] = []
 
     @property
@@ -193,7 +204,7 @@ class SettingsWatcher:
         if re.search(r"Trainer$", name) or (
             name.endswith(("Config", "Arguments")) and re.search("generation|sampling", str(slot))
         ):
-            self.trainers.append((spot.module, call))
+            (self.evaluators if self._supervised(spot, call) else self.trainers).append((spot.module, call))
             return False
         visible = isinstance(self.graph.target(spot.module, call), FunctionInfo)
         by_name = SAMPLING.search(name) and not self.transparent(name) and not visible
@@ -201,6 +212,18 @@ class SettingsWatcher:
             (self.wrappers if visible else self.samplers).append((spot.module, call, spot.frame))
             return not visible
         return False
+
+    def _supervised(self, spot: Spot, call: ast.Call) -> bool:
+        """Is it a trainer that learns from a data set, and samples to evaluate if at all?"""
+        if isinstance(self.graph.target(spot.module, call), ClassInfo):
+            return False
+        name = dotted(callee(call))
+        meant = self.graph.lookup(spot.module, call, name) if name else ""
+        of_transformers = isinstance(meant, str) and meant.startswith("transformers.")
+        return of_transformers or bool(OFFLINE_TRAINERS.search(name))
+
+    def compare(self, spot: Spot, node: ast.Compare) -> None:
+        """Settings are compared to no end."""
 
     def method(self, spot: Spot, call: ast.Call) -> bool:
         if callee_name(call) in GENERATORS and spot.path[:1] == ("generation_config",):
@@ -223,6 +246,11 @@ class PairlessWatcher(TokenWatcher):
     def keeps(self, name: str) -> bool:
         return super().keeps(name) and not PAIRS.search(name)
 
+
+LABELS = re.compile(
+    r"label|gold|answer|target|truth|expected|correct|solution|\bgt(_|\b)|_gt\b", re.IGNORECASE
+)
+"""What the right answer is called."""
 
 TRAINS = re.compile(r"(^|_)(train|training|step|learn|fit|run|update|optimi[sz]e|loop)(_|$)")
 SAMPLES = re.compile(r"generate|respond|sample")

@@ -958,3 +958,53 @@ def test_a_project_imported_by_the_name_of_its_directory(here: Path, folder: str
     project = project_of(here / folder, {"model/policy.py": model, "loop.py": loop})
     module = module_at(project, "model/policy.py")
     assert classify(project, module, marked(module), SiteKind.GENERATE).context is ROLLOUT
+
+
+@pytest.mark.parametrize(
+    ("path", "context"), [("evaluate.py", EVALUATION), ("answers.py", INFERENCE), ("main.py", INFERENCE)]
+)
+def test_answering_tells_less_than_the_file(path: str, context: Context) -> None:
+    text = """
+        def answer_given_thoughts(prompt):
+            return tokenizer.decode(model.generate(prompt)[0])  # site
+        """
+    assert verdict_of(text, path).context is context
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_the_episodes_of_an_agent_are_rollouts_where_something_learns(learning: bool) -> None:
+    text = """
+        class Agent:
+            def end_episode(self):
+                self.reflection = self.reflect()
+
+            def reflect(self):
+                return self.llm.generate(self.memory)  # site
+        """
+    text += "\n        (-surrogate()).backward()\n" if learning else ""
+    assert (verdict_of(text).context is ROLLOUT) is learning
+
+
+@pytest.mark.parametrize("parsed", ["parse(text) == row['label']", "text != row['answer']"])
+def test_text_held_against_a_label_is_evaluated(parsed: str) -> None:
+    text = f"""
+        def parse(text):
+            return "yes" if "yes" in text.lower() else "no"
+
+        for row in rows:
+            text = tokenizer.decode(model.generate(row["prompt"])[0])  # site
+            if {parsed}:
+                count += 1
+        """
+    assert verdict_of(text).context is EVALUATION
+
+
+@pytest.mark.parametrize("test", ["text == ''", "len(text) == longest", "text != tokenizer.pad_token"])
+def test_text_held_against_anything_else_is_not(test: str) -> None:
+    text = f"""
+        for row in rows:
+            text = tokenizer.decode(model.generate(row["prompt"])[0])  # site
+            if {test}:
+                count += 1
+        """
+    assert verdict_of(text).context is INFERENCE
