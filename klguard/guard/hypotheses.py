@@ -13,13 +13,13 @@ must depend on the past only as well.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from klguard.guard.hypothesis import Grid, Hypothesis, in_range
 from klguard.guard.rows import HEAD, LAST_BIN, SLACK, Rows, bin_centres, bins_of, constants, running_sum
 
 __all__ = [
@@ -40,52 +40,6 @@ __all__ = [
 ]
 
 
-class Hypothesis(ABC):
-    """A family of samplers over a grid of one parameter.
-
-    family: what it is called in `Evidence.blind`. names: one per parameter, as they appear among the causes;
-    components that share a name are added up. prior: the share of the whole family in the mixture, relative
-    to the other families. weights: relative shares inside the family. naming: the same for naming the cause
-    once the evidence is there; it does not enter the evidence. needs: the field of `Rows` without
-    which it cannot be tested. valid: False for a diagnostic, which helps to name a cause and never counts as
-    evidence. exact: True where L is used as it is; else (1 - delta) L + delta replaces it, so that a single
-    rounded logit outside a kept set does not end the component for ever.
-    """
-
-    family: str
-    names: tuple[str, ...]
-    prior: float
-    weights: tuple[float, ...]
-    naming: tuple[float, ...]
-    needs: str = "log_probs"
-    valid: bool = True
-    exact: bool = False
-
-    def __init__(
-        self, family: str, names: Sequence[str], prior: float, weights: Sequence[float] | None = None
-    ) -> None:
-        if not names:
-            raise ValueError(f"the hypothesis {family!r} has no parameter: give it at least one")
-        if not prior > 0 or not math.isfinite(prior):
-            raise ValueError(f"the prior of {family!r} is {prior}: it must be a positive number")
-        self.family = family
-        self.names = tuple(names)
-        self.prior = float(prior)
-        self.weights = tuple(float(w) for w in weights) if weights is not None else (1.0,) * len(self.names)
-        if len(self.weights) != len(self.names) or min(self.weights) <= 0:
-            raise ValueError(f"{family!r} needs one positive weight for each of its {len(self.names)} names")
-        self.naming = self.weights
-
-    @abstractmethod
-    def log_ratio(self, rows: Rows) -> Tensor:
-        """(n, len(names)) float64: log q(x) - log p(x), nats; -inf outside the support of q, NaN for no
-        opinion. Values of rows that are not usable are ignored. Never waits for the device."""
-
-
-def _named(name: str, values: Sequence[float]) -> list[str]:
-    return [f"{name}={value:g}" for value in values]
-
-
 USUAL_TEMPERATURES = {
     0.1: 30,
     0.3: 19,
@@ -102,32 +56,18 @@ USUAL_PENALTIES = {1.05: 5, 1.1: 25, 1.2: 23, 1.3: 2, 1.5: 4}
 """In how many of 330 public repositories that train language models by reinforcement the value is written."""
 
 
-def _usual(values: Sequence[float], counts: dict[float, int]) -> tuple[float, ...]:
-    """Shares for naming: where two neighbours explain the tokens almost equally well, how often people write
-    each decides."""
-    return tuple(1.0 + counts.get(value, 0) for value in values)
-
-
-def _in_range(family: str, values: Sequence[float], low: float, high: float) -> tuple[float, ...]:
-    for value in values:
-        if not low < value < high:
-            raise ValueError(f"{family}={value} is no sampler: it must be above {low} and below {high}")
-    return tuple(float(value) for value in values)
-
-
 def _inside(kept: Tensor, mass: Tensor) -> Tensor:
     """log of 1 / mass where the token is kept, -inf elsewhere: q is p renormalised on the kept set."""
     return torch.where(kept, -mass.log(), -math.inf)
 
 
-class Temperature(Hypothesis):
+class Temperature(Grid):
     """q proportional to p^(1/T). Inside a bin of 1/32 nat q is proportional to p, so log L is that of the
     true sampler up to (1/T - 1)/64 nats."""
 
-    def __init__(self, values: Sequence[float], prior: float = 0.2) -> None:
-        self.values = _in_range("temperature", values, 0.0, math.inf)
-        super().__init__("temperature", _named("temperature", values), prior)
-        self.naming = _usual(self.values, USUAL_TEMPERATURES)
+    def __init__(self, values: Sequence[float], between: Sequence[float] = (), prior: float = 0.2) -> None:
+        values, between = (in_range("temperature", each, 0.0, math.inf) for each in (values, between))
+        super().__init__("temperature", values, between, prior=prior, usual=USUAL_TEMPERATURES)
 
     def log_ratio(self, rows: Rows) -> Tensor:
         change = _tempering(self.values, rows.log_probs.device)
@@ -143,17 +83,15 @@ def _tempering(temperatures: tuple[float, ...], device: torch.device) -> Tensor:
     return bin_centres(device).unsqueeze(1) * slopes
 
 
-class TopK(Hypothesis):
+class TopK(Grid):
     """The k likeliest tokens, and every token as likely as the last of them, as transformers keeps them."""
 
-    def __init__(self, values: Sequence[int], prior: float = 0.15) -> None:
-        for value in values:
+    def __init__(self, values: Sequence[int], between: Sequence[int] = (), prior: float = 0.15) -> None:
+        for value in (*values, *between):
             if not 1 <= value <= HEAD:
                 raise ValueError(f"top_k={value} cannot be tested: klguard knows the {HEAD} likeliest tokens")
-        self.values = tuple(int(value) for value in values)
         # top_k=1 is greedy search, which has a name of its own
-        weights = [1e-3 if value == 1 else 1.0 for value in values]
-        super().__init__("top_k", _named("top_k", values), prior, weights)
+        super().__init__("top_k", values, between, prior=prior, special={1: 1e-3})
 
     def log_ratio(self, rows: Rows) -> Tensor:
         head = rows.spectrum.head
@@ -166,19 +104,19 @@ class Greedy(TopK):
     """The likeliest token; uniform over those that tie for it."""
 
     def __init__(self, prior: float = 0.06) -> None:
-        super().__init__((1,), prior)
+        super().__init__((1,), prior=prior)
         self.family = "greedy"
         self.names = ("greedy",)
         self.weights = self.naming = (1.0,)
 
 
-class TopP(Hypothesis):
+class TopP(Grid):
     """The smallest set of likeliest tokens with at least mass p. Exact, with ties, where the set fits into
     the 200 likeliest; else up to the end of a bin of 1/32 nat: never smaller than the nucleus."""
 
-    def __init__(self, values: Sequence[float], prior: float = 0.12) -> None:
-        self.values = _in_range("top_p", values, 0.0, 1.0)
-        super().__init__("top_p", _named("top_p", values), prior)
+    def __init__(self, values: Sequence[float], between: Sequence[float] = (), prior: float = 0.12) -> None:
+        values, between = (in_range("top_p", each, 0.0, 1.0) for each in (values, between))
+        super().__init__("top_p", values, between, prior=prior)
 
     def log_ratio(self, rows: Rows) -> Tensor:
         spectrum = rows.spectrum
@@ -204,38 +142,38 @@ def _from_threshold(rows: Rows, threshold: Tensor) -> Tensor:
     return _inside(kept, mass)
 
 
-class MinP(Hypothesis):
+class MinP(Grid):
     """Tokens with at least min_p times the largest probability."""
 
-    def __init__(self, values: Sequence[float], prior: float = 0.06) -> None:
-        self.values = _in_range("min_p", values, 0.0, 1.0)
-        super().__init__("min_p", _named("min_p", values), prior)
+    def __init__(self, values: Sequence[float], between: Sequence[float] = (), prior: float = 0.06) -> None:
+        values, between = (in_range("min_p", each, 0.0, 1.0) for each in (values, between))
+        super().__init__("min_p", values, between, prior=prior)
 
     def log_ratio(self, rows: Rows) -> Tensor:
         logs = constants(tuple(math.log(value) for value in self.values), rows.log_probs.device)
         return _from_threshold(rows, rows.spectrum.head[:, :1] + logs.to(torch.float32))
 
 
-class EpsilonCutoff(Hypothesis):
+class EpsilonCutoff(Grid):
     """Tokens with at least probability epsilon, and always the likeliest."""
 
-    def __init__(self, values: Sequence[float], prior: float = 0.02) -> None:
-        self.values = _in_range("epsilon_cutoff", values, 0.0, 1.0)
-        super().__init__("epsilon_cutoff", _named("epsilon_cutoff", values), prior)
+    def __init__(self, values: Sequence[float], between: Sequence[float] = (), prior: float = 0.02) -> None:
+        values, between = (in_range("epsilon_cutoff", each, 0.0, 1.0) for each in (values, between))
+        super().__init__("epsilon_cutoff", values, between, prior=prior)
 
     def log_ratio(self, rows: Rows) -> Tensor:
         logs = constants(tuple(math.log(value) for value in self.values), rows.log_probs.device)
         return _from_threshold(rows, torch.minimum(logs.to(torch.float32), rows.spectrum.head[:, :1]))
 
 
-class TypicalP(Hypothesis):
+class TypicalP(Grid):
     """The smallest set of tokens with mass p whose surprise -log p lies nearest to the entropy (Meister et
     al., Locally typical sampling, 2023). Surprise is known to a bin of 1/32 nat, so the set may differ from
     the true one by a bin at either end."""
 
-    def __init__(self, values: Sequence[float], prior: float = 0.05) -> None:
-        self.values = _in_range("typical_p", values, 0.0, 1.0)
-        super().__init__("typical_p", _named("typical_p", values), prior)
+    def __init__(self, values: Sequence[float], between: Sequence[float] = (), prior: float = 0.05) -> None:
+        values, between = (in_range("typical_p", each, 0.0, 1.0) for each in (values, between))
+        super().__init__("typical_p", values, between, prior=prior)
 
     def log_ratio(self, rows: Rows) -> Tensor:
         spectrum = rows.spectrum
@@ -251,20 +189,24 @@ class TypicalP(Hypothesis):
         return _inside(kept, mass.gather(1, end))
 
 
-class EosSuppressed(Hypothesis):
+class EosSuppressed(Grid):
     """No end of sequence among the first m tokens of a response (min_new_tokens=m), or never at all. The
     length counts response tokens; a min_length that counts the prompt too shows as the nearest m."""
 
     needs = "eos"
 
-    def __init__(self, values: Sequence[float] = (math.inf,), prior: float = 0.1) -> None:
-        for value in values:
+    def __init__(
+        self, values: Sequence[float] = (math.inf,), between: Sequence[float] = (), prior: float = 0.1
+    ) -> None:
+        for value in (*values, *between):
             if not value >= 1:
                 raise ValueError(f"min_new_tokens={value} suppresses nothing: give a number of at least 1")
-        self.values = tuple(float(value) for value in values)
-        names = ["eos_suppressed" + ("" if math.isinf(m) else f"<{m:g}") for m in self.values]
         # longer than every response is the same as always: that is then the name
-        super().__init__("eos_suppressed", names, prior, [2.0 if math.isinf(m) else 1.0 for m in self.values])
+        super().__init__("eos_suppressed", values, between, prior=prior, special={math.inf: 4.0})
+
+    @staticmethod
+    def name(family: str, value: float) -> str:
+        return family if math.isinf(value) else f"{family}<{value:g}"
 
     def log_ratio(self, rows: Rows) -> Tensor:
         spectrum, eos = rows.spectrum, rows.eos
@@ -281,16 +223,15 @@ class EosSuppressed(Hypothesis):
         return torch.where(while_it_lasts, ratio, math.nan)
 
 
-class RepetitionPenalty(Hypothesis):
+class RepetitionPenalty(Grid):
     """transformers' rule: the logit of every id in the context, once each, is divided by the penalty where it
     is positive and multiplied by it where it is negative (Keskar et al., CTRL, 2019)."""
 
     needs = "context"
 
-    def __init__(self, values: Sequence[float], prior: float = 0.05) -> None:
-        self.values = _in_range("repetition_penalty", values, 1.0, math.inf)
-        super().__init__("repetition_penalty", _named("repetition_penalty", values), prior)
-        self.naming = _usual(self.values, USUAL_PENALTIES)
+    def __init__(self, values: Sequence[float], between: Sequence[float] = (), prior: float = 0.05) -> None:
+        values, between = (in_range("repetition_penalty", each, 1.0, math.inf) for each in (values, between))
+        super().__init__("repetition_penalty", values, between, prior=prior, usual=USUAL_PENALTIES)
 
     def log_ratio(self, rows: Rows) -> Tensor:
         spectrum = rows.spectrum

@@ -17,6 +17,7 @@ prefix: unbiased, never negative and of lower variance (Amini, Vieira and Cotter
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,11 +27,13 @@ from klguard.guard.vocabulary import (
     DEFAULT_BUDGET,
     Scratch,
     blocks,
+    chunks,
     largest_logits,
     over_rows,
     rows_per_chunk,
     slices_of_row,
 )
+from klguard.guard.workspace import Workspace
 
 __all__ = [
     "ESTIMATORS",
@@ -346,3 +349,36 @@ def _moments(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     variance = difference.sub_(mean[..., None]).square_().mul_(p).sum(-1) / whole
     kl = mean - (p_excess - q_excess)
     return _infinite_beyond_support(kl, largest), _infinite_beyond_support(variance, largest)
+
+
+def moments_against(
+    log_p: Tensor, p: Tensor, reference_logits: Callable[[slice], Tensor], space: Workspace
+) -> tuple[Tensor, Tensor]:
+    """`exact_kl_moments` of n rows whose probabilities are there already, against the logits of the reference.
+
+    log_p (n, V) fp32, a log-softmax; p (n, V) fp32, exp(log_p), or 0 throughout in rows whose figures nobody uses;
+    reference_logits gives the logits (m, V), of any floating dtype, of a slice of the rows. With
+    b = reference logit - largest of the row, Z = sum exp(b) and P = sum p, the KL is
+    sum p (log_p - b) / P - log P + log Z. The mean is taken from the difference before it is summed again: the first
+    sum loses digits to the size of log Z.
+
+    On the CPU, where it is known at once whether some number is no finite one, rows with such a number are left to
+    `exact_kl_moments`; an accelerator leaves all of them to it.
+    """
+    if log_p.device.type != "cpu" or not log_p.numel():
+        return exact_kl_moments(log_p, torch.log_softmax(reference_logits(slice(None)).float(), -1))
+    kl, variance = log_p.new_empty(len(log_p)), log_p.new_empty(len(log_p))
+    for part in chunks(len(log_p), log_p.shape[1]):
+        reference, weight = reference_logits(part), p[part]
+        b, room = (space.take(f"difference {number}", weight.shape, torch.float32) for number in range(2))
+        torch.sub(reference, reference.amax(-1, keepdim=True).float(), out=b)
+        whole = weight.sum(-1)
+        excess = whole.log() - torch.exp(b, out=room).sum(-1).log()
+        torch.sub(log_p[part], b, out=b)
+        mean = torch.mul(weight, b, out=room).sum(-1) / whole
+        rest = torch.mul(weight, b.sub_(mean[:, None]), out=room).sum(-1) / whole
+        spread = room.mul_(b).sum(-1) / whole
+        kl[part], variance[part] = mean - excess + rest, spread - rest.square()
+        if not bool((variance[part].isfinite() | (whole == 0.0)).all()):
+            kl[part], variance[part] = _moments(log_p[part], torch.log_softmax(reference.float(), -1))
+    return kl, variance

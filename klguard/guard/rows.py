@@ -18,6 +18,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from klguard.guard.workspace import Workspace
+
 HEAD = 200
 """How many of the likeliest tokens of a row are known one by one."""
 
@@ -25,8 +27,8 @@ BINS_PER_NAT = 32
 LAST_BIN = 32 * BINS_PER_NAT - 1
 """Bins 0 to LAST_BIN - 1 are 1/BINS_PER_NAT wide; bin LAST_BIN holds everything less likely."""
 
-CACHE = 4 * 2**20
-"""Bytes of temporaries that one pass over rows may take on the CPU before it slows down."""
+CACHE = 8 * 2**20
+"""Bytes of temporaries of one pass over rows on the CPU: a few rows, so that they stay near the processor."""
 
 GROUP = 16
 """How many entries of a row are compared together before the likeliest are looked for."""
@@ -49,29 +51,55 @@ def working_bytes(vocabulary: int, context: int = 0, device: torch.device | str 
 
 def cached_rows(rows: int, vocabulary: int, device: torch.device) -> int:
     """How many of `rows` rows a pass over the vocabulary takes at once: all, but on the CPU what fits its cache."""
-    return max(1, rows if device.type != "cpu" else min(rows, CACHE // (24 * max(1, vocabulary))))
+    return max(1, rows if device.type != "cpu" else min(rows, CACHE // (20 * max(1, vocabulary))))
 
 
-def likeliest(log_probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(n, count) the largest log-probs of each row (n, V), descending, and their ids; NaN counts as the largest.
+def _grouped(log_probs: Tensor, count: int) -> bool:
+    """Whether the `count` largest entries of a row are looked for in groups."""
+    return log_probs.device.type == "cpu" and -(-log_probs.shape[1] // GROUP) >= 4 * count
 
-    A selection on the CPU costs as much as all else that is done with a row. There entries are first compared in
-    groups: the largest `count` lie in the `count` groups with the largest maxima, whatever ties.
-    """
-    n, vocabulary = log_probs.shape
-    groups = -(-vocabulary // GROUP)
-    if log_probs.device.type != "cpu" or groups < 4 * count:
-        return log_probs.topk(min(count, vocabulary), dim=1)
+
+def group_maxima(log_probs: Tensor) -> Tensor:
+    """(n, groups) the largest entry of each group of a row of (n, V); group g holds the ids g, g + groups, and so on.
+    NaN counts as the largest. Without groups, where they do not pay, `log_probs`."""
+    if not _grouped(log_probs, HEAD):
+        return log_probs
+    groups = -(-log_probs.shape[1] // GROUP)
     whole = (GROUP - 1) * groups
     maxima = log_probs[:, :whole].unflatten(1, (GROUP - 1, groups)).amax(1)
     rest = log_probs[:, whole:]
     torch.maximum(maxima[:, : rest.shape[1]], rest, out=maxima[:, : rest.shape[1]])
-    best = maxima.topk(count, dim=1, sorted=False).indices
-    members = torch.arange(GROUP, device=log_probs.device).unsqueeze(1) * groups
-    ids = (best.unsqueeze(1) + members).flatten(1)
-    there = log_probs.gather(1, ids.clamp(max=vocabulary - 1)).masked_fill_(ids >= vocabulary, -math.inf)
+    return maxima
+
+
+def likeliest(log_probs: Tensor, count: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, count) the largest log-probs of each row (n, V), descending, their ids, and (n,) fp32 how many entries of
+    the row equal the last of them; NaN counts as the largest. maxima: `group_maxima(log_probs)`, if known.
+
+    A selection on the CPU costs as much as all else that is done with a row. There entries are first compared in
+    groups: the largest `count` lie in the `count` groups with the largest maxima, whatever ties. No entry outside
+    these groups is larger than the least of these maxima, so it can only tie where that is the last of the largest.
+    Whether it is is asked at once, which on the CPU waits for nothing.
+    """
+    vocabulary = log_probs.shape[1]
+    groups = -(-vocabulary // GROUP)
+    if not _grouped(log_probs, count):
+        top, ids = log_probs.topk(min(count, vocabulary), dim=1)
+        return top, ids, (log_probs == top[:, -1:]).sum(1).to(torch.float32)
+    maxima = group_maxima(log_probs) if maxima is None else maxima
+    highest, best = maxima.topk(count, dim=1, sorted=False)
+    whole = (GROUP - 1) * groups
+    there = log_probs[:, :whole].unflatten(1, (GROUP - 1, groups))
+    there = there.gather(2, best.unsqueeze(1).expand(-1, GROUP - 1, -1)).flatten(1)
+    rest = log_probs[:, whole:]
+    more = rest.gather(1, best.clamp(max=rest.shape[1] - 1)).masked_fill_(best >= rest.shape[1], -math.inf)
+    there = torch.cat([there, more], 1)
     top, at = there.topk(count, dim=1)
-    return top, ids.gather(1, at).clamp_(max=vocabulary - 1)
+    ids = best.gather(1, at % count).add_(at.div(count, rounding_mode="floor"), alpha=groups)
+    last = top[:, -1:]
+    beyond = not bool((highest.amin(1, keepdim=True) < last).all())
+    ties = ((log_probs if beyond else there) == last).to(torch.float32).sum(1)
+    return top, ids.clamp_(max=vocabulary - 1), ties
 
 
 @lru_cache(maxsize=256)
@@ -163,6 +191,8 @@ class Rows:
     context: (n, c) ids before the token, prompt and response, -1 where there is nothing.
     prompt: (n, P) those of them that are the prompt's, its padding included.
     eos: (e,) ids that end a response.
+    workspace: memory for the pass over the vocabulary; rows that share one are good until the next of them is looked
+    at.
 
     Token ids outside the vocabulary and rows with NaN or +inf are not tested; `unusable` counts them.
     """
@@ -181,6 +211,7 @@ class Rows:
     context: Tensor | None = None
     prompt: Tensor | None = None
     eos: Tensor | None = None
+    workspace: Workspace | None = None
 
     def pieces(self, budget: int) -> Iterator[Rows]:
         """These rows in parts whose temporaries, as `working_bytes` counts them, stay within `budget` bytes."""
@@ -193,7 +224,7 @@ class Rows:
             parts = {}
             for each in fields(self):
                 value = getattr(self, each.name)
-                whole = value is None or each.name == "eos"
+                whole = value is None or each.name in ("eos", "workspace")
                 parts[each.name] = value if whole else value[start : start + size]
             yield Rows(**parts)
 
@@ -232,40 +263,43 @@ class Rows:
     def spectrum(self) -> Spectrum:
         """The one pass over the vocabulary."""
         n, vocabulary = self.log_probs.shape
-        zeros, count = self.log_probs.new_zeros, min(HEAD, vocabulary)
-        step = cached_rows(n, vocabulary, self.log_probs.device)
+        zeros, device = self.log_probs.new_zeros, self.log_probs.device
+        space = self.workspace or Workspace(device)
+        step = cached_rows(n, vocabulary, device)
         allowed = self.valid & (self.tokens == self.safe_tokens)
-        head, head_ids, head_mass = (
-            zeros(n, count),
-            zeros(n, count, dtype=torch.int64),
-            zeros(n, count).double(),
-        )
         mass = zeros(n, LAST_BIN + 1, dtype=torch.float64)
         column = zeros(vocabulary, dtype=torch.float64)
-        ties, entropy, bins = zeros(n), zeros(n), torch.zeros_like(self.safe_tokens)
-        probabilities = torch.empty_like(self.log_probs, memory_format=torch.contiguous_format)
-        room = torch.empty_like(self.log_probs[:step], memory_format=torch.contiguous_format)
-        index, wide = torch.empty_like(room, dtype=torch.int64), torch.empty_like(room, dtype=torch.float64)
+        maxima = zeros(n, -(-vocabulary // GROUP)) if _grouped(self.log_probs, HEAD) else None
+        entropy, bins = zeros(n), torch.zeros_like(self.safe_tokens)
+        probabilities = space.take("probabilities", (n, vocabulary), torch.float32)
+        room, index, wide = (
+            space.take("block", (step, vocabulary), dtype)
+            for dtype in (torch.float32, torch.int64, torch.float64)
+        )
+        nothing = torch.full((), -math.inf, device=device)
         for start in range(0, n, step):
             part = slice(start, start + step)
             log_probs = self.log_probs[part]
             here = slice(0, len(log_probs))
-            top, ids = likeliest(log_probs, count)
-            head[part], head_ids[part] = top, ids
-            shift = torch.where(allowed[part] & top[:, 0].isfinite(), 0.0, math.inf).to(top).unsqueeze(1)
-            index[here].copy_(bin_numbers_(torch.sub(top[:, :1], log_probs, out=room[here])))
-            torch.sub(log_probs, shift, out=probabilities[part]).exp_().nan_to_num_(0.0)
+            largest = group_maxima(log_probs)
+            top = largest.amax(1, keepdim=True)
+            if maxima is not None:
+                maxima[part] = largest
+            testable = allowed[part].unsqueeze(1) & top.isfinite()
+            torch.where(testable, log_probs, nothing, out=probabilities[part])
+            top = BINS_PER_NAT * torch.where(testable, top, 0.0)
+            torch.sub(top, probabilities[part], alpha=BINS_PER_NAT, out=room[here])
+            probabilities[part].exp_()
+            index[here].copy_(room[here].clamp_(max=LAST_BIN))
             wide[here].copy_(probabilities[part])
             mass[part].scatter_add_(1, index[here], wide[here])
             column += wide[here].sum(0)
-            head_mass[part] = wide[here].gather(1, ids)
             bins[part] = index[here].gather(1, self.safe_tokens[part].unsqueeze(1)).squeeze(1)
-            # as numbers, not as truth values: their sum is much faster on the CPU
-            ties[part] = torch.eq(log_probs, top[:, -1:], out=room[here]).sum(1)
-            # a clamp is cheaper than looking for the places where p = 0, and as good: 0 * -1e18 = 0
-            torch.clamp(log_probs, min=-1e18, out=room[here])
             entropy[part] = room[here].mul_(probabilities[part]).sum(1)
+        head, head_ids, ties = likeliest(self.log_probs, min(HEAD, vocabulary), maxima)
+        head_mass = probabilities.gather(1, head_ids).to(torch.float64)
         below = running_sum(mass)
+        top_log_prob = head[:, 0].to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
         return Spectrum(
             head=head,
             head_ids=head_ids,
@@ -275,7 +309,7 @@ class Rows:
             mass=mass,
             below=below,
             total=below[:, -1],
-            entropy=-entropy.to(torch.float64),
+            entropy=entropy.to(torch.float64) / BINS_PER_NAT - top_log_prob * below[:, -1],
             bin=bins,
             column=column,
             probabilities=probabilities,

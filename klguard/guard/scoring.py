@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from klguard.guard.events import Scoring
-from klguard.guard.rows import Rows, working_bytes
-from klguard.guard.vocabulary import ROW_MULTIPLE
+from klguard.guard.rows import CACHE, Rows, working_bytes
+from klguard.guard.vocabulary import CACHE_PER_THREAD, ROW_MULTIPLE
+from klguard.guard.workspace import Workspace
 
 _CHANCE = 32
 """Drawn tokens that have to stand at the end of the context in their order before it is taken for the whole sequence."""
 
-_BYTES_PER_ENTRY = 24
-"""Of a tested row's logits, log-softmax, the reference's, and what the exact KL needs."""
-
-CPU_BYTES = 8 * 2**20
-"""Of one chunk's logits on the CPU. The hypotheses make some hundred small tensors of a chunk, whatever its size, so it
-has to be much larger than the few rows at a time that passes over the vocabulary take."""
+_BYTES_PER_ENTRY = {"cpu": 8}
+"""Of a tested row's logits and log-softmax; 24 elsewhere, where the reference's and what the exact KL needs are as
+many rows. On the CPU those two take a few rows at a time."""
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A chunk of tested positions: `rows`, and the reference's log-softmax (n, V) where its logits are given."""
+    """A chunk of tested positions: `rows`, and what gives the reference's logits (m, V) of a slice of them, where they
+    are known.
+
+    They lie in memory that the next chunk, or the next slice, is written to.
+    """
 
     rows: Rows
-    reference_log_probs: Tensor | None
+    reference_logits: Callable[[slice], Tensor] | None
 
 
 def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> Iterator[Tested]:
@@ -47,16 +49,18 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
     before[:, 1:] = later[:, :-1]
     width = time + (0 if event.context_ids is None else event.context_ids.shape[1])
     size = _chunk(vocabulary, width, budget, device)
+    space = Workspace(device)
     for start in range(0, len(chosen), size):
-        at = chosen[start : start + size].to(device, non_blocking=True)
+        here = chosen[start : start + size]
+        at = here.to(device, non_blocking=True)
         row, column = at // time, at % time
-        logits = _divided(event.logits[row, column], event)
-        reference = event.reference_logits
+        logits = _divided(_rows_at(event.logits, here, space, "logits"), event)
+        log_probs = space.take("log_probs", (len(here), vocabulary), torch.float32)
         context = _context(event, row, column)
         yield Tested(
             Rows(
                 logits=logits,
-                log_probs=torch.log_softmax(logits.float(), -1),
+                log_probs=torch.log_softmax(logits.float(), -1, out=log_probs),
                 tokens=tokens[row, column],
                 valid=event.mask[row, column],
                 position=position[row, column],
@@ -69,17 +73,48 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
                 context=context,
                 prompt=None if event.context_ids is None else context[:, : event.context_ids.shape[1]],
                 eos=stop,
+                workspace=space,
             ),
-            None if reference is None else torch.log_softmax(reference[row, column].float(), -1),
+            _reference(event, here, space),
         )
+
+
+def _rows_at(logits: Tensor, chosen: Tensor, space: Workspace, name: str) -> Tensor:
+    """Rows of `logits` (B, T, V), detached, at ascending indices b * T + t, on the host: a copy in the workspace.
+
+    One response at a time: the logits of a response are often a slice of those of a sequence, which have no view in
+    which they were rows of one matrix.
+    """
+    logits, time = logits.detach(), logits.shape[1]
+    counts = torch.bincount(chosen // time, minlength=len(logits)).tolist()
+    out = space.take(name, (len(chosen), logits.shape[-1]), logits.dtype)
+    columns = (chosen % time).to(logits.device, non_blocking=True).split(counts)
+    for source, column, target in zip(logits, columns, out.split(counts), strict=True):
+        if len(column):
+            torch.index_select(source, 0, column, out=target)
+    return out
+
+
+def _reference(event: Scoring, chosen: Tensor, space: Workspace) -> Callable[[slice], Tensor] | None:
+    """Gives the reference's logits at the chosen positions, a part of them at a time; None where there are none."""
+    logits = event.reference_logits
+    if logits is None:
+        return None
+
+    def part_of(part: slice) -> Tensor:
+        return _rows_at(logits, chosen[part], space, "reference")
+
+    return part_of
 
 
 def _chunk(vocabulary: int, context: int, budget: int, device: torch.device) -> int:
     """How many rows to take at once; at least 1."""
-    row = _BYTES_PER_ENTRY * vocabulary + working_bytes(vocabulary, context, device)
-    size = budget // row
+    row = _BYTES_PER_ENTRY.get(device.type, 24) * vocabulary + working_bytes(vocabulary, context, device)
     if device.type == "cpu":
-        size = min(size, CPU_BYTES // (4 * vocabulary))
+        # the hypotheses make some hundred small tensors of a chunk, whatever its size: it has to be much larger than
+        # the few rows at a time that passes over the vocabulary take
+        budget -= CACHE + 3 * CACHE_PER_THREAD * torch.get_num_threads()
+    size = budget // row
     return max(1, size - size % ROW_MULTIPLE if size > ROW_MULTIPLE else size)
 
 

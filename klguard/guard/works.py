@@ -158,8 +158,13 @@ class Works:
         ends = None if stop is None else torch.tensor(stop).to(event.logits.device, non_blocking=True)
         for part in tested(event, self.thinning.choose(batch, time), ends, DEFAULT_BUDGET):
             self.evidence.gather(part.rows, eps=eps)
-            if part.reference_log_probs is not None:
-                exact, variance = kl.exact_kl_moments(part.rows.log_probs, part.reference_log_probs)
+            if part.reference_logits is not None:
+                exact, variance = kl.moments_against(
+                    part.rows.log_probs,
+                    part.rows.spectrum.probabilities,
+                    part.reference_logits,
+                    part.rows.workspace,
+                )
                 chosen = part.rows.log_probs.gather(-1, part.rows.tokens[:, None]).squeeze(-1)
                 self._by_code["KLG601"].token_kls(exact, part.rows.valid)
                 self._by_code["KLG605"].tested(chosen - part.rows.reference, exact, variance, part.rows.valid)

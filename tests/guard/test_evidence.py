@@ -829,7 +829,13 @@ def test_measuring_never_asks_for_a_value_and_stays_on_its_device():
     """Tensors on `meta` have no values: item, bool, nonzero and a boolean index raise, and so does arithmetic
     with a tensor on another device."""
     rows = full_rows()
-    rows = Rows(**{each.name: getattr(rows, each.name).to("meta") for each in fields(rows)})
+    rows = Rows(
+        **{
+            each.name: getattr(rows, each.name).to("meta")
+            for each in fields(rows)
+            if each.name != "workspace"
+        }
+    )
     evidence, summary = measure(rows)
     assert evidence.pending.device == evidence.pending_banned.device == summary.device == torch.device("meta")
     assert evidence.pending.shape == (evidence.width,) and summary.shape == (3,)
@@ -878,7 +884,14 @@ def test_a_restored_state_follows_its_rows_to_their_device():
     evidence = Evidence()
     evidence.load_state_dict(before.state_dict())
     evidence.gather(
-        Rows(**{each.name: getattr(rows, each.name).to("meta") for each in fields(rows)}), eps=1e-4
+        Rows(
+            **{
+                each.name: getattr(rows, each.name).to("meta")
+                for each in fields(rows)
+                if each.name != "workspace"
+            }
+        ),
+        eps=1e-4,
     )
     assert evidence.pending.device == evidence.pending_banned.device == torch.device("meta")
 

@@ -1,6 +1,7 @@
 """Hypotheses against float64 oracles and transformers' own processors."""
 
 import math
+from dataclasses import fields
 
 import pytest
 
@@ -10,6 +11,7 @@ from klguard.guard import hypotheses as hy  # noqa: E402
 from klguard.guard import rows as rows_module  # noqa: E402
 from klguard.guard.bank import default_bank  # noqa: E402
 from klguard.guard.rows import HEAD, Rows, bins_of, running_sum  # noqa: E402
+from klguard.guard.workspace import Workspace  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -434,17 +436,18 @@ def test_the_likeliest_are_those_of_topk():
             logits[1, 5:60] = 1.0
             logits[2, [0, 9, vocabulary - 1]] += 30.0
             log_probs = torch.log_softmax(logits, -1)
-            top, ids = rows_module.likeliest(log_probs, HEAD)
+            top, ids, ties = rows_module.likeliest(log_probs, HEAD)
             count = min(HEAD, vocabulary)
             assert torch.equal(top, log_probs.topk(count, 1).values)
             assert torch.equal(log_probs.gather(1, ids), top)
             assert all(len(row.unique()) == count for row in ids[[0, 2]])
+            assert torch.equal(ties, (log_probs == top[:, -1:]).sum(1).float())
 
 
 def test_a_row_of_nan_stays_visible_among_the_likeliest():
     log_probs = torch.log_softmax(plain(2, 20_000), -1)
     log_probs[1] = math.nan
-    top, ids = rows_module.likeliest(log_probs, HEAD)
+    top, ids, _ = rows_module.likeliest(log_probs, HEAD)
     assert top[1].isnan().all() and top[0].isfinite().all()
     assert ids.min() >= 0 and ids.max() < 20_000
 
@@ -461,7 +464,7 @@ def test_rows_taken_a_few_at_a_time_give_the_same_spectrum(monkeypatch, vocabula
         position=torch.arange(11),
     )
     whole = Rows(**given).spectrum
-    monkeypatch.setattr(rows_module, "CACHE", 24 * vocabulary * 4)
+    monkeypatch.setattr(rows_module, "CACHE", 20 * vocabulary * 4)
     parts = Rows(**given).spectrum
     for name in ("head", "head_ids", "head_mass", "mass", "total", "bin", "column", "more_ties"):
         one, other = getattr(whole, name), getattr(parts, name)
@@ -471,3 +474,21 @@ def test_rows_taken_a_few_at_a_time_give_the_same_spectrum(monkeypatch, vocabula
     log_p = torch.log_softmax(logits.double(), -1)
     exact = -(log_p.exp() * log_p).sum(1)
     assert (parts.entropy[usable] - exact[usable]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("vocabulary", [37, 20_000])
+def test_rows_that_share_memory_do_not_hear_of_each_other(vocabulary):
+    space = Workspace(torch.device("cpu"))
+    for count in (5, 9, 3):
+        logits = plain(count, vocabulary)
+        given = dict(
+            logits=logits,
+            log_probs=torch.log_softmax(logits, -1),
+            tokens=torch.arange(count),
+            valid=torch.ones(count, dtype=torch.bool),
+            position=torch.arange(count),
+        )
+        alone, shared = Rows(**given).spectrum, Rows(**given, workspace=space).spectrum
+        for each in fields(alone):
+            if each.name != "complete":
+                assert torch.equal(getattr(alone, each.name), getattr(shared, each.name)), each.name

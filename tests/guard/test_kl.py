@@ -12,6 +12,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from klguard.guard import kl  # noqa: E402
+from klguard.guard.workspace import Workspace  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = math.inf, math.nan
@@ -406,6 +407,9 @@ def test_the_rounding_of_normalisers_does_not_make_a_negative_kl():
         measured,
         kl.exact_kl(logits, reference_logits),
         kl.exact_kl(logits, reference_logits, budget=2**17),
+        kl.moments_against(log_p, log_p.exp(), lambda part: reference_logits[part], Workspace(log_p.device))[
+            0
+        ],
     ):
         assert float(number) == pytest.approx(float(value), abs=1e-6)
     assert float(measured_variance) == pytest.approx(float(variance), rel=1e-4)
@@ -488,3 +492,36 @@ def test_moments_do_not_depend_on_how_many_rows_are_taken_at_once():
         for one, other in zip(together, alone, strict=True):
             assert one.shape == (5, 9)
             assert abs(float(one[row] - other)) < 1e-6 * (1 + abs(float(other)))
+
+
+@pytest.mark.parametrize("vocabulary", [5, 300, 50_257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_against_logits_are_those_of_log_softmaxes(vocabulary, dtype):
+    """Far-off and large logits, -inf on one side and on both, NaN, and rows that are nobody's."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 3.0 * torch.randn(14, vocabulary, generator=generator)
+    reference = (logits + 0.1 * torch.randn(14, vocabulary, generator=generator)).to(dtype)
+    logits[1] += 1e4
+    reference[2] -= 1e4
+    reference[3] = 0.0
+    logits[4, 1:3] = -INF
+    reference[5, 1:3] = -INF
+    logits[6, 1:3] = reference[6, 1:3] = -INF
+    logits[7] = NAN
+    reference[8, 0] = INF
+    logits[9, 2], reference[9, 2] = -300.0, -INF
+    log_p = logits.log_softmax(-1)
+    p = log_p.exp()
+    p[10] = 0.0
+    measured = kl.moments_against(log_p, p, lambda part: reference[part], Workspace(log_p.device))
+    exact = exact_in_float64(logits.double(), reference.double())
+    for row in range(14):
+        for one, other in zip(measured, exact, strict=True):
+            if row in (5, 9):
+                assert float(one[row]) == INF
+            elif row in (7, 8):
+                assert not bool(one[row].isfinite())
+            elif row != 10:
+                scale = 1e-3 if row == 1 else 1e-5  # the logits themselves are known to 1e-3 there
+                assert abs(float(one[row] - other[row])) <= scale * (1 + abs(float(other[row]))), row
+    assert float(measured[0][[11, 12, 13]].min()) > -1e-5
