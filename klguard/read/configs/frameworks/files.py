@@ -1,0 +1,170 @@
+"""Frameworks that are configured by files of settings of their own."""
+
+from __future__ import annotations
+
+from klguard.read.configs.framework import Framework, same, under
+from klguard.read.configs.frameworks.common import (
+    FILTERS,
+    PENALTIES,
+    divides,
+    greedy,
+    with_group,
+    without_kl,
+)
+from klguard.read.configs.written import Written, renamed
+from klguard.settings import Known, Value
+
+NEMO_FILTERED = "NeMo-RL, since 0.6, takes the policy's log-probs over the same tokens"
+NEARLY_ALL = {"top_p": lambda value: value >= 0.999, "top_k": lambda value: value >= 8000}
+"""What NeMo-RL lets pass as next to nothing; its guide has a nucleus of 0.9999 against ids that no token has."""
+
+
+def _nemo_rollout(written: Written, values: dict[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if not _next_to_nothing(name, value)}
+
+
+def _next_to_nothing(name: str, value: Value) -> bool:
+    plain = value.value if isinstance(value, Known) else None
+    return name in NEARLY_ALL and isinstance(plain, int | float) and NEARLY_ALL[name](plain)
+
+
+NEMO_RL = Framework(
+    "NeMo-RL",
+    (b"policy", b"generation"),
+    lambda written: bool(
+        written.below("policy.generation") and (written.below("loss_fn") or written.below("grpo"))
+    ),
+    rollout=under("policy.generation", *FILTERS, "ignore_eos"),
+    loss={
+        "kl_coef": ("loss_fn.reference_policy_kl_penalty",),
+        "kl_loss_type": ("loss_fn.reference_policy_kl_type",),
+    },
+    finish=_nemo_rollout,
+    wiring=lambda written, values: without_kl(
+        values, written.get("loss_fn.reference_policy_kl_penalty") == 0
+    ),
+    mitigations={**divides("NeMo-RL"), "top_k": NEMO_FILTERED, "top_p": NEMO_FILTERED},
+)
+
+_PRIME = ("sampling", "orchestrator.sampling", "orchestrator.train.sampling", "train.sampling")
+
+
+def _prime_names(name: str) -> tuple[str, ...]:
+    return tuple(f"{table}.{part}{name}" for table in _PRIME for part in ("", "extra_body."))
+
+
+PRIME_RL = Framework(
+    "prime-rl",
+    (b"sampling]", b"sampling."),
+    lambda written: written.place.path.endswith(".toml") and any(map(written.below, _PRIME)),
+    rollout={name: _prime_names(name) for name in (*FILTERS, *PENALTIES, "min_tokens", "logit_bias")},
+    mitigations=divides("prime-rl"),
+)
+
+
+def _areal_rollout(written: Written, values: dict[str, Value]) -> dict[str, Value]:
+    """AReaL divides by a temperature of the actor's own, 1 where it is left out."""
+    found = greedy(written, values, "gconfig.greedy", True)
+    drawn, scored = found.get("temperature"), written.get("actor.temperature")
+    if isinstance(drawn, Known) and drawn.value == scored:
+        found.pop("temperature")
+    return found
+
+
+AREAL = Framework(
+    "AReaL",
+    (b"gconfig",),
+    lambda written: bool(written.below("gconfig") and (written.below("actor") or written.below("rollout"))),
+    lambda written: "sglang",
+    rollout=under("gconfig", *FILTERS, "frequency_penalty", "min_new_tokens"),
+    loss={"kl_coef": ("actor.kl_ctl",)},
+    finish=_areal_rollout,
+    wiring=lambda written, values: without_kl(values, written.get("actor.kl_ctl") == 0),
+)
+
+
+def _roll_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
+    found = dict(values)
+    in_loss, in_reward = written.first("use_kl_loss"), written.get("add_token_level_kl")
+    if in_loss is not None and in_loss.value is True and in_reward is True:
+        found["kl_in_both"] = renamed(in_loss, True)
+    found = with_group(written, found, "adv_estimator", "num_return_sequences_in_group")
+    return without_kl(found, in_loss is not None and in_loss.value is False and in_reward is False)
+
+
+_ROLL = "actor_infer.generating_args"
+ROLL = Framework(
+    "ROLL",
+    (b"actor_infer",),
+    lambda written: bool(written.below("actor_infer")),
+    rollout=under(_ROLL, *FILTERS, "repetition_penalty", "min_p"),
+    loss={"kl_coef": ("init_kl_coef",)},
+    wiring=_roll_loss,
+    mitigations=divides("ROLL"),
+)
+
+
+def _trlx_rollout(written: Written, values: dict[str, Value]) -> dict[str, Value]:
+    return {"do_sample": Known(True), **values}
+
+
+_GEN = ("method.gen_experience_kwargs", "method.gen_kwargs")
+HUGGING_FACE = (
+    *FILTERS,
+    "do_sample",
+    "num_beams",
+    "repetition_penalty",
+    "min_length",
+    "min_new_tokens",
+    "max_new_tokens",
+    "max_length",
+    "no_repeat_ngram_size",
+    "typical_p",
+    "eos_token_id",
+    "suppress_tokens",
+    "penalty_alpha",
+)
+TRLX = Framework(
+    "trlx",
+    (b"gen_kwargs",),
+    lambda written: (
+        "ppo" in str(written.get("method.name")).lower() and bool(written.below("method.gen_kwargs"))
+    ),
+    lambda written: "transformers",
+    rollout={name: tuple(f"{table}.{name}" for table in _GEN) for name in HUGGING_FACE},
+    loss={"init_kl_coef": ("method.init_kl_coef",), "target": ("method.target",)},
+    finish=_trlx_rollout,
+    wiring=lambda written, values: without_kl(values, written.get("method.init_kl_coef") == 0),
+)
+
+_RL4LMS = "alg.policy.args.generation_kwargs"
+RL4LMS = Framework(
+    "RL4LMs",
+    (b"generation_kwargs",),
+    lambda written: bool(written.below(_RL4LMS) and written.below("alg.kl_div")),
+    lambda written: "transformers",
+    rollout=under(_RL4LMS, *HUGGING_FACE),
+    loss={"kl_coef": ("alg.kl_div.coeff",), "target": ("alg.kl_div.target_kl",)},
+)
+
+TORCHTUNE = Framework(
+    "torchtune",
+    (b"kl_coeff",),
+    lambda written: (
+        written.has("kl_coeff") and written.has("forward_batch_size", "ppo_epochs", "ppo_batch_size")
+    ),
+    lambda written: "vllm",
+    rollout=same("top_k"),
+    loss={"kl_coef": ("kl_coeff",)},
+    mitigations=divides("torchtune"),
+)
+
+TRL = Framework(
+    "trl",
+    (b"num_generations",),
+    lambda written: (
+        written.has("num_generations")
+        and written.has("max_completion_length", "max_prompt_length", "reward_funcs", "scale_rewards")
+    ),
+    class_name="trl.GRPOConfig",
+)
