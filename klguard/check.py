@@ -4,13 +4,14 @@ suppressed."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from klguard.configurations import Configurations, is_configuration
 from klguard.findings import INTERNAL_ERROR, Finding, Severity
 from klguard.gate import Gate, Look, markers
 from klguard.read.files import (
@@ -39,9 +40,6 @@ FEW = 40
 
 FOLDER = ".klguard_cache"
 """Where answers are kept, in the root of the project."""
-
-CONFIGS_OR_JSON = (*CONFIGS, ".json")
-"""Endings of files that are read as configurations of training frameworks."""
 
 ALWAYS = frozenset({"KLG001", "KLG002", INTERNAL_ERROR[0]})
 """Reported whatever is selected, unless ignored by name: what could not be read was not checked."""
@@ -156,7 +154,8 @@ def check_paths(
         raise MissingPaths("\n".join(found.errors))
     files = {reported(file): file for file in found.files}
     files |= {path: Path(path) for path in text if not os.path.lexists(path)}
-    run = _Run(config, files, text, cache=cache)
+    named = {*text, *(reported(path) for path in paths if not os.path.isdir(path))}
+    run = _Run(config, files, text, named, cache=cache)
     answers = run.read(jobs, progress)
     report = run.report(answers, found.failures, found.excluded)
     run.save()
@@ -172,30 +171,31 @@ def check_source(
 
     content = source.encode("utf-8", "surrogatepass")
     config = Config(Path("."), rules=known_rules(), target_versions={**NEWEST, **versions})
-    run = _Run(config, {}, {filename: content}, alone=True)
+    run = _Run(config, {}, {filename: content}, {filename}, alone=True)
     return list(run.report(run.read()).findings)
 
 
 class _Run:
-    """One run over files that are known by now. `alone`: what else lies around them is not looked at."""
+    """One run over files that are known by now. `named`: the paths of those that were named one by one. `alone`: what
+    else lies around them is not looked at."""
 
     def __init__(
         self,
         config: Config,
         files: Mapping[str, Path],
         text: Mapping[str, bytes],
+        named: Collection[str],
         alone: bool = False,
         cache: bool = False,
     ) -> None:
         self.config = config
-        self.configs = {path: place for path, place in files.items() if path.endswith(CONFIGS_OR_JSON)}
-        self.files = {path: place for path, place in files.items() if path not in self.configs}
-        self.text = {path: content for path, content in text.items() if not path.endswith(CONFIGS_OR_JSON)}
-        self.config_text = {path: content for path, content in text.items() if path not in self.text}
+        self.files = {path: place for path, place in files.items() if not is_configuration(path)}
+        self.text = {path: content for path, content in text.items() if not is_configuration(path)}
         self.alone = alone
         self.sources = Sources(files, text)
         words = markers((*config.generate_functions, *config.trainer_classes))
         self._gate = Gate(words, config.max_file_size)
+        self.configurations = Configurations(self._gate, files, text, named)
         self._enabled_for: dict[tuple[bool, str], frozenset[str]] = {}
         self._folder = self._cache_folder() if cache else None
         self._few = len(self.files) <= FEW
@@ -217,7 +217,7 @@ class _Run:
 
     @cached_property
     def root(self) -> Path:
-        return project_root([*self.files.values(), *self.text] or [*self.configs.values(), *self.config_text])
+        return project_root([*self.files.values(), *self.text] or self.configurations.places)
 
     @cached_property
     def project(self) -> dict[str, Path]:
@@ -251,31 +251,6 @@ class _Run:
         )
         return read_all(target, jobs, self._cache(target), progress)
 
-    @cached_property
-    def _config_contents(self) -> dict[str, bytes]:
-        """Path -> bytes of the files that may be configurations of training frameworks."""
-        contents = {path: load(place) for path, place in self.configs.items() if path not in self.config_text}
-        contents |= self.config_text
-        return {
-            path: content
-            for path, content in contents.items()
-            if isinstance(content, bytes) and self._gate.has_config(content, path)
-        }
-
-    @cached_property
-    def _config_sites(self) -> list[Site]:
-        """The sites of configurations that no Python need load."""
-        if not self._config_contents:
-            return []
-        from klguard.read.configs import read_config
-
-        versions = self._versions_for(list(self._config_contents))
-        return [
-            site
-            for path, content in self._config_contents.items()
-            for site in read_config(content, path, versions[path])
-        ]
-
     def _versions(self) -> dict[str, dict[str, str]]:
         """Path -> library -> version, for every candidate."""
         return self._versions_for(self.candidates)
@@ -286,7 +261,7 @@ class _Run:
         from klguard.versions import Targets
 
         targets = Targets(self.root, self.config)
-        places = {**self.configs, **self.files}
+        places = {**self.configurations.files, **self.files}
         found = {path: targets.for_file(places[path]) for path in paths}
         return {path: {name: target.version for name, target in each.items()} for path, each in found.items()}
 
@@ -338,15 +313,16 @@ class _Run:
         self, answers: Sequence[Answer], failures: Iterable[Failure] = (), excluded: int = 0
     ) -> Report:
         read_sites = [site for answer in answers for site in answer.sites]
-        sites = sorted([*read_sites, *self._config_sites], key=lambda site: site.place)
+        config_sites, config_failures = self.configurations.read(self._versions_for)
+        sites = sorted([*read_sites, *config_sites], key=lambda site: site.place)
         wanted = [site for site in sites if site.settings.context in self.config.contexts]
-        found = [failure.finding() for failure in failures]
+        found = [*config_failures, *(failure.finding() for failure in failures)]
         found += [failure.finding() for look in self.looks.values() for failure in look.failures]
         found += [finding for answer in answers for finding in answer.failures]
         found += self._judged(wanted)
         kept, suppressed = self._suppressed([f for f in found if self._selected(f)])
         ordered = tuple(sorted(dict.fromkeys(kept), key=lambda finding: finding.sort_key))
-        files = len(self.looks) + len(self._config_contents)
+        files = len(self.looks) + len(self.configurations.looked_at)
         return Report(ordered, tuple(sites), files, suppressed, excluded, self.sources)
 
     def _judged(self, sites: Sequence[Site]) -> Iterable[Finding]:
@@ -389,9 +365,7 @@ class _Run:
         mentioned = {f.place.path for f in findings} | {f.site.place.path for f in findings if f.site}
         mentioned |= {hop.place.path for f in findings for hop in f.origin if hop.place}
         commented = {look.path for look in self.looks.values() if look.has_suppression}
-        commented |= {
-            path for path, text in self._config_contents.items() if self._gate.has_suppression(text)
-        }
+        commented |= self.configurations.commented
         if not (mentioned or commented):
             return findings, 0
         from klguard.suppress import apply, read_suppressions

@@ -129,6 +129,20 @@ def test_an_interruption_is_not_taken_for_findings():
     assert done.stderr.split() == ["klguard:", "interrupted"]
 
 
+def test_a_named_file_that_is_no_configuration_of_ours_is_checked_all_the_same():
+    """A hook hands over whatever YAML was changed."""
+    Path("ci.yaml").write_text("on: push\n")
+    assert klguard("check", "ci.yaml").exit_code == 0
+    assert klguard("check", "-", "--stdin-filename", "ci.yaml", input="on: push\n").exit_code == 0
+    assert klguard("check", ".").exit_code == 3
+
+
+def test_a_named_configuration_that_cannot_be_read_is_told():
+    Path("run.yaml").symlink_to("nowhere.yaml")
+    result = klguard("check", "run.yaml", "--output-format", "concise")
+    assert result.exit_code == 1 and "KLG002" in result.stdout and "link to nothing" in result.stdout
+
+
 def test_status_3_when_nothing_was_checked():
     Path("notes.txt").write_text("generate")
     result = klguard("check")

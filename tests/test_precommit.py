@@ -88,3 +88,10 @@ def test_excluded_files_are_left_alone_also_when_they_are_all_there_is(git: Git)
     done = commit(git, shared=SHARED % 50, train=TRAIN)
     assert done.returncode == 0, done.stderr
     assert commit(git, train=TRAIN + "\n").returncode == 0
+
+
+def test_a_commit_of_other_yaml_goes_in(git: Git):
+    (git.repository / "ci.yaml").write_text("on: push\n")  # type: ignore[attr-defined]
+    git("git", "add", "ci.yaml")
+    done = git("git", "commit", "-m", "x")
+    assert done.returncode == 0, done.stderr

@@ -16,6 +16,9 @@ from klguard.settings import Hop, HopKind, Known, Place
 
 MAX_COMMANDS = 200
 
+MAX_VALUE = 1_000
+"""Characters of a value."""
+
 _WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|\$\{[^}]*\}|[^\s"'\\;&|()])+|[;&|()]+""", re.DOTALL)
 _ASSIGNMENT = re.compile(
     r"^[ \t]*(?:export[ \t]+|local[ \t]+)?([A-Za-z_]\w*)=([^\s(]\S*|\"[^\"\n]*\")?[ \t]*(?:#.*)?$", re.M
@@ -35,7 +38,7 @@ class _Word(NamedTuple):
 def commands(text: str, path: str) -> Iterator[Written]:
     """The commands of a script that have options, in their order."""
     plain = _without_comments(text)
-    variables = _variables(plain)
+    variables = _Variables(_assigned(plain))
     arrays: dict[str, list[_Word]] = {}
     found: list[list[_Word]] = []
     for array, words in _statements(plain):
@@ -55,7 +58,7 @@ def _without_comments(text: str) -> str:
     return re.sub(r"(?m)(?:^|(?<=\s))#[^\n]*", lambda found: " " * len(found[0]), text)
 
 
-def _variables(text: str) -> dict[str, str | None]:
+def _assigned(text: str) -> dict[str, str | None]:
     """Name -> value of what is assigned; None where that differs."""
     found: dict[str, str | None] = {}
     for name, value in _ASSIGNMENT.findall(text):
@@ -107,7 +110,7 @@ def _spliced(word: _Word, arrays: Mapping[str, list[_Word]]) -> list[_Word]:
     return [word] if used is None else arrays.get(used[1], [])
 
 
-def _written(words: list[_Word], variables: Mapping[str, str | None], text: str, path: str) -> Written | None:
+def _written(words: list[_Word], variables: _Variables, text: str, path: str) -> Written | None:
     """The options and overrides of one command; None without any."""
     values: dict[str, Known] = {}
     command: list[str] = []
@@ -126,7 +129,7 @@ def _written(words: list[_Word], variables: Mapping[str, str | None], text: str,
         else:
             command.append(bare)
             continue
-        value = _expanded(given, variables)
+        value = variables.expand(given)
         if value is not None:
             hop = Hop(HopKind.FLAG, _place(text, path, word), bare)
             values[name] = Known(literal(value), (hop,))
@@ -137,22 +140,36 @@ def _written(words: list[_Word], variables: Mapping[str, str | None], text: str,
     return Written(_place(text, path, words[0]), tuple(command), values)
 
 
-def _expanded(text: str, variables: Mapping[str, str | None], depth: int = 0) -> str | None:
-    """The text with its variables filled in; None where one of them is not known."""
-    if "$(" in text or "`" in text or depth > 4:
-        return None
-    missing = False
+class _Variables:
+    """What the variables of a script hold, each worked out once."""
 
-    def fill(found: re.Match[str]) -> str:
-        nonlocal missing
-        name = found[1] or found[3]
-        value = variables[name] if name in variables else found[2]
-        inner = None if value is None else _expanded(value, variables, depth + 1)
-        missing = missing or inner is None
-        return inner or ""
+    def __init__(self, assigned: Mapping[str, str | None]) -> None:
+        self._assigned = assigned
+        self._known: dict[str, str | None] = {}
 
-    filled = _VARIABLE.sub(fill, text.strip("'\""))
-    return None if missing or "$" in filled else filled
+    def expand(self, text: str) -> str | None:
+        """The text with its variables filled in; None where one of them is not known, or the whole too long."""
+        if "$(" in text or "`" in text:
+            return None
+        missing = False
+
+        def fill(found: re.Match[str]) -> str:
+            nonlocal missing
+            value = self._value(found[1] or found[3], found[2])
+            missing = missing or value is None
+            return value or ""
+
+        filled = _VARIABLE.sub(fill, text.strip("'\""))
+        return None if missing or "$" in filled or len(filled) > MAX_VALUE else filled
+
+    def _value(self, name: str, fallback: str | None) -> str | None:
+        if name not in self._assigned:
+            return None if fallback is None else self.expand(fallback)
+        if name not in self._known:
+            self._known[name] = None  # for one that is made of itself
+            value = self._assigned[name]
+            self._known[name] = None if value is None else self.expand(value)
+        return self._known[name]
 
 
 def _place(text: str, path: str, word: _Word) -> Place:

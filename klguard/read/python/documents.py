@@ -85,7 +85,23 @@ def _count(value: Any, left: int) -> int:
 
 def _load_yaml(text: str, path: str) -> Item | None:
     node = yaml.compose(text, Loader=yaml.SafeLoader)
-    return None if node is None else _from_node(node, path, yaml.SafeLoader(""))
+    if node is None or _values_of(node, {}) > MAX_DOCUMENT:
+        return None
+    return _from_node(node, path, yaml.SafeLoader(""))
+
+
+def _values_of(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for: with anchors many more than are written, a text without has fewer than
+    bytes. RecursionError where a node holds itself."""
+    if id(node) not in known:
+        inner = (
+            [part for pair in node.value for part in pair]
+            if isinstance(node, yaml.MappingNode)
+            else node.value
+        )
+        inner = inner if isinstance(inner, list) else []
+        known[id(node)] = 1 + sum(_values_of(each, known) for each in inner)
+    return known[id(node)]
 
 
 def _from_node(node: yaml.Node, path: str, loader: yaml.SafeLoader) -> Item:

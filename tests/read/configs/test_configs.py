@@ -192,3 +192,20 @@ def test_configurations_are_found_below_a_directory_and_held_back_by_a_comment(t
 def test_every_framework_has_its_words_in_the_first_look():
     for framework in FRAMEWORKS:
         assert all(any(marker in word for marker in CONFIG_MARKERS) for word in framework.words)
+
+
+def test_anchors_and_variables_that_stand_for_too_much_are_left():
+    anchors = "rollout: x\na0: &a0 [1,1,1,1,1,1,1,1,1]\n" + "".join(
+        f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+    )
+    assert check_source(anchors, "bomb.yaml") == []
+    assert check_source("rollout: &self\n  policy: *self\n", "round.yaml") == []
+    variables = "A0=x\n" + "".join(f"A{i}={f'$A{i - 1}' * 9}\n" for i in range(1, 12))
+    script = variables + "A=$B\nB=$A\n" + MAIN_PPO.format("actor_rollout_ref.rollout.top_p=$A11 x.y=$A")
+    assert check_source(script, "bomb.sh") == []
+
+
+def test_a_variable_of_variables_is_known():
+    script = "P=9\nTOP_P=0.$P\n" + MAIN_PPO.format("actor_rollout_ref.rollout.top_p=${TOP_P}")
+    (found,) = check_source(script, "run.sh")
+    assert found.code == "KLG103" and "0.9" in found.message
