@@ -113,7 +113,7 @@ def cases() -> list[Case]:
         Case("prefix_allowed_tokens_fn, three quarters of the ids", "KLG111",
              lambda p, c: {"prefix_allowed_tokens_fn": _three_quarters(p)}),
         Case("guidance_scale=1.5", "KLG111", {"guidance_scale": 1.5}),
-        Case("watermark", "KLG111", {"watermarking_config": {"bias": 1.0, "greenlist_ratio": 0.5}}),
+        Case("watermark", "KLG111", {"watermarking_config": {"bias": 1.0, "greenlist_ratio": 0.5}}, cause="watermark"),
         Case("do_sample=False", "KLG201", {"do_sample": False}, cause="greedy"),
         Case("num_beams=4", "KLG202", {"do_sample": False, "num_beams": 4}),
         Case("num_beams=4, do_sample", "KLG202", {"num_beams": 4}),

@@ -20,14 +20,11 @@ from klguard.guard.hypotheses import (
     TopP,
     TypicalP,
 )
+from klguard.guard.watermark import Watermark
 
 
 def default_bank() -> tuple[Hypothesis, ...]:
-    """The samplers that inference engines and trainers offer, and the ways in which scores go astray.
-
-    A watermark is not among them: it favours a part of the vocabulary chosen anew at each position by a secret
-    key, so only the engine's own log-probs (`sampler`) tell its distribution.
-    """
+    """The samplers that inference engines and trainers offer, and the ways in which scores go astray."""
     return (
         Greedy(),
         Temperature(
@@ -49,6 +46,7 @@ def default_bank() -> tuple[Hypothesis, ...]:
         PromptFavoured((0.8, 0.9, 1.1, 1.2, 1.3, 1.5)),
         EosBoosted((0, 8, 16, 32)),
         ForcedEos(),
+        Watermark(),
         GivenLogProbs("reference", 0.03),
         GivenLogProbs("sampler", 0.03),
         GivenLogProbs("stale", 0.03),

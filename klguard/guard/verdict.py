@@ -35,6 +35,7 @@ _SETTINGS = {
     "encoder_repetition_penalty": ("KLG107", "encoder_repetition_penalty"),
     "encoder_no_repeat_ngram": ("KLG108", "encoder_no_repeat_ngram_size"),
     "forced_eos": ("KLG110", "forced_eos_token_id"),
+    "watermark": ("KLG111", "watermarking_config"),
 }
 """The rule, and the setting, that a cause corresponds to, by the word its name begins with."""
 
@@ -48,6 +49,7 @@ _HELP = {
     "encoder_no_repeat_ngram": "remove encoder_no_repeat_ngram_size: the policy is scored as if it could still repeat"
     " the prompt",
     "forced_eos": "remove forced_eos_token_id, or mask the token at the last position: the policy never chose it",
+    "watermark": "remove watermarking_config from the rollouts: the logits that are scored have no watermark",
     "eos_boosted": "remove what makes the stop token likelier as the response grows"
     " (exponential_decay_length_penalty, a logits processor), or cut responses at max_new_tokens instead",
     "banned_token": "remove what suppresses the token (suppress_tokens, bad_words_ids, a grammar), or set its logit to"
@@ -65,6 +67,7 @@ _WORDS = {
     "shift-1": "the logits at the position before are the ones that predicted them: they were not shifted",
     "sampler": "the engine's own log-probabilities describe them better",
     "stale": "the earlier weights describe them better",
+    "watermark": "they prefer the green lists of transformers' default key",
     "pit": "they fit no sampler of the list",
 }
 

@@ -17,6 +17,7 @@ from klguard.guard.context_rules import (  # noqa: E402
 from klguard.guard.events import Scoring  # noqa: E402
 from klguard.guard.evidence import Evidence  # noqa: E402
 from klguard.guard.hypotheses import RepetitionPenalty  # noqa: E402
+from klguard.guard.watermark import Watermark  # noqa: E402
 from tests.guard.test_evidence import World, end_step  # noqa: E402
 from tests.guard.test_hypotheses import POLICIES, every_token, full_rows, means, plain, same, warped  # noqa: E402
 
@@ -30,6 +31,9 @@ def test_the_mean_ratio_is_at_most_one(name):
     penalties = PromptFavoured((0.5, 0.9, 1.3, 3.0))
     for hypothesis in (NoRepeatNgram(), EosBoosted((0, 2)), PromptNgram(), penalties, ForcedEos((2, 3))):
         assert (means(hypothesis, rows, p) <= 1.0 + 1e-6).all()
+    given = every_token(POLICIES[name], context=torch.arange(20)[None].expand(len(p), -1), position=0)
+    ratio = Watermark().log_ratio(given)
+    assert not ratio.isnan().any() and (means(Watermark(), given, p) <= 1.0 + 1e-6).all()
     # two ids in turns: everything that followed the last one before is banned
     few = torch.arange(20).remainder(2)[None].expand(len(p), -1)
     mean = means(NoRepeatNgram(), every_token(POLICIES[name], context=few), p)
@@ -107,6 +111,25 @@ def test_forced_stop_token_is_that_of_transformers_at_the_last_position():
         assert ours[:, 1].isnan().all()
 
 
+@pytest.mark.parametrize("share, bias", [(0.25, 2.0), (0.5, 1.0)])
+def test_the_watermark_is_that_of_transformers(share, bias):
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    vocabulary = 300
+    theirs_of = processors.WatermarkLogitsProcessor(vocabulary, "cpu", share, bias)
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(0, vocabulary, (3, 9), generator=generator)
+    padded = torch.cat([ids, torch.full((3, 4), -1)], 1)
+    logits = plain(3, vocabulary)
+    hypothesis = Watermark((share,), (bias,))
+    theirs = warped(theirs_of, logits, ids)
+    same(hypothesis.log_ratio(every_token(logits, context=padded, position=16))[:, 0], theirs, 1e-5)
+    assert theirs.unique().numel() > 2
+    assert hypothesis.log_ratio(every_token(logits, context=padded, position=17)).isnan().all()
+    assert hypothesis.log_ratio(every_token(logits, context=padded[:, :0], position=16)).isnan().all()
+    other = Watermark((share,), (bias,), key=7).log_ratio(every_token(logits, context=padded, position=16))
+    assert (other[:, 0] - theirs).abs().max() > 0.5
+
+
 def test_without_the_prompt_nothing_is_said_of_it():
     rows = every_token(plain(2, 9), context=torch.zeros(2, 4, dtype=torch.int64))
     for hypothesis in (PromptNgram(), PromptFavoured()):
@@ -156,6 +179,11 @@ def stopped_at_the_end(logits, context, t):
     return logits
 
 
+def watermarked(logits, context, t):
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    return processors.WatermarkLogitsProcessor(logits.shape[1], "cpu", 0.25, 2.0)(context, logits)
+
+
 @pytest.mark.parametrize(
     "cause, bend",
     [
@@ -164,6 +192,7 @@ def stopped_at_the_end(logits, context, t):
         ("encoder_no_repeat_ngram=1", without_the_prompt),
         ("encoder_repetition_penalty=1.5", for_the_prompt),
         ("forced_eos=16", stopped_at_the_end),
+        ("watermark", watermarked),
     ],
 )
 def test_it_is_found_and_named(cause, bend):

@@ -616,7 +616,7 @@ def test_families_without_their_input_are_blind_and_stay_at_one():
     evidence = Evidence()
     evidence.gather(rows, eps=1e-2)
     missing = {"eos_suppressed", "repetition_penalty", "reference", "sampler", "stale", "shift-1", "shift+1"}
-    missing |= {"eos_boosted", "forced_eos", "no_repeat_ngram"}
+    missing |= {"eos_boosted", "forced_eos", "no_repeat_ngram", "watermark"}
     missing |= {"encoder_repetition_penalty", "encoder_no_repeat_ngram"}
     assert set(evidence.blind) == missing
     for name, value in zip(evidence.names, evidence.pending.tolist(), strict=False):
