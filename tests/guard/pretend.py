@@ -33,7 +33,7 @@ WAITS = frozenset(
     "item tolist __bool__ __float__ __int__ __index__ __len__ __contains__ __repr__ __format__ numpy nonzero argwhere"
     " masked_select unique unique_consecutive bincount equal allclose is_nonzero __array__".split()
 ) - {"__len__"}
-MOVES = frozenset(("to", "cpu", "cuda", "type_as", "copy_", "set_", "__set__"))
+MOVES = frozenset("to cpu cuda type_as copy_ set_ _has_compatible_shallow_copy_type".split())
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ class Pretend(TorchFunctionMode):
         owner = getattr(getattr(func, "__self__", None), "__name__", "")
         if name == "__get__":
             return self._read(owner, func, args, kwargs)
+        if name == "__set__":
+            if owner in ("data", "grad") and args[1] is not None and mark_of(args[1]) is not None:
+                marked(args[0], mark_of(args[1]))
+            return func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if name in ("to", "cpu", "cuda"):
             return self._moved(func, name, args, kwargs)

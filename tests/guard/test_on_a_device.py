@@ -4,10 +4,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
 
 from klguard import Guard  # noqa: E402
 from tests.guard.loop import EOS, GroupLoop, Loop  # noqa: E402
 from tests.guard.pretend import CUDA, Pretend, mark_of, pretended  # noqa: E402
+
+gpu = pytest.importorskip("benchmarks.gpu", reason="benchmarks are not in the source package")
 
 torch.set_num_threads(1)
 
@@ -110,3 +113,16 @@ def test_every_event(device, vocabulary, dtype):
         assert waits_in_training(device) == []
         guard.step()
     assert guard.evidence.tokens == 3 * 24
+
+
+@pytest.mark.parametrize("variant", gpu.VARIANTS[1:])
+def test_the_laboratorys_loop(device, monkeypatch, variant):
+    monkeypatch.setattr("accelerate.Accelerator.device", property(lambda self: CUDA))
+    loop = gpu.loop_of("tiny", steps=3, precision="fp32")
+    with gpu.guarded(loop, variant) as (tell, guard):
+        for _ in range(3):
+            loop.step(tell)
+    assert guard.findings == [] and guard.failure is None
+    assert guard.evidence.tokens > 300 and len(guard.exercised) > 20
+    assert {mark_of(each) for each in loop.trained.parameters()} == {"cuda"}
+    assert waits_in_training(device) == []
