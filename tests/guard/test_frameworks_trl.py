@@ -20,6 +20,7 @@ from transformers import TrainerCallback  # noqa: E402
 from trl import GRPOTrainer  # noqa: E402
 
 from tests.guard import trl_setup as setup  # noqa: E402
+from tests.guard.pretend import CUDA, mark_of, pretended  # noqa: E402
 from tests.guard.trl_trainers import ALWAYS, GROUPS, codes, of, trained, trainer_of  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -379,3 +380,21 @@ def test_a_failure_of_the_adapter_does_not_end_the_run(tmp_path, monkeypatch):
     trainer.train()
     assert trainer.state.global_step == 2
     assert isinstance(guard.failure, ValueError)
+
+
+@pytest.mark.parametrize("kind, top_k", [("grpo", 0), ("grpo", 10), ("rloo", 0)])
+def test_beside_tensors_of_an_accelerator(kind, top_k, tmp_path, monkeypatch):
+    """The device is a pretended one: devices are not mixed, and nothing waits for it while the trainer trains."""
+    trainer = trainer_of(kind, tmp_path, top_k=top_k)
+    own = type(trainer.args).device
+    monkeypatch.setattr(type(trainer.args), "device", property(lambda args: own.fget(args) and CUDA))
+    monkeypatch.setattr(type(trainer.accelerator), "device", property(lambda accelerator: CUDA))
+    for device in pretended(monkeypatch):
+        for model in (trainer.model, getattr(trainer, "ref_model", None)):
+            if model is not None:
+                device.move(model)
+        guard = trained(trainer, ignore=["KLG1"])
+        assert {mark_of(each) for each in trainer.model.parameters()} == {"cuda"}
+        assert [wait for wait in device.waits if "copies" not in wait.functions] == []
+    assert guard.failure is None and guard.evidence.tokens > 300 and guard.exercised >= ALWAYS - {"KLG703"}
+    assert codes(guard) == ({"KLG701"} if top_k else set())
