@@ -254,7 +254,7 @@ class SiteReader(Reacher):
             if len(calls) == len(readers):
                 # What is assigned is in force at these calls: it is reported there, once.
                 facts["read_by"] = Known(", ".join(f"line {key[1]} of {key[0]}" for key in calls))
-        mitigations = {**self._mitigations(module, node, kind), **resolved.mitigations}
+        mitigations = {**self._mitigations(module, node, kind, resolved.values), **resolved.mitigations}
         settings = Settings(
             engine,
             kind,
@@ -283,10 +283,12 @@ class SiteReader(Reacher):
         layer = checkpoint_layer(names[0], (root, root / Path(module.path).parent, Path(module.path).parent))
         return () if layer is None else (layer,)
 
-    def _mitigations(self, module: Module, node: ast.expr, kind: SiteKind) -> Mapping[str, str]:
+    def _mitigations(
+        self, module: Module, node: ast.expr, kind: SiteKind, values: Mapping[str, Value]
+    ) -> Mapping[str, str]:
         from klguard.read.python.wiring import mitigations
 
-        return mitigations(self.project, module, node, kind) if isinstance(node, ast.Call) else {}
+        return mitigations(self.project, module, node, kind, values) if isinstance(node, ast.Call) else {}
 
 
 def _written(module: Module, call: ast.Call) -> tuple[Layer, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import klguard
 from klguard.read.python.project import Project
 from klguard.read.python.wiring import facts, mitigations
 from klguard.settings import FACTS, Known, OneOf, Opaque, SiteKind
@@ -33,7 +34,7 @@ def of_call(text: str, name: str, kind: SiteKind, engine: str, files: dict[str, 
     found = facts(project, module, call, kind, engine)
     assert set(found) <= set(FACTS)
     assert all(value.hops and value.hops[0].place is not None for value in found.values())
-    return found, mitigations(project, module, call, kind)
+    return found, mitigations(project, module, call, kind, {})
 
 
 def trainer(text: str, name: str = "PPOTrainer", engine: str = "trl", files: dict[str, str] | None = None):
@@ -640,6 +641,8 @@ def learn(args):
         ("args.temperature", "logits = logits / args.temperature"),
         ("args.temperature", "logits /= args.temperature + 1e-7"),
         ("args.temperature", "logits.div_(args.temperature)"),
+        ("args.temperature", "logits = logits * (1.0 / args.temperature)"),
+        ("args.temperature", "logits *= 1 / args.temperature"),
         ("args.temperature", "logits = torch.div(logits, max(args.temperature, 1e-6))"),
         ("float(args.temperature)", "t = args.temperature\n    logits = logits / t"),
         ("0.7", "logits = logits / 0.7"),
@@ -658,6 +661,8 @@ def test_logits_divided_by_the_sampler_s_temperature_are_no_mismatch(given, divi
         ("args.temperature", "logits = logits / args.scale"),
         ("args.temperature", "probs = hidden / args.temperature"),
         ("0.7", "logits = logits / 0.8"),
+        ("0.7", "logits = logits * (1 / 0.8)"),
+        ("0.7", "logits = logits * 0.7"),
         ("1.0", "logits = logits / 1.0"),
         ("args.temperature", "ref_logits = ref(out).logits\n    logits = logits / args.temperature"),
         ("args.temperature", "ref_logits = ref(out).logits / args.temperature"),
@@ -667,6 +672,43 @@ def test_logits_divided_by_the_sampler_s_temperature_are_no_mismatch(given, divi
 )
 def test_another_divisor_or_a_division_elsewhere_undoes_nothing(given, division):
     assert not undone(SCORED.format(given=given, division=division))
+
+
+BUILT = """
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+T, OTHER = 0.7, 0.9
+model = AutoModelForCausalLM.from_pretrained("gpt2")
+optimizer = torch.optim.AdamW(model.parameters())
+options = {{"do_sample": True, "top_k": 0, "max_new_tokens": 8}}
+{built}
+for ids in batches:
+    out = model.generate(ids, {given})
+    logits = model(out).logits[:, :-1] / {divisor}
+    logp = logits.log_softmax(-1).gather(-1, out[:, 1:, None]).squeeze(-1)
+    loss = -(logp * advantage(out)).mean()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("built", "given"),
+    [
+        ("options['temperature'] = T", "**options"),
+        ("options |= {'temperature': T}", "**options"),
+        ("options = dict(options, temperature=T)", "**options"),
+        ("options['temperature'] = T\nconfig = GenerationConfig(**options)", "generation_config=config"),
+        ("options['temperature'] = T\nconfig = GenerationConfig.from_dict(options)", "config"),
+        ("config = GenerationConfig(**options)\nconfig.temperature = T", "config"),
+    ],
+)
+@pytest.mark.parametrize("divisor", ["T", "OTHER"])
+def test_a_temperature_that_a_dict_brings_is_known_by_what_it_is(built, given, divisor):
+    text = BUILT.format(built=built, given=given, divisor=divisor)
+    found = {f.code for f in klguard.check_source(text)}
+    assert found == (set() if divisor == "T" else {"KLG106"})
 
 
 def test_the_reference_s_logits_divided_as_well_are_fine():

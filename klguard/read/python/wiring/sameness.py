@@ -15,7 +15,7 @@ from klguard.read.python.source import Module, dotted
 from klguard.read.python.wiring.bindings import ancestors
 from klguard.read.python.wiring.roles import constant
 from klguard.read.python.wiring.trails import Origin, graph_of, origins
-from klguard.settings import SiteKind
+from klguard.settings import Known, SiteKind, Value, members
 
 Atom = tuple[str, object]
 
@@ -59,10 +59,25 @@ def atoms(project: Project, module: Module, node: ast.expr, depth: int = MAX_DEP
     if field := _field(module, node):
         owner, _, name = field.rpartition(".")
         found = {("field", f"{_owner(project, module, node, owner)}.{name}")} if owner else set()
-        return frozenset(found) | _behind(project, module, node, depth)
+        return (
+            frozenset(found) | _inside(project, module, node, depth) | _behind(project, module, node, depth)
+        )
     if isinstance(node, ast.Constant):
         return _literal(node.value)
     return _behind(project, module, node, depth)
+
+
+def _inside(project: Project, module: Module, node: ast.expr, depth: int) -> frozenset[Atom]:
+    """The atoms of what a dict was made with under the key that is read, for `d["name"]` and `d.get("name")`."""
+    match node:
+        case ast.Subscript(value=owner, slice=ast.Constant(value=str(name))):
+            pass
+        case ast.Call(func=ast.Attribute(value=owner, attr="get"), args=[ast.Constant(value=str(name)), *_]):
+            pass
+        case _:
+            return frozenset()
+    entries = [e for made in origins(project, module, owner) for e in _entries(project, made, name)]
+    return frozenset().union(*(atoms(project, where, value, depth - 1) for where, value in entries))
 
 
 def _behind(project: Project, module: Module, node: ast.expr, depth: int) -> frozenset[Atom]:
@@ -83,7 +98,7 @@ def _behind(project: Project, module: Module, node: ast.expr, depth: int) -> fro
 def _literal(value: object) -> frozenset[Atom]:
     """The atom of a literal number; 1 is no evidence, because dividing by it does nothing."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value != 1:
-        return frozenset({("literal", float(value))})
+        return frozenset({("literal", round(float(value), 5))})
     return frozenset()
 
 
@@ -140,9 +155,15 @@ def _owner(project: Project, module: Module, node: ast.AST, owner: str) -> str:
 # -- what a site was given -----------------------------------------------------------------------------------
 
 
-def given(project: Project, module: Module, call: ast.Call, kind: SiteKind, name: str) -> frozenset[Atom]:
-    """The atoms of setting `name` as the site was given it; empty when it is not visibly given."""
+def given(
+    project: Project, module: Module, call: ast.Call, kind: SiteKind, name: str, value: Value | None = None
+) -> frozenset[Atom]:
+    """The atoms of setting `name` as the site was given it, and of the one number that is in force there, if `value`
+    is one; empty when it is not visibly given."""
     found: set[Atom] = set()
+    numbers = [m.value for m in members(value) if isinstance(m, Known)] if value is not None else []
+    if len(numbers) == 1:
+        found |= _literal(numbers[0])
     for where, value in _written(project, module, call, name):
         found |= atoms(project, where, value)
     if kind is not SiteKind.GENERATE and any(k.arg == name for k in call.keywords):
@@ -160,18 +181,28 @@ def _written(
     holders += [a for a in call.args if dotted(a).rpartition(".")[2].lstrip("_") in OBJECTS]
     for holder in holders:
         for made in origins(project, module, holder):
-            yield from _entries(made, name)
+            yield from _entries(project, made, name)
         yield from _stores(module, dotted(holder), name)
 
 
-def _entries(made: Origin, name: str) -> Iterator[tuple[Module, ast.expr]]:
+def _entries(
+    project: Project, made: Origin, name: str, depth: int = MAX_DEPTH
+) -> Iterator[tuple[Module, ast.expr]]:
+    """What an object is made with under a name: in a dict display, as an argument, or in a dict it is made from."""
+    inside: list[ast.expr] = []
     match made.node:
         case ast.Dict(keys=keys, values=values):
             for key, value in zip(keys, values, strict=True):
                 if isinstance(key, ast.Constant) and key.value == name:
                     yield made.module, value
+            inside = [value for key, value in zip(keys, values, strict=True) if key is None]
         case ast.Call(keywords=keywords):
             yield from ((made.module, k.value) for k in keywords if k.arg == name)
+            inside = [k.value for k in keywords if k.arg is None]
+    for each in inside if depth else ():
+        for origin in origins(project, made.module, each):
+            if origin.node is not made.node:
+                yield from _entries(project, origin, name, depth - 1)
 
 
 def _stores(module: Module, holder: str, name: str) -> Iterator[tuple[Module, ast.expr]]:

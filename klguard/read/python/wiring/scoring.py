@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -26,7 +26,7 @@ from klguard.read.python.wiring.neighbours import related
 from klguard.read.python.wiring.sameness import Atom, atoms, given
 from klguard.read.python.wiring.samplers import sampler_of
 from klguard.read.python.wiring.trails import calls_of, graph_of
-from klguard.settings import SiteKind
+from klguard.settings import SiteKind, Value
 
 SCORES = re.compile(
     r"log_?soft_?max|logsumexp|log_?probs?|(^|_)log_?ps?($|_)|cross_entropy|^gather$|take_along|Categorical|nll",
@@ -58,15 +58,22 @@ class Division:
     divisor: ast.expr
 
 
-def mitigations(project: Project, module: Module, call: ast.Call, kind: SiteKind) -> dict[str, str]:
-    """Setting -> words, for settings that the training code this site belongs to undoes or repeats."""
+def mitigations(
+    project: Project, module: Module, call: ast.Call, kind: SiteKind, values: Mapping[str, Value]
+) -> dict[str, str]:
+    """Setting -> words, for settings that the training code this site belongs to undoes or repeats.
+
+    values: what is in force at the site.
+    """
     try:
-        return _mitigations(project, module, call, kind)
+        return _mitigations(project, module, call, kind, values)
     except RecursionError:
         return {}
 
 
-def _mitigations(project: Project, module: Module, call: ast.Call, kind: SiteKind) -> dict[str, str]:
+def _mitigations(
+    project: Project, module: Module, call: ast.Call, kind: SiteKind, values: Mapping[str, Value]
+) -> dict[str, str]:
     if (
         kind is SiteKind.TRAINER
         or kind is SiteKind.GENERATE
@@ -74,11 +81,11 @@ def _mitigations(project: Project, module: Module, call: ast.Call, kind: SiteKin
     ):
         return {}
     found = {}
-    written = given(project, module, call, kind, "temperature")
+    written = given(project, module, call, kind, "temperature", values.get("temperature"))
     if written and (words := _divided(project, module, written)):
         found["temperature"] = words
     for setting in FILTER_KEYWORDS:
-        written = given(project, module, call, kind, setting)
+        written = given(project, module, call, kind, setting, values.get(setting))
         if written and (words := _filtered(project, module, written, setting)):
             found[setting] = words
     return found
@@ -125,8 +132,26 @@ def _divisions(project: Project, module: Module) -> Iterator[Division]:
 
 
 def _division(node: ast.AST) -> tuple[ast.expr, ast.expr] | None:
-    """(logits, divisor) of `logits / t`, `logits /= t`, `logits.div_(t)`, `torch.div(logits, t)`."""
+    """(logits, divisor) of `logits / t`, `logits /= t`, `logits.div_(t)`, `torch.div(logits, t)`, `logits * (1 / t)`."""
     match node:
+        case (
+            ast.BinOp(
+                left=logits,
+                op=ast.Mult(),
+                right=ast.BinOp(left=ast.Constant(value=1), op=ast.Div(), right=divisor),
+            )
+            | ast.BinOp(
+                left=ast.BinOp(left=ast.Constant(value=1), op=ast.Div(), right=divisor),
+                op=ast.Mult(),
+                right=logits,
+            )
+            | ast.AugAssign(
+                target=logits,
+                op=ast.Mult(),
+                value=ast.BinOp(left=ast.Constant(value=1), op=ast.Div(), right=divisor),
+            )
+        ) if _logits(logits):
+            return logits, divisor
         case ast.BinOp(left=logits, op=ast.Div(), right=divisor) if _logits(logits):
             return logits, divisor
         case ast.AugAssign(target=logits, op=ast.Div(), value=divisor) if _logits(logits):
