@@ -584,6 +584,40 @@ def test_a_coefficient_of_zero_is_no_kl_term(term, expected):
     assert (value(found, "kl_term") if "kl_term" in found else None) is expected
 
 
+@pytest.mark.parametrize(
+    ("setting", "sampled"),
+    [
+        (
+            "options = GenerationConfig(top_k=50, do_sample=True, max_new_tokens=8)",
+            "model.generate(ids, options)",
+        ),
+        ("options = SamplingParams(top_k=50, max_tokens=8)", "llm.generate(ids, options)"),
+    ],
+)
+@pytest.mark.parametrize("term", ["", " + beta * (0.5 * (logp - ref_logp) ** 2).mean()"])
+def test_the_object_that_holds_the_settings_knows_the_loop_it_is_made_for(setting, sampled, term):
+    """Otherwise the same value is told twice: for the object in other words than for the call."""
+    code = f"""
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+from vllm import LLM, SamplingParams
+
+llm = LLM("gpt2")
+model = AutoModelForCausalLM.from_pretrained("gpt2")
+optimizer = torch.optim.AdamW(model.parameters())
+{setting}
+for ids in batches:
+    out = tokens_of({sampled})
+    logp = score(model, out).log_softmax(-1).gather(-1, out)
+    loss = -(logp * advantage(out)).mean(){term}
+    loss.backward()
+    optimizer.step()
+"""
+    found = klguard.check_source(code)
+    assert {f.code for f in found} == {"KLG101"} and len(found) == 2
+    assert {f.severity.value for f in found} == {"error" if term else "warning"}
+
+
 def test_a_loss_in_another_file_may_hold_the_kl_term():
     files = {"objective.py": "def objective(logp, ref):\n    return logp - ref\n"}
     code = "from objective import objective\nloss = objective(model.generate(ids))\nloss.backward()\n"

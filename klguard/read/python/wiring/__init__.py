@@ -25,7 +25,12 @@ ENGINES_OF_THEIR_OWN = frozenset({"vllm", "sglang"})
 
 def facts(project: Project, module: Module, call: ast.Call, kind: SiteKind, engine: str) -> dict[str, Value]:
     """What the code around a site shows for certain; names as in `klguard.settings.FACTS`."""
-    readers = {SiteKind.TRAINER: _trainer, SiteKind.GENERATE: _generate}
+    readers = {
+        SiteKind.TRAINER: _trainer,
+        SiteKind.GENERATE: _generate,
+        SiteKind.GENERATION_CONFIG: _settings,
+        SiteKind.SAMPLING_PARAMS: _settings,
+    }
     if kind not in readers:
         return {}
     try:
@@ -53,7 +58,7 @@ def _generate(project: Project, module: Module, call: ast.Call, engine: str) -> 
     sampler = sampler_of(project, module, call, engine)
     found: dict[str, Value | None] = {"checkpoint": sampler.checkpoint, "dropout": sampler.dropout}
     if engine in ENGINES_OF_THEIR_OWN:
-        return found
+        return found | {"kl_term": losses.kl_term_around(project, module, call)}
     found |= prompts.facts(project, module, call, sampler, engine)
     found["encoder_decoder"] = sampler.encoder_decoder
     if sampler.model is not None:
@@ -62,6 +67,10 @@ def _generate(project: Project, module: Module, call: ast.Call, engine: str) -> 
         found |= losses.facts(project, module, call)
         found["reference_trainable"] = modes.loop_reference(module)
     return found
+
+
+def _settings(project: Project, module: Module, call: ast.Call, engine: str) -> dict[str, Value | None]:
+    return {"kl_term": losses.kl_term_around(project, module, call)}
 
 
 def _wired(project: Project, module: Module, node: ast.expr) -> Value:

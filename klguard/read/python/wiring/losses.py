@@ -45,6 +45,11 @@ def facts(project: Project, module: Module, call: ast.Call) -> dict[str, Value |
     }
 
 
+def kl_term_around(project: Project, module: Module, call: ast.Call) -> Value | None:
+    """`kl_term` of the loop that a call belongs to."""
+    return kl_term(project, module, training_scopes(project, module, call))
+
+
 def kl_term(project: Project, module: Module, scopes: list[tuple[Module, Scope]]) -> Value | None:
     """Known(False) when the loop trains with no KL term: no name of one anywhere, or a coefficient of 0."""
     backwards = [(where, node) for where, scope in scopes for node in takes_gradient(scope)]
