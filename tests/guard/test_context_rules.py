@@ -111,11 +111,17 @@ def test_forced_stop_token_is_that_of_transformers_at_the_last_position():
         assert ours[:, 1].isnan().all()
 
 
+def watermark(vocabulary, share, bias):
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    if not hasattr(processors, "WatermarkLogitsProcessor"):
+        pytest.skip("this release of transformers has no watermark")
+    return processors.WatermarkLogitsProcessor(vocabulary, "cpu", share, bias)
+
+
 @pytest.mark.parametrize("share, bias", [(0.25, 2.0), (0.5, 1.0)])
 def test_the_watermark_is_that_of_transformers(share, bias):
-    processors = pytest.importorskip("transformers.generation.logits_process")
     vocabulary = 300
-    theirs_of = processors.WatermarkLogitsProcessor(vocabulary, "cpu", share, bias)
+    theirs_of = watermark(vocabulary, share, bias)
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(0, vocabulary, (3, 9), generator=generator)
     padded = torch.cat([ids, torch.full((3, 4), -1)], 1)
@@ -180,8 +186,7 @@ def stopped_at_the_end(logits, context, t):
 
 
 def watermarked(logits, context, t):
-    processors = pytest.importorskip("transformers.generation.logits_process")
-    return processors.WatermarkLogitsProcessor(logits.shape[1], "cpu", 0.25, 2.0)(context, logits)
+    return watermark(logits.shape[1], 0.25, 2.0)(context, logits)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from transformers import GenerationConfig  # noqa: E402
 
 import klguard  # noqa: E402
 from klguard import Guard  # noqa: E402
+from klguard.guard import GuardWarning  # noqa: E402
 from tests.guard.draws import draw, top_k  # noqa: E402
 from tests.guard.loop import EOS, _model  # noqa: E402
 
@@ -132,7 +133,7 @@ def test_an_evaluation_in_the_same_loop_is_not_reported(models, tmp_path, capsys
     text = LOOP.replace("SETTINGS", "do_sample=True, top_k=0, top_p=1.0")
     guard = quiet(*models, optimizer=models[2])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", GuardWarning)
         guard(loaded(text, tmp_path / "loop.py"))(*models, 6)
     assert guard.findings == []
     assert guard.evidence.tokens > 6 * 16 * 3
