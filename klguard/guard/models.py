@@ -44,6 +44,12 @@ def inner(module: nn.Module | None) -> nn.Module | None:
     return generator(module) or (modules[-1] if modules else None)
 
 
+def text_config(config: Any) -> Any:
+    """The part of a model's configuration that is about its text decoder. Before 4.45 transformers had no such
+    question, and no model that needs it."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def config(module: nn.Module | None) -> Any:
     """The configuration of the model, or None."""
     return getattr(inner(module), "config", None)

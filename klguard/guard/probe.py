@@ -10,7 +10,7 @@ from torch import Tensor
 
 from klguard.guard.events import Preflight
 from klguard.guard.invariants.invariant import Run
-from klguard.guard.models import config, inner, padding_id, stop_ids
+from klguard.guard.models import config, inner, padding_id, stop_ids, text_config
 
 LENGTHS = (12, 7, 9, 4)
 """Lengths, in tokens, of the sequences that are made up."""
@@ -54,8 +54,7 @@ def sequences(run: Run, event: Preflight) -> list[Tensor]:
 
 def _vocabulary(run: Run) -> int | None:
     """Number of ids that both policy and tokenizer know."""
-    settings = config(run.policy)
-    settings = settings.get_text_config() if hasattr(settings, "get_text_config") else settings
+    settings = text_config(config(run.policy))
     sizes = [getattr(settings, "vocab_size", None)]
     if hasattr(run.tokenizer, "__len__"):
         sizes.append(len(run.tokenizer))

@@ -22,6 +22,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from klguard.guard import kl
+from klguard.guard.models import text_config
 from klguard.lab import parallel
 from klguard.lab.advantages import gae, kl_estimate, token_rewards, whitened
 from klguard.lab.config import Config
@@ -89,7 +90,7 @@ class PPO:
         # those of another network than the one that sampled it
         policy.eval()
         reference = copy.deepcopy(policy).requires_grad_(False)
-        width = policy.config.get_text_config().hidden_size
+        width = text_config(policy.config).hidden_size
         head = nn.utils.skip_init(nn.Linear, width, 1)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from klguard.guard.frameworks.wrappers import generator
-from klguard.guard.models import sharded
+from klguard.guard.models import sharded, text_config
 
 SCALES = (
     "final_logit_softcapping",
@@ -29,7 +29,7 @@ def first_logits(policy: nn.Module, hidden: Tensor | None, width: int) -> Tensor
     model = generator(policy)
     if hidden is None or hidden.dim() != 3 or hidden.shape[1] <= width or sharded(policy):
         return None
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    config, head = text_config(model.config), model.get_output_embeddings()
     if head is None or any(getattr(config, name, None) not in (None, 1.0) for name in SCALES):
         return None
     most = HEAD_BUDGET // (4 * len(hidden) * head.weight.shape[0])

@@ -52,8 +52,7 @@ class UntiedWeights(Invariant):
         """Whether the configuration ties, and whether the memory is one; None where that is not to be seen."""
         if not getattr(model, "_tied_weights_keys", None) or not models.decoder_only(model):
             return None
-        text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-        tied = getattr(text, "tie_word_embeddings", None)
+        tied = getattr(models.text_config(model.config), "tie_word_embeddings", None)
         weights = [
             getattr(layer, "weight", None)
             for layer in (model.get_input_embeddings(), model.get_output_embeddings())
