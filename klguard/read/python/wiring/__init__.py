@@ -17,6 +17,7 @@ from klguard.read.python.wiring.padding import side_of
 from klguard.read.python.wiring.roles import checkpoint, is_none, is_tokenizer, known, same_weights, slots
 from klguard.read.python.wiring.samplers import sampler_of
 from klguard.read.python.wiring.scoring import mitigations
+from klguard.read.python.wiring.seeds import reseeded
 from klguard.settings import Hop, HopKind, Known, Opaque, SiteKind, Value
 
 ENGINES_OF_THEIR_OWN = frozenset({"vllm", "sglang"})
@@ -58,6 +59,7 @@ def _generate(project: Project, module: Module, call: ast.Call, engine: str) -> 
     found["encoder_decoder"] = sampler.encoder_decoder
     if sampler.model is not None:
         found["train_mode"] = modes.train_mode(project, module, sampler.model, call)
+    found["reseeded"] = reseeded(module, call)
     if not sampler.trained:
         found |= losses.facts(project, module, call)
         found["reference_trainable"] = modes.loop_reference(module)

@@ -27,7 +27,7 @@ NEGATED = re.compile(r"(^|_)neg", re.IGNORECASE)
 def objective(scopes: list[tuple[Module, Scope]]) -> Value | None:
     """Known('larger' | 'inverted' | 'kl-gain') where a function that a rollout is used in has such a term."""
     for where, scope in scopes:
-        made = _assigned_once(scope)
+        made = assigned_once(scope)
         for node in own_nodes(scope):
             form = _form(where, scope, node, made)
             if form and isinstance(node, ast.expr):
@@ -46,7 +46,7 @@ def _form(module: Module, scope: Scope, node: ast.AST, made: dict[str, ast.expr]
     return None
 
 
-def _assigned_once(scope: Scope) -> dict[str, ast.expr]:
+def assigned_once(scope: Scope) -> dict[str, ast.expr]:
     """Name -> expression of the variables that are assigned in one place."""
     found: dict[str, list[ast.expr]] = {}
     for node in own_nodes(scope):
