@@ -81,9 +81,9 @@ class KlEstimator(Rule):
     ## What it does
     Reports a hand-written KL term that is log p - log ref differentiated as a loss, its absolute value, or
     clamped at 0, and a k3 with a sign turned; the first two asked for in the configuration of a framework
-    (verl's `kl_loss_type: kl`, OpenRLHF's `--use_kl_loss --kl_estimator k1`); `kl_penalty="abs"` and `"mse"` of classic TRL and verl;
-    and notes `kl_estimator="k3"` where it is taken off the reward. k3 as a loss, as in GRPO, is not
-    reported.
+    (verl's `kl_loss_type: kl`, OpenRLHF's `--use_kl_loss --kl_estimator k1`); `kl_penalty="abs"` and `"mse"`
+    of classic TRL and verl; and notes `kl_estimator="k3"` where it is taken off the reward. k3 as a loss, as
+    in GRPO, is not reported.
 
     ## Why it breaks the KL
     With d = log p - log ref of a token drawn from p: k1 = d is unbiased and may be negative; k2 = d^2 / 2

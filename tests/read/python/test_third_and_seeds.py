@@ -78,8 +78,8 @@ def test_one_seed_for_all_rollouts_is_told(source):
 
 
 def test_one_seed_in_a_function_that_a_loop_calls_is_told():
-    function = "def sample(inputs):\n    torch.manual_seed(3)\n    return policy.generate(**inputs, {0})\n\n\n".format(
-        PURE
+    function = (
+        f"def sample(inputs):\n    torch.manual_seed(3)\n    return policy.generate(**inputs, {PURE})\n\n\n"
     )
     source = by_hand(PURE).replace(f"policy.generate(**inputs, {PURE})", "sample(inputs)")
     assert codes(source.replace("optimizer =", function + "optimizer =")) == {"KLG204"}
