@@ -16,6 +16,7 @@ from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
 from klguard.read.python.wiring.estimators import LOG_PROB, OLD, word
 from klguard.read.python.wiring.loops import REFERENCE, takes_gradient
+from klguard.read.python.wiring.signs import losses, parts
 from klguard.settings import Hop, HopKind, Known, Value
 
 CLIPS = frozenset({"clamp", "clip"})
@@ -25,13 +26,40 @@ NEGATED = re.compile(r"(^|_)neg", re.IGNORECASE)
 
 
 def objective(scopes: list[tuple[Module, Scope]]) -> Value | None:
-    """Known('larger' | 'inverted' | 'kl-gain') where a function that a rollout is used in has such a term."""
+    """Known('larger' | 'inverted' | 'kl-gain' | 'minimised') where a function that a rollout is used in has such a
+    term."""
     for where, scope in scopes:
         made = assigned_once(scope)
         for node in own_nodes(scope):
             form = _form(where, scope, node, made)
             if form and isinstance(node, ast.expr):
                 return Known(form, (Hop(HopKind.LITERAL, where.ast_place(node), where.segment(node)),))
+    negated = {name for _, scope in scopes for name in _negated(scope)} - {""}
+    for where, scope in scopes:
+        made = assigned_once(scope)
+        for loss, function in losses(scope):
+            turned = None if {dotted(loss), function} & negated else _minimised(loss, made)
+            if turned is not None:
+                form, term = turned
+                return Known(form, (Hop(HopKind.LITERAL, where.ast_place(term), where.segment(term)),))
+    return None
+
+
+def _minimised(loss: ast.expr, made: dict[str, ast.expr]) -> tuple[str, ast.expr] | None:
+    """What enters a loss with the wrong sign: min(r A, clip(r) A) with a plus, or k3 with a minus."""
+    for sign, term in parts(loss, made, KL.search):
+        if sign < 0 and KL.search(_bare(term)) and _is_k3(term, made):
+            return "kl-gain", term
+        if not isinstance(term, ast.Call) or len(term.args) != 2:
+            continue
+        terms = [_product(argument, made) for argument in term.args]
+        if any(each is None for each in terms) or {each[1] for each in terms if each} != {True, False}:
+            continue
+        signs = {each[0] for each in terms if each}
+        smaller = called_name(term) in ("min", "minimum")
+        larger = called_name(term) in ("max", "maximum")
+        if (sign > 0 and signs == {1} and smaller) or (sign < 0 and signs == {-1} and larger):
+            return "minimised", term
     return None
 
 
