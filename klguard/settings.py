@@ -256,7 +256,7 @@ class Site:
 
 
 FACTS = {
-    "policy": "trainer: Known(Opaque) for the policy object; equal `name`s are the same object",
+    "policy": "trainer or generate: Known(Opaque) for the policy object; equal `name`s are the same object",
     "reference": "trainer: likewise for the reference; Known(None) when passed as None; missing when omitted",
     "peft": "trainer: Known(True) when the policy visibly carries an adapter (peft_config, get_peft_model)",
     "batched": "generate: Known(True) when several prompts go in at once",
