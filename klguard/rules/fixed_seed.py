@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from klguard.findings import Severity
+from klguard.rules.bending import fact
 from klguard.rules.programs import by_hand, vllm
 from klguard.rules.rule import Example, Hazard, Rule, judge
 from klguard.rules.words import engine_of, subject
@@ -18,7 +19,8 @@ class FixedSeed(Rule):
 
     ## What it does
     Reports a `seed` in vLLM's `SamplingParams` that is the same number for each request, and a loop written by hand
-    that sets the seed of torch to the same number before each call of `generate`.
+    that sets the seed of torch to the same number before each call of `generate`. A note where the parameters are
+    handed to a trainer (`vllm_sampling_params`), which decides how the requests of a group are made.
 
     ## Why it breaks the KL
     Each token is still drawn from the policy, but the draws are no longer independent: the same prompt with the
@@ -60,7 +62,8 @@ class FixedSeed(Rule):
     def _of_a_request(self, settings: Settings) -> Iterator[Hazard]:
         if settings.engine != "vllm":
             return
-        found = judge(settings.values.get("seed"), _is_seed, self.severity)
+        severity = Severity.NOTE if fact(settings, "handed_on") is True else self.severity
+        found = judge(settings.values.get("seed"), _is_seed, severity)
         if found is not None:
             yield Hazard(
                 message=(
@@ -106,4 +109,4 @@ class FixedSeed(Rule):
 
 
 def _is_seed(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value != -1
+    return isinstance(value, int) and not isinstance(value, bool) and value != -1  # which vLLM reads as none

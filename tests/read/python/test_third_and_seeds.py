@@ -102,3 +102,13 @@ def test_one_seed_in_a_function_that_a_loop_calls_is_told():
 )
 def test_seeds_that_differ_or_are_set_once_are_not(source):
     assert "KLG204" not in codes(source)
+
+
+def test_a_seed_that_a_trainer_takes_over_is_noted():
+    source = (
+        "from trl import GRPOConfig, GRPOTrainer\nfrom vllm import SamplingParams\n"
+        "params = SamplingParams(seed=3407, max_tokens=32)\n"
+        "config = GRPOConfig(use_vllm=True, vllm_sampling_params=params)\n"
+        'GRPOTrainer(model="gpt2", reward_funcs=score, args=config).train()\n'
+    )
+    assert {f.severity.value for f in check_source(source) if f.code == "KLG204"} <= {"note"}

@@ -35,7 +35,11 @@ ENGINES_OF_THEIR_OWN = frozenset({"vllm", "sglang"})
 
 def facts(project: Project, module: Module, call: ast.Call, kind: SiteKind, engine: str) -> dict[str, Value]:
     """What the code around a site shows for certain; names as in `klguard.settings.FACTS`."""
-    readers = {SiteKind.TRAINER: _trainer, SiteKind.GENERATE: _generate}
+    readers = {
+        SiteKind.TRAINER: _trainer,
+        SiteKind.GENERATE: _generate,
+        SiteKind.SAMPLING_PARAMS: _sampling_params,
+    }
     if kind not in readers:
         return {}
     try:
@@ -77,6 +81,16 @@ def _generate(project: Project, module: Module, call: ast.Call, engine: str) -> 
         if sampler.model is not None:
             found |= _loop_models(project, module, call, sampler.model)
     return found
+
+
+def _sampling_params(
+    project: Project, module: Module, call: ast.Call, engine: str
+) -> dict[str, Value | None]:
+    """Whether a trainer is handed them, and makes its own of them."""
+    for node in module.of(ast.keyword):
+        if node.arg == "vllm_sampling_params":
+            return {"handed_on": Known(True, (Hop(HopKind.KWARG, module.ast_place(node.value), node.arg),))}
+    return {}
 
 
 def _loop_models(
