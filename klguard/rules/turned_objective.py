@@ -28,7 +28,7 @@ _FORMS = {
         "write `torch.exp(logprobs - old_logprobs)`",
     ),
     "minimised": _Form(
-        "the clipped objective is minimised as it stands: what was rewarded becomes less likely, and the policy is "
+        "the objective is minimised as it stands: what was rewarded becomes less likely, and the policy is "
         "driven away from what it draws",
         "put one minus before it: `loss = -torch.min(ratio * advantages, clipped * advantages).mean()`",
     ),
@@ -56,8 +56,8 @@ class TurnedObjective(Rule):
 
     ## What it does
     Reports a clipped objective that takes the larger of the two terms, a ratio of the old policy over the new one
-    that is clipped around 1, a clipped objective that is minimised without a minus or with two, and a k3
-    term that is subtracted from the loss that is minimised.
+    that is clipped around 1, an objective (clipped, or advantage times log-prob) that is minimised without a
+    minus or with two, and a k3 term that is subtracted from the loss that is minimised.
 
     ## Why it breaks the KL
     The clip and the KL term are what keeps the policy near the one that drew the tokens and near the reference.

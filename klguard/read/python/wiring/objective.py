@@ -16,12 +16,14 @@ from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
 from klguard.read.python.wiring.estimators import LOG_PROB, OLD, word
 from klguard.read.python.wiring.loops import REFERENCE, takes_gradient
-from klguard.read.python.wiring.signs import losses, parts
+from klguard.read.python.wiring.signs import losses, parts, positive
 from klguard.settings import Hop, HopKind, Known, Value
 
 CLIPS = frozenset({"clamp", "clip"})
 KL = re.compile(r"(^|_)(kl|kld|kl_?div\w*|kls)(_|$)", re.IGNORECASE)
 LOSS = re.compile(r"(^|_)loss(es)?(_|$)", re.IGNORECASE)
+EARNED = re.compile(r"^(\w+_)?(adv|advantages?|rewards?|returns?|scores?)(_\w+)?$", re.IGNORECASE)
+BASELINE = re.compile(r"baseline|mean|values?|rewards?", re.IGNORECASE)
 NEGATED = re.compile(r"(^|_)neg", re.IGNORECASE)
 
 
@@ -39,7 +41,7 @@ def objective(scopes: list[tuple[Module, Scope]]) -> Value | None:
         made = assigned_once(scope)
         for loss, function in losses(scope):
             turned = None if {dotted(loss), function} & negated else _minimised(loss, made)
-            if turned is not None:
+            if turned is not None and not any(k.arg == "maximize" for k in where.of(ast.keyword)):
                 form, term = turned
                 return Known(form, (Hop(HopKind.LITERAL, where.ast_place(term), where.segment(term)),))
     return None
@@ -50,6 +52,8 @@ def _minimised(loss: ast.expr, made: dict[str, ast.expr]) -> tuple[str, ast.expr
     for sign, term in parts(loss, made, KL.search):
         if sign < 0 and KL.search(_bare(term)) and _is_k3(term, made):
             return "kl-gain", term
+        if isinstance(term, ast.BinOp) and sign * _rewarded(term, made) > 0:
+            return "minimised", term
         if not isinstance(term, ast.Call) or len(term.args) != 2:
             continue
         terms = [_product(argument, made) for argument in term.args]
@@ -72,6 +76,42 @@ def _form(module: Module, scope: Scope, node: ast.AST, made: dict[str, ast.expr]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) and takes_gradient(scope):
         return "kl-gain" if _kl_gain(module, scope, node, made) else None
     return None
+
+
+def _rewarded(term: ast.BinOp, made: dict[str, ast.expr]) -> int:
+    """The sign of a product of log-probs, or of a ratio of the new policy over the old, and what was earned; else 0."""
+    sign, factors = _factors(term, made)
+    ratios = [f for f in factors if _exponential(f, made) is not None and not _upside_down(f, made)]
+    scored = [f for f in factors if f not in ratios and _is_log_prob(f, made)]
+    earned = [f for f in factors if EARNED.search(_earned(f)) and not NEGATED.search(_earned(f))]
+    rest = [f for f in factors if f not in ratios and f not in scored and f not in earned]
+    if len(ratios) + len(scored) != 1 or len(earned) != 1 or not all(map(positive, rest)):
+        return 0
+    return sign
+
+
+def _is_log_prob(node: ast.expr, made: dict[str, ast.expr]) -> bool:
+    """Whether a factor is log p of the tokens, by its name; what a cross entropy gives is -log p."""
+    name = word(_inner(node))
+    if not LOG_PROB.search(name) or OLD.search(name) or REFERENCE.search(name) or NEGATED.search(name):
+        return False
+    made_of = made.get(dotted(_inner(node)))
+    calls = (
+        [called_name(n) for n in walk_level(made_of) if isinstance(n, ast.Call)]
+        if made_of is not None
+        else []
+    )
+    signs = isinstance(made_of, ast.UnaryOp) or any(
+        "entropy" in c.lower() or "nll" in c.lower() for c in calls
+    )
+    return not signs and "loss" not in name.lower()
+
+
+def _earned(node: ast.expr) -> str:
+    """The name of what was earned: `rewards` of `rewards`, `rewards[:, None]`, `(rewards - baseline)`."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
+        return word(node.left) if BASELINE.search(word(_inner(node.right))) else ""
+    return word(_inner(node))
 
 
 def assigned_once(scope: Scope) -> dict[str, ast.expr]:

@@ -63,7 +63,7 @@ def _parts(
             yield from _parts(other, made, whole, sign if isinstance(op, ast.Add) else -sign, left)
         case ast.UnaryOp(op=ast.USub(), operand=inner):
             yield from _parts(inner, made, whole, -sign, left)
-        case ast.BinOp(left=one, op=ast.Div(), right=other) if _positive(other):
+        case ast.BinOp(left=one, op=ast.Div(), right=other) if positive(other):
             yield from _parts(one, made, whole, sign, left)
         case ast.BinOp(left=one, op=ast.Mult(), right=other):
             yield from _product(node, one, other, made, whole, sign, left)
@@ -98,7 +98,7 @@ def _product(
         if number is not None and number != 0:
             yield from _parts(rest, made, whole, sign if number > 0 else -sign, left)
             return
-        if _positive(factor):
+        if positive(factor):
             yield from _parts(rest, made, whole, sign, left)
             return
     yield sign, node
@@ -113,7 +113,7 @@ def _number(node: ast.expr) -> float | None:
     return None
 
 
-def _positive(node: ast.expr) -> bool:
+def positive(node: ast.expr) -> bool:
     """Whether a factor or a divisor is a number above 0, a mask, a coefficient or a count."""
     number = _number(node)
     if number is not None:
@@ -122,7 +122,7 @@ def _positive(node: ast.expr) -> bool:
         case ast.Call() if called_name(node) in COUNTS | {"float", "to"}:
             return not any(isinstance(n, ast.USub) for n in ast.walk(node))
         case ast.BinOp(left=one, op=ast.Add(), right=other):
-            return _positive(one) and _positive(other)
+            return positive(one) and positive(other)
         case ast.Subscript(value=inner):
-            return _positive(inner)
+            return positive(inner)
     return bool(POSITIVE.search(dotted(node).rpartition(".")[2]))
