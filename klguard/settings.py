@@ -264,6 +264,7 @@ FACTS = {
     "padding_side": "generate, trainer: the tokenizer's padding_side where it is set",
     "encoder_decoder": "generate: Known(True) for an encoder-decoder model, Known(False) for a decoder-only one",
     "train_mode": "generate: Known(True) when the model was last put into train(), Known(False) after eval()",
+    "engine_logprobs": "sampling params: Known('raw') where log-probs of an engine made without logprobs_mode are used",
     "handed_on": "sampling params: Known(True) when a trainer takes them over and makes its own requests",
     "reseeded": "generate: Known(True) when a loop sets the same seed of torch before each rollout",
     "dropout": "generate: the largest dropout probability visibly set on the model",

@@ -16,6 +16,7 @@ from klguard.read.python.wiring.bindings import own_nodes
 from klguard.read.python.wiring.carried import dropout, dropout_brought_along, peft
 from klguard.read.python.wiring.loops import training_scopes
 from klguard.read.python.wiring.padding import side_of
+from klguard.read.python.wiring.returned import engine_logprobs
 from klguard.read.python.wiring.roles import checkpoint, is_none, is_tokenizer, known, same_weights, slots
 from klguard.read.python.wiring.samplers import sampler_of
 from klguard.read.python.wiring.scoring import mitigations
@@ -86,11 +87,14 @@ def _generate(project: Project, module: Module, call: ast.Call, engine: str) -> 
 def _sampling_params(
     project: Project, module: Module, call: ast.Call, engine: str
 ) -> dict[str, Value | None]:
-    """Whether a trainer is handed them, and makes its own of them."""
+    """Whether a trainer is handed them, and makes its own of them; and which log-probs the engine returns."""
+    found: dict[str, Value | None] = {}
     for node in module.of(ast.keyword):
         if node.arg == "vllm_sampling_params":
-            return {"handed_on": Known(True, (Hop(HopKind.KWARG, module.ast_place(node.value), node.arg),))}
-    return {}
+            found["handed_on"] = Known(True, (Hop(HopKind.KWARG, module.ast_place(node.value), node.arg),))
+    if engine == "vllm" and any(k.arg == "logprobs" for k in call.keywords):
+        found["engine_logprobs"] = engine_logprobs(project, module)
+    return found
 
 
 def _loop_models(
