@@ -28,6 +28,7 @@ def test_one_object_as_policy_and_reference_is_told(made):
         with_reference("copy.deepcopy(policy)"),
         with_reference(REFERENCE),
         with_reference("load()"),
+        with_reference("policy").replace("policy.generate", "reference.generate"),
         with_reference("policy", "with policy.disable_adapter():\n    start = score(prompts)"),
         with_reference("policy", "reference = AutoModelForCausalLM.from_pretrained('gpt2')"),
     ],

@@ -102,8 +102,11 @@ def _loop_models(
 ) -> dict[str, Value | None]:
     """The policy that samples and the reference of the loop, where the reference has a name.
 
-    An adapter that is switched off makes one model both, so nothing is said where that is spoken of.
+    An adapter that is switched off makes one model both, so nothing is said where that is spoken of; nor where it is
+    the reference that samples.
     """
+    if modes.REFERENCE_NAME.search(modes.bare_name(policy)):
+        return {}
     scopes = training_scopes(project, module, call)
     if any(word in where.calls for where, _ in scopes for word in SWITCHES):
         return {}
