@@ -162,7 +162,12 @@ def _written(
     for holder in holders:
         named = dotted(holder).rpartition(".")[2].lstrip("_") in OBJECTS or holder not in call.args
         for where, made in _made(project, module, holder):
-            if named or isinstance(made, ast.Call) and called_name(made) in CLASSES:
+            if (
+                named
+                or isinstance(made, ast.Dict)
+                or isinstance(made, ast.Call)
+                and called_name(made) in CLASSES
+            ):
                 yield from _entries(where, made, name)
         yield from _stores(module, dotted(holder), name)
 
