@@ -22,6 +22,7 @@ from klguard.settings import Hop, HopKind, Known, Value
 CLIPS = frozenset({"clamp", "clip"})
 KL = re.compile(r"(^|_)(kl|kld|kl_?div\w*|kls)(_|$)", re.IGNORECASE)
 LOSS = re.compile(r"(^|_)loss(es)?(_|$)", re.IGNORECASE)
+MINUS_LOG_PROB = re.compile(r"entropy|nll|loss", re.IGNORECASE)
 EARNED = re.compile(r"^(\w+_)?(adv|advantages?|rewards?|returns?|scores?)(_\w+)?$", re.IGNORECASE)
 BASELINE = re.compile(r"baseline|mean|values?|rewards?", re.IGNORECASE)
 NEGATED = re.compile(r"(^|_)neg", re.IGNORECASE)
@@ -83,7 +84,7 @@ def _rewarded(term: ast.BinOp, made: dict[str, ast.expr]) -> int:
     sign, factors = _factors(term, made)
     ratios = [f for f in factors if _exponential(f, made) is not None and not _upside_down(f, made)]
     scored = [f for f in factors if f not in ratios and _is_log_prob(f, made)]
-    earned = [f for f in factors if EARNED.search(_earned(f)) and not NEGATED.search(_earned(f))]
+    earned = [f for f in factors if EARNED.search(_earned(f)) and not _turned(f, made)]
     rest = [f for f in factors if f not in ratios and f not in scored and f not in earned]
     if len(ratios) + len(scored) != 1 or len(earned) != 1 or not all(map(positive, rest)):
         return 0
@@ -101,10 +102,23 @@ def _is_log_prob(node: ast.expr, made: dict[str, ast.expr]) -> bool:
         if made_of is not None
         else []
     )
-    signs = isinstance(made_of, ast.UnaryOp) or any(
-        "entropy" in c.lower() or "nll" in c.lower() for c in calls
-    )
+    signs = isinstance(made_of, ast.UnaryOp) or any(MINUS_LOG_PROB.search(call) for call in calls)
     return not signs and "loss" not in name.lower()
+
+
+def _turned(node: ast.expr, made: dict[str, ast.expr]) -> bool:
+    """Whether what is called earned was made with a minus before the rewards, so that its sign is not known."""
+    made_of = made.get(dotted(_inner(node)))
+    parts_of = list(walk_level(made_of)) if made_of is not None else []
+    negated = any(isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub) for n in parts_of)
+    taken_off = any(
+        isinstance(n, ast.BinOp)
+        and isinstance(n.op, ast.Sub)
+        and BASELINE.search(word(_inner(n.left)) or "")
+        and not EARNED.search(word(_inner(n.left)))
+        for n in parts_of
+    )
+    return negated or taken_off or bool(NEGATED.search(_earned(node)))
 
 
 def _earned(node: ast.expr) -> str:
