@@ -75,6 +75,7 @@ HELD = [
     {"more": "log_probs = F.cross_entropy(logits, tokens)", "loss": "(advantages * log_probs).mean()"},
     {"more": "minus = -logprobs * advantages", "loss": "minus.mean()"},
     {"loss": "(costs * logprobs).mean()"},
+    {"more": "rewards = -1 * advantages", "loss": "(rewards * logprobs).mean()"},
     {"more": "rewards = -advantages", "loss": "(rewards * logprobs).mean()"},
     {"more": "gains = advantages\n    scores_ = baseline - gains", "loss": "(scores_ * logprobs).mean()"},
     {"more": "log_probs = loss_fn(logits, tokens)", "loss": "(advantages * log_probs).mean()"},

@@ -110,7 +110,7 @@ def _turned(node: ast.expr, made: dict[str, ast.expr]) -> bool:
     """Whether what is called earned was made with a minus before the rewards, so that its sign is not known."""
     made_of = made.get(dotted(_inner(node)))
     parts_of = list(walk_level(made_of)) if made_of is not None else []
-    negated = any(isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub) for n in parts_of)
+    negated = any(_negates(n) for n in parts_of)
     taken_off = any(
         isinstance(n, ast.BinOp)
         and isinstance(n.op, ast.Sub)
@@ -119,6 +119,15 @@ def _turned(node: ast.expr, made: dict[str, ast.expr]) -> bool:
         for n in parts_of
     )
     return negated or taken_off or bool(NEGATED.search(_earned(node)))
+
+
+def _negates(node: ast.AST) -> bool:
+    """`-x` and `-1 * x`, and not the -1 of a shape."""
+    sides = (
+        (node.left, node.right) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) else (node,)
+    )
+    minus = [n for n in sides if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub)]
+    return any(len(sides) == 2 or not isinstance(n.operand, ast.Constant) for n in minus)
 
 
 def _earned(node: ast.expr) -> str:
