@@ -256,7 +256,7 @@ class Site:
 
 
 FACTS = {
-    "policy": "trainer: Known(Opaque) for the policy object; equal `name`s are the same object",
+    "policy": "trainer or generate: Known(Opaque) for the policy object; equal `name`s are the same object",
     "reference": "trainer: likewise for the reference; Known(None) when passed as None; missing when omitted",
     "peft": "trainer: Known(True) when the policy visibly carries an adapter (peft_config, get_peft_model)",
     "batched": "generate: Known(True) when several prompts go in at once",
@@ -264,12 +264,15 @@ FACTS = {
     "padding_side": "generate, trainer: the tokenizer's padding_side where it is set",
     "encoder_decoder": "generate: Known(True) for an encoder-decoder model, Known(False) for a decoder-only one",
     "train_mode": "generate: Known(True) when the model was last put into train(), Known(False) after eval()",
+    "engine_logprobs": "sampling params: Known('raw') where log-probs of an engine made without logprobs_mode are used",
+    "handed_on": "sampling params: Known(True) when a trainer takes them over and makes its own requests",
+    "reseeded": "generate: Known(True) when a loop sets the same seed of torch before each rollout",
     "dropout": "generate: the largest dropout probability visibly set on the model",
     "checkpointing": "generate: Known(True) when gradient checkpointing was on during the call, at run time only",
     "reference_trainable": "trainer or generate: Known('train mode' | 'in the optimizer') with its place as hop",
     "pad_is_eos_mask": "generate: Known(True) when the response mask is `!= pad` and pad is the end-of-sequence token",
-    "kl_estimator": "generate: Known('k1-loss' | 'abs' | 'clamp') for a hand-written KL term of that form",
-    "objective": "generate: Known('larger' | 'inverted' | 'kl-gain') for a clipped objective that is turned around",
+    "kl_estimator": "generate: Known('k1-loss' | 'abs' | 'clamp' | 'k3-turned' | 'k3-mixed') for a hand-written KL",
+    "objective": "generate: Known('larger' | 'inverted' | 'kl-gain' | 'minimised') for a turned objective",
     "checkpoint": "generate, trainer: Known(str), the checkpoint the policy was loaded from",
     "pairs": "generate: Known(True) when what is trained on are pairs of answers, under a loss as DPO's",
     "kl_term": "Known(False) when the visible loop has no KL term or its coefficient is 0",

@@ -99,3 +99,19 @@ def layer_for(model_name: str) -> Layer | None:
     hops = (Hop(HopKind.CHECKPOINT, None, f"generation_config.json of {model_name}"),)
     values = {name: Known(value, hops) for name, value in found.values.items()}
     return Layer(LayerKind.CHECKPOINT, values, version=found.version)
+
+
+DROPOUT = (
+    (r"(distil)?gpt2(-medium|-large|-xl)?(-imdb)?", 0.1),
+    (r"dialogpt-(small|medium|large)", 0.1),
+    (rf"opt{SIZE}", 0.1),
+    (r"(flan-)?t5-(small|base|large|xl|xxl|3b|11b)", 0.1),
+    (r"bart-(base|large)(-cnn)?", 0.1),
+)
+"""The largest dropout probability in the config.json of checkpoints that keep one; most later ones have 0."""
+
+
+def dropout_of(model_name: str) -> float | None:
+    """The dropout probability that a well-known checkpoint is loaded with; None where it is not known to have one."""
+    name = model_name.rstrip("/").rpartition("/")[2].lower()
+    return next((p for pattern, p in DROPOUT if re.fullmatch(pattern, name)), None)

@@ -25,8 +25,9 @@ class Dropout(Rule):
 
     ## What it does
     Reports a rollout whose model was last put into `train()` and has a dropout probability above 0, that of
-    LoRA adapters included. `generate()` never calls `eval()` by itself. Notes a trainer of TRL that
-    generates in train mode by itself (GRPO, RLOO, classic PPO) over a model with dropout.
+    LoRA adapters and of well-known checkpoints (GPT-2, OPT, T5) included. `generate()` never calls `eval()`
+    by itself. Notes a trainer of TRL that generates in train mode by itself (GRPO, RLOO, classic PPO) over a
+    model with dropout.
 
     ## Why it breaks the KL
     Each forward pass drops other units, so the tokens are drawn from one random network and scored by
@@ -106,13 +107,15 @@ class Dropout(Rule):
 
     VALID = (
         Example(by_hand(_SETTINGS, policy=_DROPOUT, before="policy.eval()")),
-        Example(by_hand(_SETTINGS, before="policy.train()")),
+        Example(by_hand(_SETTINGS, before="policy.eval()")),
+        Example(by_hand(_SETTINGS, before="policy.train()", checkpoint="Qwen/Qwen2.5-0.5B")),
     )
     INVALID = (
         Example(
             by_hand(_SETTINGS, policy=_DROPOUT, before="policy.train()"),
             "in train mode with a dropout of 0.1",
         ),
+        Example(by_hand(_SETTINGS, before="policy.train()"), "in train mode with a dropout of 0.1"),
     )
 
 

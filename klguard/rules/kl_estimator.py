@@ -21,6 +21,7 @@ class _Form(NamedTuple):
 
 _K1_IN_REWARD = "take log p - log ref, without a gradient, off the reward"
 _K3_AS_LOSS = "ask for k3 (`low_var_kl`) or k2 there, or take the KL off the reward instead"
+_K3_RIGHT = "write `d = ref_logprobs - logprobs` and `torch.exp(d) - d - 1`"
 _CONFIGURED = {
     ("kl_penalty", "abs"): _Form(
         Severity.WARNING,
@@ -60,6 +61,17 @@ _WRITTEN_BY_HAND = {
         "mean is above the KL, and a KL estimate that has gone negative cannot be seen",
         _K1_IN_REWARD,
     ),
+    "k3-turned": _Form(
+        Severity.WARNING,
+        "k3 is written with exp(log p - log ref), whose mean over the policy's own tokens is no part of the KL: "
+        "a few tokens that the reference finds unlikely decide it",
+        _K3_RIGHT,
+    ),
+    "k3-mixed": _Form(
+        Severity.WARNING,
+        "k3 is written with one of its signs turned: its mean is not the KL, and it may be negative",
+        _K3_RIGHT,
+    ),
 }
 
 
@@ -68,10 +80,10 @@ class KlEstimator(Rule):
 
     ## What it does
     Reports a hand-written KL term that is log p - log ref differentiated as a loss, its absolute value, or
-    clamped at 0; the same asked for in the configuration of a framework (verl's `kl_loss_type: kl`,
-    OpenRLHF's `--use_kl_loss --kl_estimator k1`); `kl_penalty="abs"` and `"mse"` of classic TRL and verl;
-    and notes `kl_estimator="k3"` where it is taken off the reward. k3 as a loss, as in GRPO, is not
-    reported.
+    clamped at 0, and a k3 with a sign turned; the first two asked for in the configuration of a framework
+    (verl's `kl_loss_type: kl`, OpenRLHF's `--use_kl_loss --kl_estimator k1`); `kl_penalty="abs"` and `"mse"`
+    of classic TRL and verl; and notes `kl_estimator="k3"` where it is taken off the reward. k3 as a loss, as
+    in GRPO, is not reported.
 
     ## Why it breaks the KL
     With d = log p - log ref of a token drawn from p: k1 = d is unbiased and may be negative; k2 = d^2 / 2
@@ -166,6 +178,14 @@ class KlEstimator(Rule):
                 loss="-(score(tokens) * logprobs).mean() + 0.1 * kl.mean()",
             ),
             "differentiated as a loss",
+        ),
+        Example(
+            by_hand(
+                "do_sample=True, top_k=0, max_new_tokens=32",
+                kl="torch.exp(logprobs - ref_logprobs) - (logprobs - ref_logprobs) - 1",
+                loss="-(score(tokens) * logprobs).mean() + 0.1 * kl.mean()",
+            ),
+            "k3 is written with exp(log p - log ref)",
         ),
         Example(
             "actor_rollout_ref:\n  actor:\n    use_kl_loss: true\n    kl_loss_type: kl\n",

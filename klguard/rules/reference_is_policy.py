@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from klguard.findings import Confidence
 from klguard.rules.bending import fact
+from klguard.rules.programs import by_hand
 from klguard.rules.rule import Example, Hazard, Rule
 from klguard.rules.words import all_of
 from klguard.settings import Opaque, Settings, SiteKind
@@ -25,13 +26,17 @@ for batch in ppo_trainer.dataloader:
     ppo_trainer.step(queries, responses, [score(text) for text in tokenizer.batch_decode(responses)])
 """
 
+_ALIAS = by_hand("do_sample=True, top_k=0, max_new_tokens=32").replace(
+    "reference = Auto", "reference = policy  # Auto"
+)
+
 
 class ReferenceIsPolicy(Rule):
     """Policy and reference are the same object.
 
     ## What it does
-    Reports a trainer whose policy and reference are certainly one object: two names for one model, or a
-    wrapper around it.
+    Reports a trainer, or a loop written by hand, whose policy and reference are certainly one object: two names
+    for one model, or a wrapper around it.
 
     ## Why it breaks the KL
     The reference is updated with the policy, so log p - log ref is 0 at every token and every step. The
@@ -63,7 +68,7 @@ class ReferenceIsPolicy(Rule):
     def check(self, settings: Settings) -> Iterator[Hazard]:
         policy, reference = fact(settings, "policy"), fact(settings, "reference")
         if (
-            settings.kind is not SiteKind.TRAINER
+            settings.kind not in (SiteKind.TRAINER, SiteKind.GENERATE)
             or not isinstance(policy, Opaque)
             or not isinstance(reference, Opaque)
         ):
@@ -83,6 +88,7 @@ class ReferenceIsPolicy(Rule):
                 severity=self.severity,
                 confidence=Confidence.HIGH,
                 values=(settings.facts["reference"], settings.facts["policy"]),
+                in_loop=settings.kind is SiteKind.GENERATE,
             )
 
     VALID = (
@@ -90,4 +96,7 @@ class ReferenceIsPolicy(Rule):
         Example(_LOOP.format(reference='AutoModelForCausalLMWithValueHead.from_pretrained("gpt2")')),
         Example(_LOOP.format(reference="None")),
     )
-    INVALID = (Example(_LOOP.format(reference="model"), "are the same object"),)
+    INVALID = (
+        Example(_LOOP.format(reference="model"), "are the same object"),
+        Example(_ALIAS, "are the same object"),
+    )

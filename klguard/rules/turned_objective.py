@@ -27,6 +27,11 @@ _FORMS = {
         "tokens less likely",
         "write `torch.exp(logprobs - old_logprobs)`",
     ),
+    "minimised": _Form(
+        "the objective is minimised as it stands: what was rewarded becomes less likely, and the policy is "
+        "driven away from what it draws",
+        "put one minus before it: `loss = -torch.min(ratio * advantages, clipped * advantages).mean()`",
+    ),
     "kl-gain": _Form(
         "a KL that is never negative is taken off the loss: the smaller the loss, the further the policy is from "
         "the reference, which it is paid to leave",
@@ -36,14 +41,14 @@ _FORMS = {
 
 _PURE = "do_sample=True, top_k=0, max_new_tokens=32"
 _RATIO = "old_logprobs = logprobs.detach()\n    advantages = score(tokens)\n    ratio = torch.exp({ratio})"
-_CLIP = "-torch.{which}(ratio * advantages, torch.clamp(ratio, 1 - 0.2, 1 + 0.2) * advantages).mean()"
+_CLIP = "{sign}torch.{which}(ratio * advantages, torch.clamp(ratio, 1 - 0.2, 1 + 0.2) * advantages).mean()"
 _K3 = "torch.exp(ref_logprobs - logprobs) - (ref_logprobs - logprobs) - 1"
 _POLICY = "policy_loss = -(score(tokens) * logprobs).mean()"
 
 
-def _clipped(which: str = "min", ratio: str = "logprobs - old_logprobs") -> str:
+def _clipped(which: str = "min", ratio: str = "logprobs - old_logprobs", sign: str = "-") -> str:
     kl = "(logprobs - ref_logprobs).detach()"
-    return by_hand(_PURE, kl=kl, mask=_RATIO.format(ratio=ratio), loss=_CLIP.format(which=which))
+    return by_hand(_PURE, kl=kl, mask=_RATIO.format(ratio=ratio), loss=_CLIP.format(which=which, sign=sign))
 
 
 class TurnedObjective(Rule):
@@ -51,7 +56,8 @@ class TurnedObjective(Rule):
 
     ## What it does
     Reports a clipped objective that takes the larger of the two terms, a ratio of the old policy over the new one
-    that is clipped around 1, and a k3 term that is subtracted from the loss that is minimised.
+    that is clipped around 1, an objective (clipped, or advantage times log-prob) that is minimised without a
+    minus or with two, and a k3 term that is subtracted from the loss that is minimised.
 
     ## Why it breaks the KL
     The clip and the KL term are what keeps the policy near the one that drew the tokens and near the reference.
@@ -98,5 +104,6 @@ class TurnedObjective(Rule):
     INVALID = (
         Example(_clipped("max"), "the larger of"),
         Example(_clipped(ratio="old_logprobs - logprobs"), "the inverse of"),
+        Example(_clipped(sign=""), "is minimised as it stands"),
         Example(by_hand(_PURE, kl=_K3, mask=_POLICY, loss="policy_loss - 0.1 * kl.mean()"), "paid to leave"),
     )

@@ -206,6 +206,18 @@ SWIFT = (
 LLAMA_FACTORY = "stage: ppo\nmodel_name_or_path: my/model\nreward_model: my/judge\n{}"
 
 SIBLINGS = (
+    script(
+        "torchtitan-3474",
+        "KLG204",
+        by_hand(PURE).replace("    tokens =", "    torch.manual_seed(42)\n    tokens ="),
+        by_hand(PURE, before="torch.manual_seed(42)"),
+    ),
+    script(
+        "vllm-3333",
+        "KLG204",
+        vllm("temperature=1.0, max_tokens=64, seed=42"),
+        vllm("temperature=1.0, max_tokens=64"),
+    ),
     config("miles-338", "KLG101", "run.sh", SLIME.format(k=20), SLIME.format(k=-1)),
     config("ms-swift-9824", "KLG104", "run.sh", SWIFT.format(p=0.1), SWIFT.format(p=0.0)),
     config(

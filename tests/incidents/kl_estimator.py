@@ -131,7 +131,13 @@ actor_rollout_ref:
   rollout: {{name: vllm, n: {n}}}
 """
 K3 = "torch.exp(ref_logprobs - logprobs) - (ref_logprobs - logprobs) - 1"
-POLICY = "policy_loss = -(score(tokens) * logprobs).mean()"
+K3_TURNED = "(torch.exp(logprobs - ref_logprobs) - 1) - (logprobs - ref_logprobs)"
+POLICY = "rewards = score(tokens)\n    policy_loss = -(rewards * logprobs).mean()"
+CLIPPED = """\
+mask, rewards = tokens != 0, score(tokens)
+    ratio = torch.exp(logprobs - logprobs.detach())
+    clipped = ratio.clamp(1 - 0.2, 1 + 0.2)
+    token_loss = -(torch.min(ratio * advantages, clipped * advantages) - 0.1 * kl) * mask"""
 PURE = "do_sample=True, top_k=0, max_new_tokens=32"
 
 SIBLINGS = (
@@ -145,6 +151,24 @@ SIBLINGS = (
         "kl-off-the-loss",
         "KLG410",
         by_hand(PURE, kl=K3, mask=POLICY, loss="policy_loss - 0.1 * kl.mean()"),
+        by_hand(PURE, kl=K3, mask=POLICY, loss="policy_loss + 0.1 * kl.mean()"),
+    ),
+    script(
+        "mlx-examples-1233",
+        "KLG405",
+        by_hand(PURE, kl=K3_TURNED, mask=POLICY, loss="policy_loss + 0.1 * kl.mean()"),
+        by_hand(PURE, kl=K3, mask=POLICY, loss="policy_loss + 0.1 * kl.mean()"),
+    ),
+    script(
+        "fla-1073",
+        "KLG410",
+        by_hand(PURE, kl=K3, mask=CLIPPED, loss="-token_loss.sum() / mask.sum()"),
+        by_hand(PURE, kl=K3, mask=CLIPPED, loss="token_loss.sum() / mask.sum()"),
+    ),
+    script(
+        "rlhf-book-125",
+        "KLG410",
+        by_hand(PURE, kl=K3, mask=POLICY.replace("-(", "("), loss="policy_loss + 0.1 * kl.mean()"),
         by_hand(PURE, kl=K3, mask=POLICY, loss="policy_loss + 0.1 * kl.mean()"),
     ),
     loop("verl-265", "KLG836", PaidTwice, Loop),

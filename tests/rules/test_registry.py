@@ -31,9 +31,11 @@ CODES = {
     "KLG109": "token-ban",
     "KLG110": "forced-token",
     "KLG111": "logits-processor",
+    "KLG112": "raw-logprobs",
     "KLG201": "greedy",
     "KLG202": "beam-search",
     "KLG203": "contrastive",
+    "KLG204": "fixed-seed",
     "KLG301": "min-length",
     "KLG302": "min-new-tokens",
     "KLG303": "eos-ignored",
@@ -62,7 +64,9 @@ CODES = {
 }
 HEADINGS = ["What it does", "Why it breaks the KL", "Example", "Use instead", "References"]
 SEVERITIES = {
-    "KLG003": Severity.NOTE, "KLG004": Severity.WARNING, "KLG303": Severity.NOTE, "KLG304": Severity.WARNING,
+    "KLG003": Severity.NOTE, "KLG004": Severity.WARNING, "KLG112": Severity.WARNING, "KLG204": Severity.WARNING,
+    "KLG303": Severity.NOTE,
+    "KLG304": Severity.WARNING,
     "KLG305": Severity.WARNING, "KLG307": Severity.WARNING, "KLG309": Severity.WARNING,
     "KLG404": Severity.WARNING, "KLG405": Severity.WARNING, "KLG407": Severity.WARNING,
     "KLG408": Severity.WARNING, "KLG409": Severity.WARNING, "KLG410": Severity.WARNING,

@@ -29,6 +29,21 @@ TURNED = [
     {"loss": RIGHT, "ratio": "(old_logprobs - logprobs).exp()"},
     {"loss": f"{RIGHT} - 0.1 * kl.mean()", "kl": K3},
     {"more": f"policy_loss = {RIGHT}", "loss": "policy_loss - 0.1 * kl.mean()", "kl": K3},
+    {"loss": RIGHT.removeprefix("-")},
+    {
+        "more": f"gain = torch.min({PAIR.format('', '')})\n    token_loss = -gain * mask",
+        "loss": "-token_loss.sum()",
+    },
+    {
+        "more": f"gain = torch.min({PAIR.format('', '')})",
+        "loss": "((gain * mask).sum(1) / mask.sum(1)).mean()",
+    },
+    {"loss": f"0.5 * value_loss - torch.max({PAIR.format('-', '-')}).mean()"},
+    {
+        "more": f"gain = torch.min({PAIR.format('', '')}) + beta * kl",
+        "loss": "-(gain * mask).mean()",
+        "kl": K3,
+    },
 ]
 
 HELD = [
@@ -45,9 +60,44 @@ HELD = [
         "loss": "-(policy_loss - 0.1 * kl.mean())",
         "kl": K3,
     },
+    {
+        "more": f"gain = torch.min({PAIR.format('', '')}) - beta * kl",
+        "loss": "-(gain * mask).mean()",
+        "kl": K3,
+    },
+    {
+        "more": f"gain = torch.min({PAIR.format('', '')})\n    token_loss = -gain * mask",
+        "loss": "token_loss.sum()",
+    },
+    {"loss": "-(advantages * logprobs).mean()"},
+    {"loss": "(neg_advantages * logprobs).mean()"},
+    {"more": "nll = -logprobs", "loss": "(advantages * nll).mean()"},
+    {"more": "log_probs = F.cross_entropy(logits, tokens)", "loss": "(advantages * log_probs).mean()"},
+    {"more": "minus = -logprobs * advantages", "loss": "minus.mean()"},
+    {"loss": "(costs * logprobs).mean()"},
+    {"more": "rewards = -1 * advantages", "loss": "(rewards * logprobs).mean()"},
+    {"more": "rewards = -advantages", "loss": "(rewards * logprobs).mean()"},
+    {"more": "gains = advantages\n    scores_ = baseline - gains", "loss": "(scores_ * logprobs).mean()"},
+    {"more": "log_probs = loss_fn(logits, tokens)", "loss": "(advantages * log_probs).mean()"},
+    {"more": "torch.optim.SGD(policy.parameters(), maximize=True)", "loss": "(advantages * logprobs).mean()"},
+    {"more": f"gain = torch.min({PAIR.format('', '')})", "loss": "sign * gain.mean()"},
+    {"more": f"gain = torch.min({PAIR.format('', '')})", "loss": "negate(gain).mean()"},
     {"loss": f"{RIGHT} - 0.1 * entropy.mean()"},
     {"loss": "torch.max((values - returns) ** 2, (values.clamp(1 - 0.2, 1 + 0.2) - returns) ** 2).mean()"},
 ]
+
+
+@pytest.mark.parametrize(("sign", "expected"), [("-", set()), ("", {"KLG410"})])
+def test_the_loss_that_a_function_hands_back_is_minimised(sign, expected):
+    function = (
+        "def policy_loss(logprobs, old_logprobs, advantages):\n    ratio = torch.exp(logprobs - old_logprobs)\n"
+        f"    return {sign}torch.min({PAIR.format('', '')}).mean()\n\n\n"
+    )
+    program = by_hand(PURE, kl="(logprobs - ref_logprobs).detach()", mask=OLD, loss="{}")
+    call = "policy_loss(logprobs, old_logprobs, advantages)"
+    assert {f.code for f in check_source(function + program.replace("{}", call))} == expected
+    turned = {f.code for f in check_source(function + program.replace("{}", f"-{call}"))}
+    assert "KLG410" not in turned  # which way round it is then is not followed through the call
 
 
 @pytest.mark.parametrize("program", TURNED)

@@ -10,15 +10,26 @@ from __future__ import annotations
 import ast
 
 from klguard.read.python.project import Project
-from klguard.read.python.source import Module
+from klguard.read.python.source import Module, dotted
 from klguard.read.python.wiring import losses, modes, prompts
-from klguard.read.python.wiring.carried import dropout, peft
+from klguard.read.python.wiring.bindings import own_nodes
+from klguard.read.python.wiring.carried import dropout, dropout_brought_along, peft
+from klguard.read.python.wiring.loops import training_scopes
 from klguard.read.python.wiring.padding import side_of
+from klguard.read.python.wiring.returned import engine_logprobs
 from klguard.read.python.wiring.roles import checkpoint, is_none, is_tokenizer, known, same_weights, slots
 from klguard.read.python.wiring.samplers import sampler_of
 from klguard.read.python.wiring.scoring import mitigations
+from klguard.read.python.wiring.seeds import reseeded
 from klguard.settings import Hop, HopKind, Known, Opaque, SiteKind, Value
 
+SWITCHES = (
+    "disable_adapter",
+    "disable_adapters",
+    "disable_adapter_layers",
+    "set_adapter",
+    "null_ref_context",
+)
 ENGINES_OF_THEIR_OWN = frozenset({"vllm", "sglang"})
 """They pad, mask and hold the weights themselves, so only the checkpoint is asked for."""
 
@@ -28,8 +39,8 @@ def facts(project: Project, module: Module, call: ast.Call, kind: SiteKind, engi
     readers = {
         SiteKind.TRAINER: _trainer,
         SiteKind.GENERATE: _generate,
-        SiteKind.GENERATION_CONFIG: _settings,
-        SiteKind.SAMPLING_PARAMS: _settings,
+        SiteKind.GENERATION_CONFIG: _generation_config,
+        SiteKind.SAMPLING_PARAMS: _sampling_params,
     }
     if kind not in readers:
         return {}
@@ -62,15 +73,56 @@ def _generate(project: Project, module: Module, call: ast.Call, engine: str) -> 
     found |= prompts.facts(project, module, call, sampler, engine)
     found["encoder_decoder"] = sampler.encoder_decoder
     if sampler.model is not None:
-        found["train_mode"] = modes.train_mode(project, module, sampler.model, call)
+        found["train_mode"] = mode = modes.train_mode(project, module, sampler.model, call)
+        if found["dropout"] is None and isinstance(mode, Known) and mode.value is True:
+            found["dropout"] = dropout_brought_along(project, module, sampler.model)
+    found["reseeded"] = reseeded(module, call)
     if not sampler.trained:
         found |= losses.facts(project, module, call)
         found["reference_trainable"] = modes.loop_reference(module)
+        if sampler.model is not None:
+            found |= _loop_models(project, module, call, sampler.model)
     return found
 
 
-def _settings(project: Project, module: Module, call: ast.Call, engine: str) -> dict[str, Value | None]:
+def _generation_config(
+    project: Project, module: Module, call: ast.Call, engine: str
+) -> dict[str, Value | None]:
     return {"kl_term": losses.kl_term_around(project, module, call)}
+
+
+def _sampling_params(
+    project: Project, module: Module, call: ast.Call, engine: str
+) -> dict[str, Value | None]:
+    """Whether a trainer is handed them, and makes its own of them; and which log-probs the engine returns."""
+    found: dict[str, Value | None] = {"kl_term": losses.kl_term_around(project, module, call)}
+    for node in module.of(ast.keyword):
+        if node.arg == "vllm_sampling_params":
+            found["handed_on"] = Known(True, (Hop(HopKind.KWARG, module.ast_place(node.value), node.arg),))
+    if engine == "vllm" and any(k.arg == "logprobs" for k in call.keywords):
+        found["engine_logprobs"] = engine_logprobs(project, module)
+    return found
+
+
+def _loop_models(
+    project: Project, module: Module, call: ast.Call, policy: ast.expr
+) -> dict[str, Value | None]:
+    """The policy that samples and the reference of the loop, where the reference has a name.
+
+    An adapter that is switched off makes one model both, so nothing is said where that is spoken of; nor where it is
+    the reference that samples.
+    """
+    if modes.REFERENCE_NAME.search(modes.bare_name(policy)):
+        return {}
+    scopes = training_scopes(project, module, call)
+    if any(word in where.calls for where, _ in scopes for word in SWITCHES):
+        return {}
+    for where, scope in scopes:
+        for node in own_nodes(scope):
+            loaded = isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load)
+            if loaded and modes.REFERENCE_NAME.search(dotted(node)):
+                return {"policy": _wired(project, module, policy), "reference": _wired(project, where, node)}
+    return {}
 
 
 def _wired(project: Project, module: Module, node: ast.expr) -> Value:

@@ -6,11 +6,12 @@ import ast
 import re
 from collections.abc import Iterator
 
+from klguard.engines.checkpoints import dropout_of
 from klguard.read.python.project import Project
 from klguard.read.python.source import Module, called_name, dotted
-from klguard.read.python.wiring.roles import Slots, constant, known, loads
+from klguard.read.python.wiring.roles import Slots, constant, known, loads, named_source
 from klguard.read.python.wiring.trails import origin
-from klguard.settings import HopKind, Known, Value
+from klguard.settings import Hop, HopKind, Known, Value
 
 ENCODER_DECODER = re.compile(r"Seq2SeqLM|ForConditionalGeneration")
 TEXT_MODELS = re.compile(
@@ -44,6 +45,38 @@ def dropout(project: Project, module: Module, given: Slots) -> Value | None:
     """The largest dropout probability written where the policy and its adapter are made."""
     found = list(_dropouts(project, module, given))
     return max(found, key=lambda each: each.value, default=None)
+
+
+def dropout_brought_along(project: Project, module: Module, policy: ast.expr) -> Value | None:
+    """The dropout of the checkpoint the policy is loaded from, where nothing in the file speaks of dropout."""
+    if any(DROPOUT.search(str(name).lower()) for name in _words(module)):
+        return None
+    for where, call in loads(project, module, policy):
+        if called_name(call) == "from_config" or any(k.arg in (None, "config") for k in call.keywords):
+            return None
+        if called_name(call) != "from_pretrained":
+            continue
+        source = named_source(call)
+        name = constant(project, where, source) if source is not None else None
+        if name is None or not isinstance(name.value, str):
+            return None
+        found = dropout_of(name.value)
+        place = where.ast_place(call)
+        return (
+            None
+            if found is None
+            else Known(found, (*name.hops, Hop(HopKind.CHECKPOINT, place, f"of {name.value}")))
+        )
+    return None
+
+
+def _words(module: Module) -> Iterator[str]:
+    for node in module.nodes:
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+                yield name
+            case ast.keyword(arg=str(name)) | ast.Constant(value=str(name)):
+                yield name
 
 
 def _dropouts(project: Project, module: Module, given: Slots) -> Iterator[Known]:

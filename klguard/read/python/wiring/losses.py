@@ -16,6 +16,7 @@ from klguard.read.python.wiring.loops import names_in, takes_gradient, training_
 from klguard.read.python.wiring.neighbours import imported
 from klguard.read.python.wiring.objective import objective
 from klguard.read.python.wiring.roles import constant
+from klguard.read.python.wiring.third import turned_third
 from klguard.settings import Hop, HopKind, Known, OneOf, Reason, Unknown, Value
 
 KL_NAME = re.compile(
@@ -38,7 +39,7 @@ def facts(project: Project, module: Module, call: ast.Call) -> dict[str, Value |
     """`kl_estimator`, `kl_term`, `objective` and `pad_is_eos_mask` of the training code around a generate call."""
     scopes = training_scopes(project, module, call)
     return {
-        "kl_estimator": kl_estimator(scopes),
+        "kl_estimator": kl_estimator(scopes) or turned_third(scopes),
         "kl_term": kl_term(project, module, scopes),
         "objective": objective(scopes),
         "pad_is_eos_mask": pad_is_eos_mask(module, call, scopes),

@@ -155,10 +155,16 @@ def _optimizer_around(module: Module, node: ast.AST) -> ast.Call | None:
 def loop_reference(module: Module) -> Value | None:
     """How the reference of a loop written by hand may learn or drop out: in the optimizer, or in train mode.
 
-    It is known by its name, and by being called (`ref_model(input_ids)`): reference answers are no models.
+    It is known by its name, and by being called or switched as only a model is: reference answers are no models.
     """
-    names = {dotted(node.func) for calls in module.calls.values() for node in calls}
-    for name in sorted(name for name in names if REFERENCE_NAME.search(name)):
+    called = {dotted(node.func) for calls in module.calls.values() for node in calls}
+    switched = {
+        bare_name(node.func.value)
+        for word in ("train", "eval", "parameters", "requires_grad_")
+        for node in module.calls.get(word, ())
+        if isinstance(node.func, ast.Attribute)
+    }
+    for name in sorted(name for name in called | switched if REFERENCE_NAME.search(name)):
         found = in_optimizer(module, name) or _in_train_mode(module, name)
         if found is not None:
             return found

@@ -16,22 +16,55 @@ from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
 from klguard.read.python.wiring.estimators import LOG_PROB, OLD, word
 from klguard.read.python.wiring.loops import REFERENCE, takes_gradient
+from klguard.read.python.wiring.signs import losses, parts, positive
 from klguard.settings import Hop, HopKind, Known, Value
 
 CLIPS = frozenset({"clamp", "clip"})
 KL = re.compile(r"(^|_)(kl|kld|kl_?div\w*|kls)(_|$)", re.IGNORECASE)
 LOSS = re.compile(r"(^|_)loss(es)?(_|$)", re.IGNORECASE)
+MINUS_LOG_PROB = re.compile(r"entropy|nll|loss", re.IGNORECASE)
+EARNED = re.compile(r"^(\w+_)?(adv|advantages?|rewards?|returns?|scores?)(_\w+)?$", re.IGNORECASE)
+BASELINE = re.compile(r"baseline|mean|values?|rewards?", re.IGNORECASE)
 NEGATED = re.compile(r"(^|_)neg", re.IGNORECASE)
 
 
 def objective(scopes: list[tuple[Module, Scope]]) -> Value | None:
-    """Known('larger' | 'inverted' | 'kl-gain') where a function that a rollout is used in has such a term."""
+    """Known('larger' | 'inverted' | 'kl-gain' | 'minimised') where a function that a rollout is used in has such a
+    term."""
     for where, scope in scopes:
-        made = _assigned_once(scope)
+        made = assigned_once(scope)
         for node in own_nodes(scope):
             form = _form(where, scope, node, made)
             if form and isinstance(node, ast.expr):
                 return Known(form, (Hop(HopKind.LITERAL, where.ast_place(node), where.segment(node)),))
+    negated = {name for _, scope in scopes for name in _negated(scope)} - {""}
+    for where, scope in scopes:
+        made = assigned_once(scope)
+        for loss, function in losses(scope):
+            turned = None if {dotted(loss), function} & negated else _minimised(loss, made)
+            if turned is not None and not any(k.arg == "maximize" for k in where.of(ast.keyword)):
+                form, term = turned
+                return Known(form, (Hop(HopKind.LITERAL, where.ast_place(term), where.segment(term)),))
+    return None
+
+
+def _minimised(loss: ast.expr, made: dict[str, ast.expr]) -> tuple[str, ast.expr] | None:
+    """What enters a loss with the wrong sign: min(r A, clip(r) A) with a plus, or k3 with a minus."""
+    for sign, term in parts(loss, made, KL.search):
+        if sign < 0 and KL.search(_bare(term)) and _is_k3(term, made):
+            return "kl-gain", term
+        if isinstance(term, ast.BinOp) and sign * _rewarded(term, made) > 0:
+            return "minimised", term
+        if not isinstance(term, ast.Call) or len(term.args) != 2:
+            continue
+        terms = [_product(argument, made) for argument in term.args]
+        if any(each is None for each in terms) or {each[1] for each in terms if each} != {True, False}:
+            continue
+        signs = {each[0] for each in terms if each}
+        smaller = called_name(term) in ("min", "minimum")
+        larger = called_name(term) in ("max", "maximum")
+        if (sign > 0 and signs == {1} and smaller) or (sign < 0 and signs == {-1} and larger):
+            return "minimised", term
     return None
 
 
@@ -46,7 +79,65 @@ def _form(module: Module, scope: Scope, node: ast.AST, made: dict[str, ast.expr]
     return None
 
 
-def _assigned_once(scope: Scope) -> dict[str, ast.expr]:
+def _rewarded(term: ast.BinOp, made: dict[str, ast.expr]) -> int:
+    """The sign of a product of log-probs, or of a ratio of the new policy over the old, and what was earned; else 0."""
+    sign, factors = _factors(term, made)
+    ratios = [f for f in factors if _exponential(f, made) is not None and not _upside_down(f, made)]
+    scored = [f for f in factors if f not in ratios and _is_log_prob(f, made)]
+    earned = [f for f in factors if EARNED.search(_earned(f)) and not _turned(f, made)]
+    rest = [f for f in factors if f not in ratios and f not in scored and f not in earned]
+    if len(ratios) + len(scored) != 1 or len(earned) != 1 or not all(map(positive, rest)):
+        return 0
+    return sign
+
+
+def _is_log_prob(node: ast.expr, made: dict[str, ast.expr]) -> bool:
+    """Whether a factor is log p of the tokens, by its name; what a cross entropy gives is -log p."""
+    name = word(_inner(node))
+    if not LOG_PROB.search(name) or OLD.search(name) or REFERENCE.search(name) or NEGATED.search(name):
+        return False
+    made_of = made.get(dotted(_inner(node)))
+    calls = (
+        [called_name(n) for n in walk_level(made_of) if isinstance(n, ast.Call)]
+        if made_of is not None
+        else []
+    )
+    signs = isinstance(made_of, ast.UnaryOp) or any(MINUS_LOG_PROB.search(call) for call in calls)
+    return not signs and "loss" not in name.lower()
+
+
+def _turned(node: ast.expr, made: dict[str, ast.expr]) -> bool:
+    """Whether what is called earned was made with a minus before the rewards, so that its sign is not known."""
+    made_of = made.get(dotted(_inner(node)))
+    parts_of = list(walk_level(made_of)) if made_of is not None else []
+    negated = any(_negates(n) for n in parts_of)
+    taken_off = any(
+        isinstance(n, ast.BinOp)
+        and isinstance(n.op, ast.Sub)
+        and BASELINE.search(word(_inner(n.left)) or "")
+        and not EARNED.search(word(_inner(n.left)))
+        for n in parts_of
+    )
+    return negated or taken_off or bool(NEGATED.search(_earned(node)))
+
+
+def _negates(node: ast.AST) -> bool:
+    """`-x` and `-1 * x`, and not the -1 of a shape."""
+    sides = (
+        (node.left, node.right) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) else (node,)
+    )
+    minus = [n for n in sides if isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.USub)]
+    return any(len(sides) == 2 or not isinstance(n.operand, ast.Constant) for n in minus)
+
+
+def _earned(node: ast.expr) -> str:
+    """The name of what was earned: `rewards` of `rewards`, `rewards[:, None]`, `(rewards - baseline)`."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
+        return word(node.left) if BASELINE.search(word(_inner(node.right))) else ""
+    return word(_inner(node))
+
+
+def assigned_once(scope: Scope) -> dict[str, ast.expr]:
     """Name -> expression of the variables that are assigned in one place."""
     found: dict[str, list[ast.expr]] = {}
     for node in own_nodes(scope):

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 
 from klguard.read.python.project import Project
-from klguard.read.python.source import Module, dotted
-from klguard.read.python.wiring.bindings import ancestors
+from klguard.read.python.source import FunctionInfo, Module, called_name, dotted
+from klguard.read.python.wiring.bindings import ancestors, own_nodes
 from klguard.read.python.wiring.roles import constant
-from klguard.read.python.wiring.trails import Origin, graph_of, origins
+from klguard.read.python.wiring.trails import graph_of, origins
 from klguard.settings import Known, SiteKind, Value, members
 
 Atom = tuple[str, object]
@@ -45,6 +45,7 @@ CONFIGS = frozenset(
     {"cfg", "conf", "config", "cfgs", "configs", "train_config", "training_config", "train_cfg"}
 )
 OBJECTS = ("generation_config", "sampling_params", "generation_kwargs", "gen_kwargs", "generate_kwargs")
+CLASSES = frozenset({"SamplingParams", "GenerationConfig"})
 MAX_DEPTH = 6
 
 
@@ -76,7 +77,9 @@ def _inside(project: Project, module: Module, node: ast.expr, depth: int) -> fro
             pass
         case _:
             return frozenset()
-    entries = [e for made in origins(project, module, owner) for e in _entries(project, made, name)]
+    entries = [
+        e for made in origins(project, module, owner) for e in _entries(project, made.module, made.node, name)
+    ]
     return frozenset().union(*(atoms(project, where, value, depth - 1) for where, value in entries))
 
 
@@ -178,31 +181,52 @@ def _written(
         if keyword.arg == name:
             yield module, keyword.value
     holders = [k.value for k in call.keywords if k.arg is None or k.arg in OBJECTS]
-    holders += [a for a in call.args if dotted(a).rpartition(".")[2].lstrip("_") in OBJECTS]
+    holders += [a for a in call.args if not isinstance(a, ast.Starred)]
     for holder in holders:
-        for made in origins(project, module, holder):
-            yield from _entries(project, made, name)
+        named = dotted(holder).rpartition(".")[2].lstrip("_") in OBJECTS or holder not in call.args
+        for where, made in _made(project, module, holder):
+            if (
+                named
+                or isinstance(made, ast.Dict)
+                or isinstance(made, ast.Call)
+                and called_name(made) in CLASSES
+            ):
+                yield from _entries(project, where, made, name)
         yield from _stores(module, dotted(holder), name)
 
 
+def _made(project: Project, module: Module, holder: ast.expr) -> Iterator[tuple[Module, ast.AST]]:
+    """Where the object comes from that an argument is; of a function of the project, what it hands back."""
+    for made in origins(project, module, holder):
+        function = (
+            graph_of(project).target(made.module, made.node) if isinstance(made.node, ast.Call) else None
+        )
+        if not isinstance(function, FunctionInfo):
+            yield made.module, made.node
+            continue
+        for node in own_nodes(function.node):
+            if isinstance(node, ast.Return) and node.value is not None:
+                yield from ((o.module, o.node) for o in origins(project, function.module, node.value))
+
+
 def _entries(
-    project: Project, made: Origin, name: str, depth: int = MAX_DEPTH
+    project: Project, where: Module, made: ast.AST, name: str, depth: int = MAX_DEPTH
 ) -> Iterator[tuple[Module, ast.expr]]:
     """What an object is made with under a name: in a dict display, as an argument, or in a dict it is made from."""
     inside: list[ast.expr] = []
-    match made.node:
+    match made:
         case ast.Dict(keys=keys, values=values):
             for key, value in zip(keys, values, strict=True):
                 if isinstance(key, ast.Constant) and key.value == name:
-                    yield made.module, value
+                    yield where, value
             inside = [value for key, value in zip(keys, values, strict=True) if key is None]
         case ast.Call(keywords=keywords):
-            yield from ((made.module, k.value) for k in keywords if k.arg == name)
+            yield from ((where, k.value) for k in keywords if k.arg == name)
             inside = [k.value for k in keywords if k.arg is None]
     for each in inside if depth else ():
-        for origin in origins(project, made.module, each):
-            if origin.node is not made.node:
-                yield from _entries(project, origin, name, depth - 1)
+        for origin in origins(project, where, each):
+            if origin.node is not made:
+                yield from _entries(project, origin.module, origin.node, name, depth - 1)
 
 
 def _stores(module: Module, holder: str, name: str) -> Iterator[tuple[Module, ast.expr]]:
