@@ -309,6 +309,77 @@ def test_permuted_minibatches_with_accumulation_count_each_token_once(policy, re
     assert sum(int(mask.sum()) for *_, mask in recorder.pairs) == event.mask.sum()
 
 
+OFTEN = {"eos_token_id": list(range(2, 10))}
+"""So many ids stop a response that they differ in length."""
+
+
+def alone(inputs, lengths):
+    """Each row by itself, up to its last token."""
+    for row, length in enumerate(lengths):
+        yield [row], {name: value[row : row + 1, :length] for name, value in inputs.items()}
+
+
+def cut(inputs, lengths):
+    """Micro-batches as long as their longest row."""
+    for rows in ([0, 5], [1, 7, 2], [3], [4, 6]):
+        yield rows, {name: value[rows, : max(lengths[row] for row in rows)] for name, value in inputs.items()}
+
+
+def shifted(inputs, lengths):
+    """The same, without the last token: it predicts nothing that is known."""
+    for rows, given in cut(inputs, lengths):
+        yield rows, {name: value[:, :-1] for name, value in given.items()}
+
+
+def longer(inputs, lengths):
+    """Padded to more than generate() returned."""
+    yield list(range(8)), {name: torch.nn.functional.pad(value, (0, 3)) for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("passes", [alone, cut, shifted, longer])
+def test_passes_of_another_length_count_each_token_once(policy, recorder, passes):
+    """Rows of full length alone would be rows chosen by what was drawn: no stop token would ever be among them."""
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    batch = prompts(rows=8)
+    with torch.no_grad(), Watcher(recorder, policy, reference):
+        torch.manual_seed(5)
+        tokens = policy.generate(**batch, **LENGTHS, **OFTEN)
+        event = recorder.rollouts[0][0]
+        lengths = (batch["input_ids"].shape[1] + event.mask.sum(1)).tolist()
+        assert len(set(lengths)) > 2, "rows of different lengths"
+        inputs = scoring_inputs(tokens, batch["attention_mask"])
+        for _ in range(2):  # a second time nothing is new
+            for _, given in passes(inputs, lengths):
+                policy(**given)
+                reference(**given)
+        whole = token_logprobs(
+            policy(**inputs).logits[:, batch["input_ids"].shape[1] - 1 : -1], event.responses
+        )
+    assert recorder.count() == recorder.count("reference") == event.mask.sum()
+    assert sum(int(mask.sum()) for *_, mask in recorder.pairs) == event.mask.sum()
+    for (rows, _), found in zip(passes(inputs, lengths), recorder.of("policy"), strict=False):
+        seen = found["mask"]
+        assert torch.equal(seen.sum(1), event.mask[rows].sum(1))
+        logprobs = token_logprobs(found["logits"], found["tokens"])
+        time = seen.shape[1]
+        assert torch.equal(found["tokens"][seen], event.responses[rows, :time][seen])
+        assert ((logprobs - whole[rows, :time]) * seen).abs().max() < 1e-5
+    for own, theirs, mask in recorder.pairs:
+        assert ((own - theirs) * mask).abs().max() < 1e-6
+
+
+def test_a_pass_over_the_prompts_alone_scores_no_longer_responses(recorder):
+    model, batch = llama(), prompts(rows=8)
+    with torch.no_grad(), Watcher(recorder, model):
+        torch.manual_seed(5)
+        tokens = model.generate(**batch, **LENGTHS, **OFTEN)
+        event = recorder.rollouts[0][0]
+        model(**batch)
+        assert recorder.count() == int((event.mask.sum(1) == 1).sum())
+        model(**scoring_inputs(tokens, batch["attention_mask"]))
+    assert recorder.count() == event.mask.sum()
+
+
 @pytest.mark.parametrize("first", ["policy", "reference"])
 def test_pairs_come_with_whichever_pass_is_second(policy, recorder, first):
     reference = copy.deepcopy(policy)

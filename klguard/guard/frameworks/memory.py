@@ -1,8 +1,12 @@
 """Remembered rollouts: recognising, on the device, the rows of a forward pass that scores them.
 
-A row is known by a 64-bit hash of its token ids. Kept of a rollout are the hashes, the mask of sampled tokens
-and, where a reference is scored too, one log-prob for each token. Nothing here waits for the device: which
-rows were recognised is known there only, as masks.
+A row is known by a 64-bit hash of its token ids. Kept of a rollout are the ids, the mask of sampled tokens and,
+where a reference is scored too, one log-prob for each token. Nothing here waits for the device: which rows were
+recognised is known there only, as masks.
+
+A pass may be shorter or longer than the rollout: loops cut a micro-batch to its longest row, leave out the last
+token, whose successor nobody knows, or pad rows of several rollouts to one length. What both have is compared. To
+know only rows of full length would be to choose rows by what was drawn, and such tokens are no test of the sampler.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 POLICY, REFERENCE = "policy", "reference"
 MAX_GROUPS = 64
@@ -42,13 +46,15 @@ def row_hashes(ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The rows of one forward pass (B', L) that score rows of a group (N, L) for the first time.
+    """The rows of one forward pass (B', L') that score rows of a group (N, L) for the first time.
 
-    pick  (B', N) bool, at most one True in each row and column; mask (B', T) bool, the sampled tokens.
+    pick  (B', N) bool, at most one True in each row and column; tokens (B', T') ids after the prompt that the pass has
+    logits for, T' <= T; mask (B', T') bool, the sampled ones.
     """
 
     group: Group
     pick: Tensor
+    tokens: Tensor
     mask: Tensor
 
     @property
@@ -71,10 +77,12 @@ class Group:
     ) -> None:
         self.handle, self.key, self.version, self.adapters = handle, key, version, adapters
         self.prompt_length, self.length = prompt_length, length
-        self.hashes: Tensor | None = None
+        self.sequences: Tensor | None = None
         self.mask: Tensor | None = None
         self.done: dict[str, Tensor] = {}
         self.logprobs: dict[str, Tensor] = {}
+        self.scored: dict[str, Tensor] = {}
+        self._hashes: dict[int, Tensor] = {}
 
     @property
     def seen(self) -> bool:
@@ -84,59 +92,85 @@ class Group:
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        kept = [self.hashes, self.mask, *self.done.values(), *self.logprobs.values()]
+        kept = [
+            self.sequences,
+            self.mask,
+            *self.done.values(),
+            *self.logprobs.values(),
+            *self.scored.values(),
+        ]
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
     def add(self, sequences: Tensor, mask: Tensor) -> None:
         """Remember more rows: sequences (B, L) ids, mask (B, T) bool."""
-        hashes = row_hashes(sequences)
-        if self.hashes is None or self.mask is None:
-            self.hashes, self.mask = hashes, mask.clone()
+        self._hashes = {}
+        if self.sequences is None or self.mask is None:
+            self.sequences, self.mask = sequences.detach().clone(), mask.clone()
             return
-        device = self.hashes.device
-        self.hashes = torch.cat((self.hashes, hashes.to(device, non_blocking=True)))
+        device = self.sequences.device
+        self.sequences = torch.cat((self.sequences, sequences.detach().to(device, non_blocking=True)))
         self.mask = torch.cat((self.mask, mask.to(device, non_blocking=True)))
         rows, time = mask.shape
         for role, done in self.done.items():
             self.done[role] = torch.cat((done, done.new_zeros(rows)))
-        for role, kept in self.logprobs.items():
-            self.logprobs[role] = torch.cat((kept, kept.new_zeros((rows, time))))
+        for kept in (self.logprobs, self.scored):
+            for role, values in kept.items():
+                kept[role] = torch.cat((values, values.new_zeros((rows, time))))
 
-    def open(self, hashes: Tensor, role: str) -> Tensor:
-        """(B', N) bool: which rows not yet scored in `role` have the hashes (B',)."""
-        assert self.hashes is not None
-        equal = hashes[:, None] == self.hashes.to(hashes.device, non_blocking=True)[None, :]
+    def hashes(self, length: int) -> Tensor:
+        """(N,) int64 hashes of the first `length` ids of each row."""
+        assert self.sequences is not None
+        if length not in self._hashes:
+            self._hashes[length] = row_hashes(self.sequences[:, :length])
+        return self._hashes[length]
+
+    def open(self, hashes: Tensor, length: int, role: str) -> Tensor:
+        """(B', N) bool: which rows not yet scored in `role` begin with `length` ids of the hashes (B',). A pass over
+        prompts alone scores the rows that have one token, and says nothing of others."""
+        assert self.mask is not None
+        equal = hashes[:, None] == self.hashes(length).to(hashes.device, non_blocking=True)[None, :]
+        if length == self.prompt_length:
+            equal = equal & (self.mask.sum(1) <= 1).to(hashes.device, non_blocking=True)[None, :]
         done = self.done.get(role)
         return equal if done is None else equal & ~done.to(hashes.device, non_blocking=True)[None, :]
 
-    def take(self, pick: Tensor, role: str) -> Recognised:
-        """Mark the rows of `pick` (B', N) as scored in `role`."""
-        assert self.mask is not None
+    def take(self, pick: Tensor, length: int, role: str) -> Recognised:
+        """Mark the rows of `pick` (B', N) as scored in `role`, by a pass of `length` ids."""
+        assert self.mask is not None and self.sequences is not None
         done = self.done.get(role)
         taken = pick.any(0)
         self.done[role] = taken if done is None else done.to(pick.device, non_blocking=True) | taken
         self.mask = self.mask.to(pick.device, non_blocking=True)
-        mask = self.mask[pick.int().argmax(1)] & pick.any(1)[:, None]
-        return Recognised(self, pick, mask)
+        self.sequences = self.sequences.to(pick.device, non_blocking=True)
+        rows, last = (
+            pick.int().argmax(1),
+            min(self.length, length + 1),
+        )  # the last logits are about the next token
+        tokens = self.sequences[rows, self.prompt_length : last]
+        mask = self.mask[rows, : last - self.prompt_length] & pick.any(1)[:, None]
+        return Recognised(self, pick, tokens, mask)
 
     def keep(self, found: Recognised, role: str, logprobs: Tensor) -> None:
-        """Remember the log-probs (B', T) of a pass."""
+        """Remember the log-probs (B', T') of a pass."""
         assert self.mask is not None
-        old = self.logprobs.get(role)
-        if old is None:
-            old = torch.zeros(self.mask.shape, dtype=torch.float32, device=logprobs.device)
-        taken, source = found.pick.any(0), found.pick.int().argmax(0)
-        fresh = logprobs.detach().float()[source]
-        self.logprobs[role] = torch.where(taken[:, None], fresh, old.to(fresh.device, non_blocking=True))
+        values, known = self.logprobs.get(role), self.scored.get(role)
+        if values is None or known is None:
+            values = torch.zeros(self.mask.shape, dtype=torch.float32, device=logprobs.device)
+            known = torch.zeros_like(self.mask)
+        taken, source = found.pick.any(0)[:, None], found.pick.int().argmax(0)
+        missing = (0, self.mask.shape[1] - logprobs.shape[1])
+        fresh = nn.functional.pad(logprobs.detach().float(), missing)[source]
+        there = nn.functional.pad(found.mask, missing)[source]
+        self.logprobs[role] = torch.where(taken, fresh, values.to(fresh.device, non_blocking=True))
+        self.scored[role] = torch.where(taken, there, known.to(fresh.device, non_blocking=True))
 
     def kept(self, found: Recognised, role: str) -> tuple[Tensor, Tensor] | None:
-        """Log-probs (B', T) of the same tokens from an earlier pass in `role`, and where there are any (B', T)."""
+        """Log-probs (B', T') of the same tokens from an earlier pass in `role`, and where there are any (B', T')."""
         if role not in self.logprobs:
             return None
-        device = found.mask.device
-        rows = found.rows
-        logprobs = self.logprobs[role].to(device, non_blocking=True)[rows]
-        return logprobs, found.mask & self.done[role].to(device, non_blocking=True)[rows][:, None]
+        device, rows, time = found.mask.device, found.rows, found.mask.shape[1]
+        logprobs = self.logprobs[role].to(device, non_blocking=True)[rows, :time]
+        return logprobs, found.mask & self.scored[role].to(device, non_blocking=True)[rows, :time]
 
 
 class Memory:
@@ -171,22 +205,27 @@ class Memory:
             del self.groups[0]
 
     def recognise(self, ids: Tensor, groups: list[Group], role: str) -> list[Recognised]:
-        """The rows of `ids` (B', L) that score rows of `groups`, of the same length, for the first time in `role`.
+        """The rows of `ids` (B', L') that score rows of `groups` for the first time in `role`, as far as both go.
 
         Of equal rows the k-th of the pass is the k-th that is still open, so that each is counted exactly
         once whatever its tokens: to count equal rows once would favour what is rare. A row that several
         groups claim goes to the one that claims most of this pass, of equals to the newest: an evaluation
         may draw the same tokens by chance.
         """
-        hashes = row_hashes(ids)
-        before = (hashes[:, None] == hashes[None, :]).tril(-1).sum(1)
         newest_first = groups[::-1]
+        common = [min(group.length, ids.shape[1]) for group in newest_first]
+        known = {}
+        for length in set(common):
+            hashes = row_hashes(ids[:, :length])
+            known[length] = hashes, (hashes[:, None] == hashes[None, :]).tril(-1).sum(1)
         picks = []
-        for group in newest_first:
-            free = group.open(hashes, role)
+        for group, length in zip(newest_first, common, strict=True):
+            hashes, before = known[length]
+            free = group.open(hashes, length, role)
             picks.append(free & (free.cumsum(1) == before[:, None] + 1))
         if len(picks) > 1:
             claims = torch.stack([pick.any(1) for pick in picks])
             winner = (claims * claims.sum(1, keepdim=True)).argmax(0)
             picks = [pick & (winner == n)[:, None] for n, pick in enumerate(picks)]
-        return [group.take(pick, role) for group, pick in zip(newest_first, picks, strict=True)]
+        found = zip(newest_first, picks, common, strict=True)
+        return [group.take(pick, length, role) for group, pick, length in found]

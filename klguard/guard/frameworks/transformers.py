@@ -215,7 +215,7 @@ class Watcher:
     ) -> tuple[str, Tensor, Tensor, list] | None:
         """(role, ids, logits, groups) of a pass that may score a remembered rollout, by what the host can see."""
         ids = self._ids(args, kwargs)
-        if ids is None or all(group.length != ids.shape[1] for group in self.memory.groups):
+        if ids is None:
             return None
         logits = _logits(output, ids)
         if logits is None:
@@ -223,11 +223,7 @@ class Watcher:
         version = self.listener.version
         adapters = adapters_in_use(self._layer) if role == POLICY else ()
         start = ids.shape[1] - logits.shape[1]
-        groups = [
-            group
-            for group in self.memory.groups
-            if group.length == ids.shape[1] and start < group.prompt_length < group.length
-        ]
+        groups = [g for g in self.memory.groups if start < g.prompt_length <= min(g.length - 1, ids.shape[1])]
         if role == POLICY and self._layer is not None:
             if any(group.adapters != adapters for group in groups):
                 role = REFERENCE
@@ -253,9 +249,9 @@ class Watcher:
     def _tell(self, role: str, ids: Tensor, logits: Tensor, found: Recognised) -> None:
         """Tell the listener of one group's rows in a pass, and of the pairs that it completes."""
         group = found.group
-        start = group.prompt_length - 1 - (group.length - logits.shape[1])
-        time = group.length - group.prompt_length
-        scores, tokens = logits[:, start : start + time], ids[:, group.prompt_length :]
+        start = group.prompt_length - 1 - (ids.shape[1] - logits.shape[1])
+        tokens = found.tokens
+        scores = logits[:, start : start + tokens.shape[1]]
         context = ids[:, : group.prompt_length]
         logprobs = self.listener.scored(role, scores, tokens, found.mask, context, group.handle)
         if self.reference is None and self._layer is None:
