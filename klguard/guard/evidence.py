@@ -63,6 +63,8 @@ WHY_BLIND = {
     "later": "needs the logits of the position after",
 }
 
+WHY_CLOSED = "some rows of the rollouts were dropped before the policy scored them"
+
 
 class Evidence:
     """The bank of hypotheses, its sums, and the mixture.
@@ -111,6 +113,7 @@ class Evidence:
         self._under_way = 0
         self._neighbours = (0.0,) * (FIGURES - 1)
         self.aligned = False
+        self.closed = False
         self.entropy: float | None = None
         self.tokens = 0
         self.nonfinite = 0
@@ -299,10 +302,17 @@ class Evidence:
             )
         return self._banned.advance(self.step + max(1, self._under_way), increments)
 
+    def close(self) -> None:
+        """Count nothing from now on: tokens are known only of rows that were chosen, perhaps by what they say, and in
+        such a choice the mean of a likelihood ratio is not at most 1. What was counted before stays."""
+        self.closed = True
+
     def advance(self, totals: Tensor, banned: tuple[float, float, float] | None = None) -> None:
         """End a step. totals: (width,) `pending` summed over ranks, on the host. banned: what
         `advance_banned` returned, on the host. Clears `pending`."""
         totals = torch.as_tensor(totals, dtype=torch.float64).detach()
+        if self.closed:
+            totals, banned = torch.zeros_like(totals), None
         if totals.shape != (self.width,):
             raise ValueError(f"sums of shape {tuple(totals.shape)}, expected ({self.width},): give `pending`")
         components = len(self.names)
@@ -412,6 +422,8 @@ class Evidence:
         """Families that nothing gathered so far could test, and what they need."""
         needs = {h.family: h.needs for h in self.bank}
         needs["banned_token"] = needs["pit"] = "log_probs"
+        if self.closed:
+            return dict.fromkeys(needs, WHY_CLOSED)
         return {family: WHY_BLIND[need] for family, need in needs.items() if need not in self._seen}
 
     # State
@@ -426,6 +438,7 @@ class Evidence:
             "pit_counts": self._pit_counts.clone(),
             "neighbours": list(self._neighbours),
             "aligned": self.aligned,
+            "closed": self.closed,
             "tokens": self.tokens,
             "nonfinite": self.nonfinite,
             "vocabulary": self._vocabulary,
@@ -454,6 +467,7 @@ class Evidence:
         self._density = None
         self._neighbours = tuple(state["neighbours"])
         self.aligned = bool(state["aligned"])
+        self.closed = bool(state.get("closed", False))
         self.tokens = int(state["tokens"])
         self.nonfinite = int(state["nonfinite"])
         self._vocabulary = state["vocabulary"] if state["vocabulary"] is not None else self._vocabulary

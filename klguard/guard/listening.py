@@ -134,6 +134,12 @@ class Listening(Telling):
             self._pairs(None, logprobs, reference_logprobs, mask)
 
     @shielded()
+    def dropped(self, rows: Tensor | float) -> None:
+        """So many rows of a rollout, (), were never scored although others were, and the rollout is over."""
+        if "score" not in self._by_hand:
+            self._works.ledger.add("unscored_rows", rows)
+
+    @shielded()
     def boundary(self) -> None:
         """A new rollout begins under new weights: the step before is over, unless the loop says so itself.
 
@@ -287,6 +293,8 @@ class Listening(Telling):
             self._works.dispatch(events.Setup(place=caller()))
 
     def _end_step(self, place: Place | None) -> list[Outcome]:
+        if self._watcher is not None and not self._works.ranks.active:
+            self._watcher.settle()
         self._works.scored_by_hand = "score" in self._by_hand
         outcomes = list(self._works.close(place))
         self._sends = self._works.sends

@@ -23,6 +23,7 @@ from klguard.guard.invariants import INVARIANTS, Breach, Invariant, Run
 from klguard.guard.ledger import Ledger, Readings
 from klguard.guard.ranks import Ranks
 from klguard.guard.scoring import tested
+from klguard.guard.shield import LOG
 from klguard.guard.thinning import Thinning
 from klguard.guard.verdict import verdict
 from klguard.guard.violation import finding
@@ -35,6 +36,11 @@ ROLLOUTS = 8
 
 FIGURES = ("rewards", "loss", "grad_norm", "lengths", "truncated", "explained_variance")
 """The loop's own figures whose means go into the journal."""
+
+DROPPED = (
+    "klguard no longer tests whether the tokens come from the policy: rows of a rollout (%.0f) were dropped before the"
+    " policy had scored them, and which ones may depend on what they say. Score all rows, then choose"
+)
 
 _KL = frozenset({"KLG603", "KLG604", "KLG605", "KLG606"})
 """Codes that carry the harm and the cause."""
@@ -77,7 +83,7 @@ class Works:
         self.ranks = ranks
         self.invariants: list[Invariant] = [kind(run) for kind in INVARIANTS]
         self._by_code = {invariant.code: invariant for invariant in self.invariants}
-        sums, maxima = ["failed"], []
+        sums, maxima = ["failed", "unscored_rows"], []
         sums += [f"local.{code}" for code in _LOCAL]
         sums += [f"rollout.{number}" for number in range(ROLLOUTS)]
         sums += [f"{figure}.{part}" for figure in FIGURES for part in ("sum", "count")]
@@ -248,6 +254,9 @@ class Works:
         for _, settings_findings in sites:
             found += self._told_of_settings(label, settings_findings)
         if label.counted:
+            if readings["unscored_rows"] and not self.evidence.closed:
+                self.evidence.close()
+                LOG.warning(DROPPED, readings["unscored_rows"])
             self.evidence.advance(evidence, tuple(banned.tolist()) if banned.numel() else None)
             found += self._judge_figures(label, readings)
         found += [finding(e, b, step=label.step, place=p or label.place) for e, b, p in label.breaches]

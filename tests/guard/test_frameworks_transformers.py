@@ -116,6 +116,7 @@ class Recorder:
     pairs: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     error: Exception | None = None
+    rows_dropped: int = 0
 
     def generated(self, event: Rollout, site: Site) -> None:
         self.order.append("generated")
@@ -138,6 +139,9 @@ class Recorder:
     def paired(self, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> None:
         self.order.append("paired")
         self.pairs.append((logprobs, reference_logprobs, mask))
+
+    def dropped(self, rows: Tensor | float) -> None:
+        self.rows_dropped += int(rows)
 
     def boundary(self) -> None:
         self.order.append("boundary")

@@ -89,6 +89,15 @@ class Group:
         """Whether some pass may have scored it, as far as the host can tell."""
         return POLICY in self.done
 
+    def dropped(self) -> Tensor | float:
+        """() number of rows that no pass of the policy scored, under whatever weights; 0 where none was scored at all,
+        as with an evaluation."""
+        done = self.done.get(POLICY)
+        if done is None or self.mask is None:
+            return 0.0
+        missing = self.mask.any(1).to(done.device, non_blocking=True) & ~done
+        return missing.sum() * done.any()
+
     @property
     def nbytes(self) -> int:
         """Memory held."""

@@ -48,6 +48,9 @@ class Listener(Protocol):
     def paired(self, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> None:
         """Both models have scored these tokens; (B, T) each, each token once."""
 
+    def dropped(self, rows: Tensor | float) -> None:
+        """() how many rows of a rollout that is over were never scored, where others were."""
+
     def boundary(self) -> None:
         """A new rollout begins under new weights, after one that was scored: a step is over. May raise."""
 
@@ -129,8 +132,17 @@ class Watcher:
         """Whether tokens drawn by other weights than the present ones were scored; such rollouts are forgotten."""
         version = self.listener.version
         over = any(group.seen and group.version != version for group in self.memory.groups)
-        self.memory.forget(keep_version=version)
+        self.settle()
         return over
+
+    def settle(self) -> None:
+        """Forget rollouts of other weights than the present ones, and tell how many of their rows were never scored."""
+        version = self.listener.version
+        with _aside():
+            for group in self.memory.groups:
+                if group.version != version and group.seen:
+                    self.listener.dropped(group.dropped())
+        self.memory.forget(keep_version=version)
 
     @staticmethod
     def _sequences(output: Any) -> Tensor | None:
@@ -228,15 +240,19 @@ class Watcher:
             if any(group.adapters != adapters for group in groups):
                 role = REFERENCE
                 groups = [group for group in groups if group.adapters != adapters]
-        if role == POLICY:
-            groups = [group for group in groups if group.version == version]
-        if not groups:
+        late = [group for group in groups if role == POLICY and group.version != version]
+        groups = [group for group in groups if group not in late]
+        if not groups and not late:
             return None
         last = self._last.get(role)
         if last is not None and last[0]() is ids and last[1:] == (version, adapters):
             return None  # the same pass, seen from the wrapper around the model
         self._last[role] = (weakref.ref(ids), version, adapters)
-        return role, ids.detach().to(logits.device, non_blocking=True), logits.detach(), groups
+        ids = ids.detach().to(logits.device, non_blocking=True)
+        if late:  # no evidence, but their rows have been used
+            with _aside():
+                self.memory.recognise(ids, late, role)
+        return (role, ids, logits.detach(), groups) if groups else None
 
     def _ids(self, args: tuple, kwargs: dict) -> Tensor | None:
         """The token ids (B, L) that went into a forward pass."""
