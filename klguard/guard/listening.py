@@ -14,7 +14,7 @@ from klguard.guard.frameworks.accelerate import mixed_precision
 from klguard.guard.hooks import OptimizerHooks
 from klguard.guard.invariants.invariant import HALF
 from klguard.guard.live import caller, findings
-from klguard.guard.mirrored import Temperatures
+from klguard.guard.mirrored import Temperatures, undivided
 from klguard.guard.shield import LOG, callers, shielded
 from klguard.guard.telling import Telling
 from klguard.guard.works import Outcome
@@ -97,7 +97,7 @@ class Listening(Telling):
         """generate() returned. Its settings are judged once its tokens have been scored."""
         self._begin()
         self._temperatures.remember(event.handle, event.temperature)
-        self._works.rollout(event, site, findings(site), dispatch=self._alone("rollout"))
+        self._works.rollout(event, site, undivided(site, findings(site)), dispatch=self._alone("rollout"))
 
     @shielded()
     def scored(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from klguard.findings import Finding, Severity
-from klguard.settings import Default, Known, Settings
+from klguard.settings import Default, Known, Settings, Site
 
 CODE = "KLG106"
 """Of the rule that a rollout's temperature is 1, or that of the logits that are scored."""
@@ -50,6 +52,24 @@ def temperature_of(settings: Settings) -> float | None:
 def _certain(settings: Settings, name: str) -> Any:
     value = settings.get(name)
     return value.value if isinstance(value, Known | Default) else None
+
+
+def undivided(site: Site, found: list[Finding]) -> list[Finding]:
+    """`found` about a rollout, without its temperature where the source shows that the loop divides the logits it
+    scores by the same one: what the guard cannot see from outside `klguard check` may read."""
+    if all(item.code != CODE for item in found) or not _divided(site.place.path, site.place.line):
+        return found
+    return [item for item in found if item.code != CODE]
+
+
+@lru_cache(maxsize=32)
+def _divided(path: str, line: int) -> bool:
+    with suppress(Exception):  # a source that cannot be read answers nothing
+        from klguard.check import check_paths
+
+        sites = [s for s in check_paths([path]).sites if s.place.line <= line <= s.place.end_line]
+        return bool(sites) and all("temperature" in site.settings.mitigations for site in sites)
+    return False
 
 
 def unseen(found: Iterable[Finding]) -> list[Finding]:

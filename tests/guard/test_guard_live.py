@@ -140,6 +140,17 @@ def test_an_evaluation_in_the_same_loop_is_not_reported(models, tmp_path, capsys
     assert {"KLG603", "KLG604", "KLG831"} & guard.exercised == {"KLG603", "KLG604"}, "both models were heard"
 
 
+@pytest.mark.parametrize("divided", [True, False])
+def test_whether_the_loop_divides_by_its_temperature_is_read_in_its_source(divided, models, tmp_path, capsys):
+    """From outside a pass shows raw logits, whatever the loop does with them."""
+    text = LOOP.replace("SETTINGS", "do_sample=True, top_k=0, temperature=0.5")
+    if divided:
+        text = text.replace(".logits[:, 5:-1].log_softmax", ".logits[:, 5:-1].div(0.5).log_softmax")
+    guard = quiet(*models, optimizer=models[2])
+    guard(loaded(text, tmp_path / "loop.py"))(*models, 3)
+    assert {(f.code, f.severity.value) for f in guard.findings} == (set() if divided else {("KLG106", "warning")})
+
+
 def responses(model, **settings):
     """(ids, mask) of six prompt tokens and a response."""
     prompts = torch.randint(2, 64, (16, 6))
