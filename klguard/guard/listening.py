@@ -23,6 +23,9 @@ from klguard.settings import Place, Site
 SEPARATE_ENGINE = 1e-2
 """Tolerance in nats per token where another engine drew the tokens."""
 
+UPDATES_UNHEARD = 8
+"""Updates of a watched policy after which it is said that no rollout was seen to be scored."""
+
 HALF_PRECISION = 1e-3
 SINGLE_PRECISION = 1e-4
 """Tolerances where the policy itself drew the tokens, by the precision it computes in."""
@@ -66,6 +69,8 @@ class Listening(Telling):
         self._by_hand: set[str] = set()
         self._temperatures = Temperatures()
         self._first_step_over = False
+        self._heard = False
+        self._updates_unheard = 0
         self._reset_step()
 
     def _reset_step(self) -> None:
@@ -160,8 +165,23 @@ class Listening(Telling):
         self._begin()
         run.version += after and owns
         self._works.dispatch(events.Update(optimizer=optimizer, after=after))
+        if after and owns:
+            self._notice_silence()
         if self._ends_step(after, owns):
             self._settle(self._end_step(caller()))
+
+    def _notice_silence(self) -> None:
+        """Say once that the loop is trained and nothing of it is heard: silence is not to be taken for a pass."""
+        if self._watcher is None or self._heard or self._by_hand:
+            return
+        self._updates_unheard += 1
+        if self._updates_unheard == UPDATES_UNHEARD:
+            LOG.warning(
+                "klguard has seen %d updates of the policy and no pass that scores a rollout: by itself it recognises"
+                " what model.generate() returned, in passes of the model over the same ids. Where the loop samples or"
+                " scores in another way, tell it: guard.rollout(...) and guard.logprobs(...)",
+                UPDATES_UNHEARD,
+            )
 
     def _part_at(self, optimizer: torch.optim.Optimizer, after: bool) -> None:
         if self._ends_step(after, self._hooks.owns(optimizer)):
@@ -199,6 +219,7 @@ class Listening(Telling):
 
     def _score(self, event: events.Scoring, source: str) -> None:
         self._begin()
+        self._heard = True
         self._step_open = True
         if not self._in_time():
             return

@@ -148,7 +148,36 @@ def test_whether_the_loop_divides_by_its_temperature_is_read_in_its_source(divid
         text = text.replace(".logits[:, 5:-1].log_softmax", ".logits[:, 5:-1].div(0.5).log_softmax")
     guard = quiet(*models, optimizer=models[2])
     guard(loaded(text, tmp_path / "loop.py"))(*models, 3)
-    assert {(f.code, f.severity.value) for f in guard.findings} == (set() if divided else {("KLG106", "warning")})
+    assert {(f.code, f.severity.value) for f in guard.findings} == (
+        set() if divided else {("KLG106", "warning")}
+    )
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_loop_that_is_not_heard_is_told_so_once(heard, models, caplog):
+    """It scores by the head alone: no pass of the model, so nothing is tested, and silence would look like a pass."""
+    policy, reference, optimizer = models
+    guard = quiet(*models, optimizer=optimizer)
+    with caplog.at_level("WARNING", logger="klguard"), guard:
+        for _ in range(20):
+            prompts = torch.randint(2, 64, (4, 6))
+            with torch.no_grad():
+                ids = policy.generate(
+                    prompts,
+                    attention_mask=torch.ones_like(prompts),
+                    max_new_tokens=4,
+                    do_sample=True,
+                    top_k=0,
+                )
+            hidden = policy.transformer(ids).last_hidden_state
+            logits = policy(ids).logits if heard else policy.lm_head(hidden)
+            loss = -logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).mean() * 1e-3
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    said = [record for record in caplog.records if "no pass that scores a rollout" in record.getMessage()]
+    assert len(said) == (0 if heard else 1)
+    assert (guard.evidence.tokens > 0) is heard
 
 
 def responses(model, **settings):
