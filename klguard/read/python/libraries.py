@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from klguard.engines import ENGINES
+from klguard.engines import ENGINES, NEWEST
 from klguard.read.python import nodes
 from klguard.read.python.calls import Arguments
 from klguard.read.python.command_lines import PARSERS
@@ -70,7 +70,7 @@ LOADERS = {
 ECHOES = frozenset("print json.dump json.dumps yaml.dump pprint.pprint len repr str".split())
 
 QUIET_PACKAGES = frozenset(
-    "builtins torch transformers trl trlx vllm sglang peft accelerate datasets numpy np "
+    "builtins klguard torch transformers trl trlx vllm sglang peft accelerate datasets numpy np "
     "pandas pd wandb logging json "
     "yaml os sys time re math random copy pathlib shutil typing tqdm rich pprint matplotlib "
     "seaborn evaluate deepspeed "
@@ -145,6 +145,8 @@ class Libraries(DataclassParsers):
             if kind != "text-of-file" and name not in LOADERS:
                 return None
             return self._load(name, args, node, state, frame)
+        if name == "klguard.pure_sampling":
+            return self._pure_sampling(args, node, state, frame)
         if name in OPTIONS:
             return self.option(args, node, frame)
         if name in LOADERS:
@@ -154,6 +156,21 @@ class Libraries(DataclassParsers):
         if name.startswith("omegaconf.OmegaConf."):
             return self._omegaconf(name.rpartition(".")[2], args, node, state)
         return self._foreign_instance(callee, args, node, state, frame)
+
+    def _pure_sampling(
+        self, args: Arguments, node: nodes.Call, state: State, frame: Frame
+    ) -> Abstract | None:
+        """The dict that klguard itself makes: every setting at its neutral value, and what it is given beside it."""
+        from klguard.pure import SAMPLERS, pure_sampling
+
+        engine = args.get("engine", 0) or Const("transformers")
+        if not isinstance(engine, Const) or engine.value not in SAMPLERS or args.more_positional is not None:
+            return None
+        steps = (Step(HopKind.LITERAL, frame.unit, node, "neutral, by klguard.pure_sampling"),)
+        neutral = pure_sampling(engine.value, NEWEST[engine.value])
+        entries: dict[Any, Abstract] = {name: Const(value, steps) for name, value in neutral.items()}
+        entries |= {k: v for k, v in args.keywords.items() if k not in ("engine", "version")}
+        return self.new_dict(entries, state, args.rest, steps=steps)
 
     def _omegaconf(self, name: str, args: Arguments, node: nodes.Call, state: State) -> Abstract | None:
         """OmegaConf.merge, to_container, structured; what else may change a configuration makes it
