@@ -52,7 +52,10 @@ def _readings(text: str) -> list[str]:
 
 
 def with_empty_f_strings(text: str) -> str:
-    """The text with spaces for what stands in those f-strings that quote inside their braces what they are quoted in, one for each character."""
+    """The text with blanks in place of the f-strings whose braces hold quotes of the kind that is around them.
+
+    Every character becomes one space, so that the rest of a line stays in its columns.
+    """
     parts: list[str] = []
     position = 0
     while opened := _OUTSIDE.search(text, position):
