@@ -126,6 +126,8 @@ class Calls(Expressions):
         self.steps_left = 0
         self.constructions: dict[Any, list[tuple[Arguments, State]]] = {}
         self.visited: set[Any] = set()
+        self.unfollowed: dict[Any, Any] = {}
+        """Identity of a value nobody can know -> the function (`FunctionInfo`) that was not followed to it."""
         self.too_long: set[Any] = set()
         self._cached: dict[tuple, Abstract] = {}
         self._counting: dict[Code, list[tuple[int, tuple]]] = {}
