@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from klguard.read.notebook import without_shell_commands
 from klguard.read.python.source import parse
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ def _readings(text: str) -> list[str]:
     """What the text may have been meant as, the likeliest first."""
     found = []
     if _SHELL.search(text):
+        from klguard.read.notebook import without_shell_commands
+
         found.append(without_shell_commands(text))
     if not NEWER_F_STRINGS and _F_STRING.search(text):
         found.extend(with_empty_f_strings(reading) for reading in [text, *found])
