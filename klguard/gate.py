@@ -126,10 +126,10 @@ class Gate:
             return (source,)
         if source.cells is not None:
             return source.failures
-        from klguard.read.python.source import parse
+        from klguard.read.python.dialects import parse_script
 
         try:
-            parse(source.text)
+            parse_script(source)
         except SyntaxError as error:
             return (_syntax_error(error, path),)
         return ()

@@ -172,6 +172,7 @@ _OPTIONS_WITH_ARGUMENT = {"time": "", "timeit": "nrp", "prun": "lsTD", "memit": 
 
 _CELL_MAGIC = re.compile(r"%%(\w*)")
 _ESCAPE = re.compile(r"([ \t]*)[%!?,;/]")
+_COMMAND = re.compile(r"([ \t]*)[%!]")
 _ASSIGNED = re.compile(r"([ \t]*[^\s#\"'=!<>:()][^#\"'=!<>()\n]*=[ \t]*)(?:!|%[ \t]*[A-Za-z_])")
 _HELP = re.compile(r"[ \t]*%{0,2}[\w*][\w*.\[\]\"'-]*\?{1,2}[ \t]*\Z")
 _STATEMENT_MAGIC = re.compile(r"([ \t]*)%(\w+)[ \t]+(?=\S)")
@@ -204,6 +205,14 @@ def keep_python(source: str) -> str:
     return head + ("".join(_statements(body)) if python else _blank(body))
 
 
+def without_shell_commands(source: str) -> str:
+    """The Python in a notebook that was exported as a script with its `!pip install` and `%cd` left in.
+
+    Only lines that begin with `!` or `%`, or assign what such a command gives, are replaced.
+    """
+    return "".join(_statements(source, _COMMAND))
+
+
 def _without_leading_indent(source: str) -> str:
     """As IPython runs it, a cell whose first line of code is indented is moved to the left by as much. (Columns in
     such a cell are told as they are after that.)"""
@@ -228,18 +237,18 @@ def _cell_magics(source: str) -> tuple[str, str, bool]:
             return head, source, False
 
 
-def _statements(source: str) -> Iterator[str]:
+def _statements(source: str, escape: re.Pattern[str] = _ESCAPE) -> Iterator[str]:
     """The logical lines of `source`, with a stand-in for those that are not Python."""
     start = 0
     while start < len(source):
         stop = _end_of_line(source, start)
         line = source[start:stop]
-        if _ESCAPE.match(line) or _ASSIGNED.match(line):
+        if escape.match(line) or _ASSIGNED.match(line):
             while line.endswith("\\") and stop < len(source):
                 stop = _end_of_line(source, stop + 1)
                 line = source[start:stop]
             yield _stand_in(line)
-        elif _HELP.match(line):
+        elif escape is _ESCAPE and _HELP.match(line):
             yield _stand_in(line)
         else:
             stop = _end_of_statement(source, start)

@@ -202,6 +202,10 @@ class CallGraph:
             return found if isinstance(found, ClassInfo) else "external"
         return None
 
+    def class_returned(self, info: FunctionInfo) -> Receiver:
+        """The class of what a function returns."""
+        return self._class_of_result(info, 4)
+
     def _class_of_result(self, info: FunctionInfo, depth: int) -> Receiver:
         """The class of what a function returns: by its annotation, else by its `return` statements."""
         node = info.node

@@ -126,6 +126,8 @@ class Calls(Expressions):
         self.steps_left = 0
         self.constructions: dict[Any, list[tuple[Arguments, State]]] = {}
         self.visited: set[Any] = set()
+        self.unfollowed: dict[Any, Any] = {}
+        """Identity of a value nobody can know -> the function (`FunctionInfo`) that was not followed to it."""
         self.too_long: set[Any] = set()
         self._cached: dict[tuple, Abstract] = {}
         self._counting: dict[Code, list[tuple[int, tuple]]] = {}
@@ -262,7 +264,7 @@ class Calls(Expressions):
         same = self._same_object(callee, arguments, text)
         if same is not None:
             return same
-        quiet = self.harmless(callee, text)
+        quiet = self.harmless(callee, text) or self._inherits_quietly(callee, state)
         if not quiet:
             self.escape(arguments.all(), f"passed to {text}()", state)
         for value in arguments.all():
@@ -305,6 +307,16 @@ class Calls(Expressions):
             self.invoke(function, Arguments(rest=unknown, more_positional=unknown), None, branch, frame)
         self._doubt_changes(branch, written, f"changed by {function.code.name}()", state)
         state.absorb(branch)
+
+    def _inherits_quietly(self, callee: Abstract, state: State) -> bool:
+        """Whether a method comes from an unseen base class of a library that only reads what it is given:
+        `super().__init__(model=model, args=args)` in a subclass of transformers' Trainer."""
+        owner = callee.owner if isinstance(callee, Unk) else None
+        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
+        if not isinstance(obj, InstObj) or not isinstance(obj.cls, Ref):
+            return False
+        bases = [base for base in self.mro(obj.cls, state) if isinstance(base, (Ext, Unk))]
+        return bool(bases) and all(isinstance(base, Ext) and self.harmless(base, "") for base in bases)
 
     def _inherited_call(self, callee: Abstract, state: State, frame: Frame) -> None:
         """A method that an unseen base class brings may change the instance, and call its other methods."""

@@ -388,6 +388,12 @@ class ContextAnalysis:
         if watcher.evaluators:
             where = _where(*watcher.evaluators[0], module)
             return Verdict(Context.EVALUATION, f"passed to a trainer that samples only to evaluate {where}")
+        if watcher.evaluations:
+            m, evaluation = watcher.evaluations[0]
+            where = _where(m, evaluation, module)
+            return Verdict(
+                Context.EVALUATION, f"passed to {written(m, callee(evaluation))}() {where}, by its name"
+            )
         unknown = Verdict(Context.UNKNOWN, "no call that samples with it is visible")
         return self._by_name(module, call, chain) or unknown
 

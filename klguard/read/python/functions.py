@@ -131,13 +131,20 @@ class Functions(Calls):
             reason = Reason.RECURSION if depth else Reason.BUDGET
             self._unseen()
             self._doubt_unfollowed(callee, arguments, state)
-            return Unk(reason, f"{code.name}()", oid=("call", next(self._fresh)))
+            return self._unfollowed(code, reason)
         self.visited.add(code)
         if any("cache" in decorator for decorator in code.decorators) and not code.wrapped:
             return self._invoke_cached(callee, arguments, link, state, frame)
         if not leads:
             return self._invoke_aside(callee, arguments, link, state, frame)
         return self._enter_function(callee, arguments, link, state, frame)
+
+    def _unfollowed(self, code: Code, reason: Reason) -> Unk:
+        """What a function returns that was not followed to its end."""
+        result = Unk(reason, f"{code.name}()", oid=("call", next(self._fresh)))
+        if code.info is not None:
+            self.unfollowed[result.oid] = code.info
+        return result
 
     def _depth_limit(self, code: Code, depth: int, arguments: Arguments, frame: Frame) -> int:
         """Activations of a function that are told apart. Notes the constants that this one is called with."""
@@ -232,7 +239,7 @@ class Functions(Calls):
             self._unseen()
             self.too_long.add(code.info or code)
             self._doubt_unfollowed(callee, arguments, state)
-            return Unk(Reason.BUDGET, f"{code.name}()", oid=("call", next(self._fresh)))
+            return self._unfollowed(code, Reason.BUDGET)
         finally:
             self.steps_left = before - (limit - max(self.steps_left, 0))
         state.become(branch)

@@ -317,7 +317,7 @@ class Observer(Arrivals):
         if not known and node.name == "generate" and self._is_foreign(node, arguments):
             return "local"
         if not known and isinstance(owner, (Unk, type(None))):
-            behind = self._method_behind(node, frame)
+            behind = self._method_behind(node, frame) or self._method_promised(owner)
             if behind is not None:
                 return "transformers" if _passes_on(behind.node) else "local"
             if self._is_import(node, frame) or self._has_own_generate(frame.module, owner):
@@ -389,6 +389,14 @@ class Observer(Arrivals):
                 elif isinstance(found, ClassInfo):
                     self._behind[node] = found.methods.get("generate")
         return self._behind[node]
+
+    def _method_promised(self, owner: Abstract | None) -> FunctionInfo | None:
+        """The generate() of the class that a function was to return which took too long to follow."""
+        from klguard.read.python.context import analysis_of
+
+        info = self.unfollowed.get(owner.oid) if isinstance(owner, Unk) else None
+        found = analysis_of(self.project).graph.class_returned(info) if info is not None else None
+        return found.methods.get("generate") if isinstance(found, ClassInfo) else None
 
     def _maker(self, value: Abstract, state: State) -> str:
         """Dotted name of the library class that made an object, "" where that is not known."""

@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from klguard.read.files import DEFAULT_LIMIT, Failure, SourceText, discover, read, read_bytes, reported
-from klguard.read.python.source import ClassInfo, FunctionInfo, Module, parse
+from klguard.read.python.dialects import parse_script
+from klguard.read.python.source import ClassInfo, FunctionInfo, Module
 
 LIBRARIES = frozenset(
     {"transformers", "trl", "trlx", "vllm", "sglang", "torch", "peft", "accelerate", "datasets"}
@@ -114,7 +115,7 @@ class Project:
             return None
         self.failures[path] = source.failures
         try:
-            tree = parse(source.text)
+            source, tree = parse_script(source)
         except SyntaxError as error:
             cell, line = source.locate(error.lineno or 1)
             failure = Failure("KLG001", error.msg or "invalid syntax", path, cell, line, error.offset or 1)

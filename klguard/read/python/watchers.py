@@ -36,6 +36,9 @@ from klguard.read.python.training import (
 MAX_SAMPLERS = 12
 """Calls that sample with one settings object of which the contexts are joined."""
 
+EVALUATING = frozenset("eval evaluate evaluation validate validation benchmark".split())
+"""Words in the name of a function that is not visible which say that it evaluates."""
+
 MAX_WRITTEN = 40
 """Nesting of an expression that is quoted in a reason."""
 
@@ -177,6 +180,8 @@ class SettingsWatcher:
         self.wrappers: list[tuple[Module, ast.Call, Frame]] = []
         self.trainers: list[tuple[Module, ast.Call]] = []
         self.evaluators: list[tuple[Module, ast.Call]] = []
+        self.evaluations: list[tuple[Module, ast.Call]] = []
+        """Calls of code that is not visible which evaluates by its name."""
         self.uncalled_functions: list[FunctionInfo] = []
 
     @property
@@ -211,6 +216,8 @@ class SettingsWatcher:
         if name in GENERATORS or (settings or by_name) and not name[:1].isupper():
             (self.wrappers if visible else self.samplers).append((spot.module, call, spot.frame))
             return not visible
+        if not visible and not name[:1].isupper() and words(name) & EVALUATING:
+            self.evaluations.append((spot.module, call))
         return False
 
     def _supervised(self, spot: Spot, call: ast.Call) -> bool:

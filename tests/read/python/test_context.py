@@ -11,8 +11,9 @@ import pytest
 
 from klguard.read.python import project as project_file
 from klguard.read.python.context import Verdict, classify, classify_through
+from klguard.read.python.dialects import parse_script
 from klguard.read.python.project import Project
-from klguard.read.python.source import Module, called_name, parse
+from klguard.read.python.source import Module, called_name
 from klguard.settings import Context, SiteKind
 
 ROLLOUT, EVALUATION = Context.ROLLOUT, Context.EVALUATION
@@ -912,7 +913,9 @@ def test_a_large_project_is_not_parsed_for_one_site(here: Path, monkeypatch: pyt
     project = project_of(here, SHARED | files)
     module = module_at(project, "sampling.py")
     parsed = []
-    monkeypatch.setattr(project_file, "parse", lambda text: (parsed.append(text), parse(text))[1])
+    monkeypatch.setattr(
+        project_file, "parse_script", lambda source: (parsed.append(source), parse_script(source))[1]
+    )
     assert classify(project, module, marked(module), SiteKind.GENERATE).context is ROLLOUT
     assert len(parsed) <= 40
 
@@ -1008,3 +1011,25 @@ def test_text_held_against_anything_else_is_not(test: str) -> None:
                 count += 1
         """
     assert verdict_of(text).context is INFERENCE
+
+
+@pytest.mark.parametrize(
+    ("function", "context"),
+    [
+        ("evaluate_on_test_set", EVALUATION),
+        ("run_validation", EVALUATION),
+        ("collect", UNKNOWN),
+        ("medieval", UNKNOWN),
+    ],
+)
+def test_settings_for_code_that_is_not_visible_by_its_name(function: str, context: Context):
+    text = f"""
+        from elsewhere import {function}, engine
+        from vllm import SamplingParams
+
+        {function}(
+            engine=engine,
+            params_of_it=SamplingParams(temperature=0.3),  # site
+        )
+        """
+    assert verdict_of(text).context is context

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from klguard.read.python import project as project_file
+from klguard.read.python.dialects import parse_script
 from klguard.read.python.project import COMMON, Project, Use
-from klguard.read.python.source import ClassInfo, FunctionInfo, parse
+from klguard.read.python.source import ClassInfo, FunctionInfo
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,9 @@ def project_of(sources: dict[str, str]) -> Project:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that are parsed from now on."""
     texts: list[str] = []
-    monkeypatch.setattr(project_file, "parse", lambda text: (texts.append(text), parse(text))[1])
+    monkeypatch.setattr(
+        project_file, "parse_script", lambda source: (texts.append(source.text), parse_script(source))[1]
+    )
     return texts
 
 
