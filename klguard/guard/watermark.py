@@ -14,7 +14,7 @@ from klguard.guard.rows import Rows, constants
 DEFAULT_KEY = 15485863
 """hashing_key of `transformers.WatermarkingConfig`."""
 
-EVERY = 8
+EVERY = 16
 """One in so many positions of a response is asked about: a green list is a permutation of the whole vocabulary."""
 
 
@@ -70,8 +70,11 @@ class Watermark(Hypothesis):
         """Of each green list after the id `last`: (components,) its probability in a row, and whether the row's token
         is in it."""
         generator = torch.Generator().manual_seed(self.key * last % (2**64 - 1))
-        order = torch.randperm(rows.vocabulary, generator=generator)
-        lists = {share: order[: int(rows.vocabulary * share)] for share in set(self.shares)}
-        mass = {s: rows.spectrum.probabilities[row, ids].sum(dtype=torch.float64) for s, ids in lists.items()}
-        green = {share: (ids == rows.tokens[row]).any() for share, ids in lists.items()}
-        return torch.stack([mass[s] for s in self.shares]), torch.stack([green[s] for s in self.shares])
+        sizes = [int(rows.vocabulary * share) for share in self.shares]
+        ids = torch.randperm(rows.vocabulary, generator=generator)[
+            : max(sizes)
+        ]  # a shorter list begins a longer one
+        listed, here = rows.spectrum.probabilities[row].index_select(0, ids), ids == rows.tokens[row]
+        lists = {size: (listed[:size].sum(dtype=torch.float64), here[:size].any()) for size in set(sizes)}
+        mass, green = zip(*(lists[size] for size in sizes), strict=True)
+        return torch.stack(mass), torch.stack(green)
