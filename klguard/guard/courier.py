@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 
+def at_hand(device: torch.device) -> bool:
+    """Whether values there can be read at once. From a GPU that would wait for all that it still has to do."""
+    return device.type == "cpu"
+
+
 @dataclass
 class _Sent:
     label: Any

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from klguard.guard.courier import at_hand
 from klguard.guard.events import Scoring
 from klguard.guard.rows import CACHE, Rows, working_bytes
 from klguard.guard.vocabulary import CACHE_PER_THREAD, ROW_MULTIPLE
@@ -37,8 +38,13 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
     """The chosen positions (indices b * T + t, on the host) in chunks whose temporaries stay within `budget`
     bytes.
 
-    Nothing waits for the device: which rows are valid is data, how many are chosen was decided before.
+    Nothing waits for the device: which rows are valid is data, how many are chosen was decided before. Where the data
+    are the host's own, positions that are not valid are passed over.
     """
+    if at_hand(event.mask.device):
+        chosen = chosen[event.mask.flatten()[chosen]]
+    if not len(chosen):
+        return
     event = replace(event, context_ids=_prompt(event))
     batch, time, vocabulary = event.logits.shape
     device = event.logits.device

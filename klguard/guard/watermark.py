@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from klguard.guard.courier import at_hand
 from klguard.guard.hypothesis import Hypothesis, in_range
 from klguard.guard.rows import Rows, constants
 
@@ -16,11 +17,6 @@ DEFAULT_KEY = 15485863
 
 EVERY = 16
 """One in so many positions of a response is asked about: a green list is a permutation of the whole vocabulary."""
-
-
-def looked_for_on(device: torch.device) -> bool:
-    """Whether ids can be read there at once. From a GPU that would wait for all that it still has to do."""
-    return device.type == "cpu"
 
 
 class Watermark(Hypothesis):
@@ -51,7 +47,7 @@ class Watermark(Hypothesis):
     def log_ratio(self, rows: Rows) -> Tensor:
         total = rows.spectrum.total
         ratio = total.new_full((len(total), len(self.biases)), math.nan)
-        if rows.context is None or not looked_for_on(total.device):
+        if rows.context is None or not at_hand(total.device):
             return ratio
         places = torch.arange(1, rows.context.shape[1] + 1)
         length = (

@@ -258,7 +258,8 @@ def test_events_never_wait_for_the_device(monkeypatch):
                     )
             return super().__torch_function__(function, types, args, kwargs or {})
 
-    monkeypatch.setattr("klguard.guard.watermark.looked_for_on", lambda device: False)  # as on a GPU
+    for module in ("watermark", "scoring"):
+        monkeypatch.setattr(f"klguard.guard.{module}.at_hand", lambda device: False)  # as on a GPU
     guard = Guard(on_violation="record", strict=True, eos_token_id=EOS, kl_coef=0.1)
     generator = torch.Generator().manual_seed(3)
     for _ in range(2):
