@@ -167,7 +167,8 @@ class Functions(Calls):
         code = callee.code
         where = f"passed to {code.name}()"
         self.escape(arguments.all(), where, state)
-        for name, attribute, rebound in touched(code.info.node) if code.info is not None else ():
+        places = touched(code.info.node, code.info.module.functions) if code.info is not None else ()
+        for name, attribute, rebound in places:
             is_self = callee.bound is not None and bool(code.params.params)
             if is_self and name == code.params.params[0].name:
                 value, scope = callee.bound, None

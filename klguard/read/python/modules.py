@@ -164,13 +164,8 @@ class Modules(Classes):
                 {oid: obj for oid, obj in state.heap.items() if oid not in objects},
                 {frame: names for frame, names in state.frames.items() if frame not in frames},
             )
-            return value
         value, made, entered = self._forced[key]
-        for oid, obj in made.items():
-            if oid not in state.heap:
-                state.heap[oid] = obj
-        for frame, names in entered.items():
-            state.frames.setdefault(frame, names)
+        state.bring(entered, made.items())
         return value
 
     def _force_new(self, later: Later, state: State) -> Abstract:
@@ -265,7 +260,8 @@ class Modules(Classes):
         if ("module", found.path) not in state.frames:
             if found.path not in self._modules:
                 self.steps_left -= MODULE_COST
-            state.absorb(self.module_state(found))
+            after = self.module_state(found)
+            state.bring(after.frames, after.heap.items())
         return Mod(found)
 
     def module_variable(self, name: str, state: State, frame: Frame) -> Abstract | None:  # type: ignore[override]

@@ -3,7 +3,7 @@ where paths meet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,15 +36,18 @@ from klguard.settings import Reason
 class Heap:
     """Objects by oid. Every write, in whichever copy, is told to the `watchers`, which all copies share.
 
-    Copies share what neither side has written since, and so know quickly in what they differ.
+    Copies share what neither side has written since, and so know quickly in what they differ. They share also how
+    objects were when they came `in_from` an import or a definition, which are looked at when somebody asks: on a path
+    where nobody did, they are that still.
     """
 
-    __slots__ = ("_shared", "_own", "watchers")
+    __slots__ = ("_shared", "_own", "watchers", "in_from")
 
     def __init__(self) -> None:
         self._shared: dict[Any, Object] = {}
         self._own: dict[Any, Object] = {}
         self.watchers: list[set[Any]] = []
+        self.in_from: dict[Any, Object] = {}
 
     def copy(self) -> Heap:
         if len(self._own) > FEW_WRITES and len(self._own) * 4 > len(self._shared):
@@ -53,8 +56,15 @@ class Heap:
 
     def _twin(self) -> Heap:
         twin = Heap.__new__(Heap)
-        twin._shared, twin._own, twin.watchers = self._shared, self._own.copy(), self.watchers
+        twin._shared, twin._own = self._shared, self._own.copy()
+        twin.watchers, twin.in_from = self.watchers, self.in_from
         return twin
+
+    def add(self, objects: Iterable[tuple[Any, Object]]) -> None:
+        """Take in the objects that this heap does not have yet."""
+        for oid, obj in objects:
+            if oid not in self:
+                self[oid] = obj
 
     def get(self, oid: Any, default: Object | None = None) -> Object | None:
         found = self._own.get(oid)
@@ -72,7 +82,7 @@ class Heap:
     def __contains__(self, oid: Any) -> bool:
         return oid in self._own or oid in self._shared
 
-    def items(self) -> Iterable[tuple[Any, Object]]:
+    def items(self) -> Collection[tuple[Any, Object]]:
         return {**self._shared, **self._own}.items()
 
     def oids(self) -> set[Any]:
@@ -84,6 +94,10 @@ class Heap:
             return {**self._own, **other._own}
         return {**self._shared, **self._own, **other._shared, **other._own}
 
+    def before(self, oid: Any) -> Object | None:
+        """What is under `oid` on a path that never wrote there; None where that path has no such object."""
+        return self.in_from.get(oid, _UNTOUCHED if type(oid) is tuple else None)
+
     def joined(self, other: Heap) -> Heap:
         """The objects where two paths meet."""
         both = self._twin()
@@ -92,15 +106,9 @@ class Heap:
             if left is right:
                 continue
             if left is None or right is None:
-                # Objects of which the oid is no tuple are made on one path and not there on the other.
-                made = left or right
-                assert made is not None
-                if type(oid) is tuple:
-                    both[oid] = _join_objects(left or _UNTOUCHED, right or _UNTOUCHED)
-                elif left is None:
-                    both[oid] = made
-            else:
-                both[oid] = _join_objects(left, right)
+                before = self.before(oid)
+                left, right = left or before or right, right or before or left
+            both[oid] = left if left is right else _join_objects(left, right)
         return both
 
     @contextmanager
@@ -118,37 +126,54 @@ FEW_WRITES = 24
 """Objects that a copy of a heap holds for itself before it is worth while to share them."""
 
 
+Frames = dict[Any, dict[str, Abstract]]
+
+
 class State:
-    """Variables by frame, and the heap. Copies share what neither side has written since."""
+    """Variables by frame, and the heap. Copies share what neither side has written since, and how the variables of a
+    module were when they came `in_from` an import."""
 
-    __slots__ = ("frames", "heap", "_owned")
+    __slots__ = ("frames", "heap", "in_from", "_owned")
 
-    def __init__(self, frames: dict[Any, dict[str, Abstract]] | None = None, heap: Heap | None = None):
+    def __init__(self, frames: Frames | None = None, heap: Heap | None = None, in_from: Frames | None = None):
         self.frames = frames if frames is not None else {}
         self.heap = heap if heap is not None else Heap()
+        self.in_from = in_from if in_from is not None else {}
         self._owned: set[Any] = set()
 
     def copy(self) -> State:
         self._owned = set()
-        return State(dict(self.frames), self.heap.copy())
+        return State(dict(self.frames), self.heap.copy(), self.in_from)
 
     def include(self, other: State, written: Iterable[Any]) -> None:
         """Join another state into this one, which differ in no objects but those `written`."""
-        for frame, variables in other.frames.items():
-            mine = self.frames.get(frame)
-            if mine is not variables:
-                self.frames[frame] = variables if mine is None else _join_variables(mine, variables)
+        self.frames = self._joined_frames(other)
         for oid in written:
             obj, mine_obj = other.heap.get(oid), self.heap.get(oid)
             if obj is not None and obj is not mine_obj:
-                fresh = obj if type(oid) is not tuple else _join_objects(_UNTOUCHED, obj)
-                self.heap[oid] = fresh if mine_obj is None else _join_objects(mine_obj, obj)
+                mine_obj = mine_obj or self.heap.before(oid)
+                self.heap[oid] = obj if mine_obj is None else _join_objects(mine_obj, obj)
         other._owned = set()
         self._owned = set()
+
+    def joined(self, other: State) -> State:
+        """The state where two paths meet."""
+        return State(self._joined_frames(other), self.heap.joined(other.heap), self.in_from)
+
+    def _joined_frames(self, other: State) -> Frames:
+        frames = dict(self.frames)
+        for frame, variables in other.frames.items():
+            mine = frames.get(frame) or self.in_from.get(frame)
+            if mine is not variables:
+                frames[frame] = variables if mine is None else _join_variables(mine, variables)
+        for frame in self.in_from.keys() & (frames.keys() - other.frames.keys()):
+            frames[frame] = _join_variables(frames[frame], self.in_from[frame])
+        return frames
 
     def become(self, other: State) -> None:
         """Take over the contents of another state (the result of a branch)."""
         self.frames, self.heap, self._owned = other.frames, other.heap, other._owned
+        self.in_from = other.in_from
 
     def variables(self, frame: Any) -> dict[str, Abstract]:
         return self.frames.get(frame, {})
@@ -166,32 +191,27 @@ class State:
         return self.frames[frame]
 
     def absorb(self, other: State) -> None:
-        """Add frames and objects this state does not have yet (an imported module's)."""
+        """Add frames and objects this state does not have yet."""
         for frame, variables in other.frames.items():
-            if frame not in self.frames:
-                self.frames[frame] = variables
-        for oid, obj in other.heap.items():
-            if oid not in self.heap:
-                self.heap[oid] = obj
+            self.frames.setdefault(frame, variables)
+        self.heap.add(other.heap.items())
+
+    def bring(self, frames: Frames, objects: Collection[tuple[Any, Object]]) -> None:
+        """Take in frames and objects of an import or a definition, but for those that are here."""
+        for frame, variables in frames.items():
+            self.in_from.setdefault(frame, variables)
+            self.frames.setdefault(frame, variables)
+        for oid, obj in objects:
+            self.heap.in_from.setdefault(oid, obj)
+        self.heap.add(objects)
 
 
 def join_states(states: Iterable[State]) -> State | None:
     """The state where paths meet; None when no path arrives."""
     result: State | None = None
     for state in states:
-        result = state.copy() if result is None else _join_two(result, state)
+        result = state.copy() if result is None else result.joined(state)
     return result
-
-
-def _join_two(left: State, right: State) -> State:
-    frames = dict(left.frames)
-    for frame, variables in right.frames.items():
-        mine = frames.get(frame)
-        if mine is None:
-            frames[frame] = variables
-        elif mine is not variables:
-            frames[frame] = _join_variables(mine, variables)
-    return State(frames, left.heap.joined(right.heap))
 
 
 _UNTOUCHED = DictObj({}, Unk(Reason.RUNTIME, "as it was before"))

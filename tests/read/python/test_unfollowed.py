@@ -70,3 +70,27 @@ def test_the_defaults_are_those_of_the_class_that_is_returned(
         (tmp_path / name).write_text(text, encoding="utf-8")
     found = {finding.code for finding in check_paths(["."]).findings}
     assert not found & {"KLG102", "KLG201", "KLG501"}
+
+
+WRITES = [
+    "SAMPLING['top_k'] = 3",
+    "SAMPLING.__setitem__('top_k', 3)",
+    "SAMPLING.__ior__({'top_k': 3})",
+    "operator.setitem(SAMPLING, 'top_k', 3)",
+    "dict.update(SAMPLING, top_k=3)",
+    "lower()",
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_it_writes_to_by_name_is_unknown(write, generated, monkeypatch: pytest.MonkeyPatch):
+    source = (
+        "import operator\nfrom recorder import model, ids\n"
+        "SAMPLING = dict(top_k=30)\n"
+        "def lower():\n    SAMPLING['top_k'] = 3\n"
+        f"def prepare():\n    1\n    {write}\n"
+        "prepare()\nmodel.generate(ids, **SAMPLING)\n"
+    )
+    assert generated(source) == {"top_k": 3}
+    monkeypatch.setattr(functions, "ASIDE_BUDGET", 1)
+    assert generated(source)["top_k"] == "unknown"
