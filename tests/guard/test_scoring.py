@@ -31,7 +31,9 @@ def counted(event):
 def test_on_the_host_only_sampled_positions_are_looked_at_and_the_sums_are_those_of_all(monkeypatch):
     event = scored(valid=0.9)
     here, rows = counted(event)
-    monkeypatch.setattr(scoring, "at_hand", lambda device: False)  # as on a GPU, where the mask cannot be read
+    monkeypatch.setattr(
+        scoring, "at_hand", lambda device: False
+    )  # as on a GPU, where the mask cannot be read
     there, every = counted(event)
     assert rows == int(event.mask.sum()) < every == event.mask.numel()
     torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9, equal_nan=True)

@@ -177,12 +177,19 @@ class Reacher(Observer):
         if isinstance(target, FunctionInfo) and target.cls is not None:
             return isinstance(node, ast.Attribute)
         if isinstance(node, ast.Attribute):
-            return bool(dotted(node)) and self.project.resolve(dotted(node), module) is target
+            found = self.project.resolve(dotted(node), module) if dotted(node) else None
+            return found is target or self._imports_by_call(module, target.module)
         if module is target.module:
             return True
         assert isinstance(node, ast.Name)
         found = self.project.resolve(node.id, module)
         return found is target or (isinstance(found, str) and bool(module.star_imports))
+
+    def _imports_by_call(self, module: Module, target: Module) -> bool:
+        """Whether a module gets hold of another one by `importlib.import_module("...")`, or `__import__`."""
+        calls = (*module.calls.get("import_module", ()), *module.calls.get("__import__", ()))
+        names = [call.args[0].value for call in calls if call.args and isinstance(call.args[0], ast.Constant)]
+        return any(self.project.find_module(str(name), module) is target for name in names)
 
     def _run_script(self, module: Module) -> None:
         """Run a module as a program."""
