@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from oracle.compare import judge  # noqa: E402
 from oracle.minimise import minimise  # noqa: E402
 from oracle.programs import Source, seeded  # noqa: E402
+from oracle.runner import TooSlow  # noqa: E402
 
 SHOWN = 3
 COUNTS = ("sites", "missed", "settings", "unknown", "wide")
@@ -36,7 +37,7 @@ def measure(seed: int) -> dict:
     result = {"seed": seed, "styles": sorted(set(source.styles)), "opaque": source.opaque}
     try:
         verdict = judge(source)
-    except Exception as error:  # the reader must survive every program; what it raised is the result
+    except (Exception, TooSlow) as error:  # the reader must survive every program; what it raised is the result
         return {**result, "crash": f"{type(error).__name__}: {error}"}
     return {
         **result,

@@ -367,6 +367,17 @@ def test_the_site_view_says_what_is_in_force_why_and_where_the_trail_ends():
     assert sites_output.summary([site()], 2) == "1 site in 2 files: 1 rollout."
 
 
+def test_settings_that_one_unknown_dict_decides_are_told_in_one_line():
+    dark = dict.fromkeys(
+        (f"setting_{number}" for number in range(sites_output.MANY + 1)), Unknown(Reason.RUNTIME, "cfg")
+    )
+    output = "\n".join(sites_output.render([site(**dark, top_k=Known(50))], {}, PLAIN))
+    assert f"{len(dark)} others = unknown (cfg: known only at run time)" in output
+    assert "setting_" not in output and "top_k    = 50" in output
+    output = "\n".join(sites_output.render([site(**dark)], {}, PLAIN))
+    assert f"{len(dark)} settings = unknown" in output
+
+
 def test_values_are_written_as_python_and_in_a_stable_order():
     assert source_text({"b", "a"}) == "{'a', 'b'}"
     assert source_text(set()) == "set()"

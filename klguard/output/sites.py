@@ -15,6 +15,9 @@ CONTEXT_STYLES = {
     Context.UNKNOWN: ("yellow",),
 }
 
+MANY = 8
+"""More settings than this with one text and one history are told together."""
+
 
 def render(sites: Iterable[Site], codes: Mapping[Place, Iterable[str]], paint: Paint) -> Iterator[str]:
     """The lines for all sites; an empty one after each."""
@@ -47,13 +50,21 @@ def _site(site: Site, codes: list[str], paint: Paint) -> Iterator[str]:
 
 
 def _settings(values: Mapping[str, Value], paint: Paint) -> Iterator[str]:
-    """What was written, a line each with its history; then the defaults together, by whose they are."""
+    """What was written, a line each with its history, and in one line all those of which the same unknown dict decides;
+    then the defaults together, by whose they are."""
     written = {name: value for name, value in sorted(values.items()) if not isinstance(value, Default)}
-    names = max(map(len, written), default=0)
-    texts = {name: clean(value_text(value)) for name, value in written.items()}
-    widest = min(max(map(len, texts.values()), default=0), 32)
+    alike: dict[tuple[str, str], list[str]] = {}
     for name, value in written.items():
-        yield f"  {name:<{names}} = {texts[name]:<{widest}}  {paint(clean(_origin(value)), 'dim')}".rstrip()
+        alike.setdefault((clean(value_text(value)), clean(_origin(value))), []).append(name)
+    rest = "others" if any(len(sharing) <= MANY for sharing in alike.values()) else "settings"
+    lines = {name: told for told, sharing in alike.items() if len(sharing) <= MANY for name in sharing} | {
+        f"{len(sharing)} {rest}": told for told, sharing in alike.items() if len(sharing) > MANY
+    }
+    names = max(map(len, lines), default=0)
+    widest = min(max((len(text) for text, _ in lines.values()), default=0), 32)
+    for name in sorted(lines, key=lambda name: (name not in written, name)):
+        text, origin = lines[name]
+        yield f"  {name:<{names}} = {text:<{widest}}  {paint(origin, 'dim')}".rstrip()
     defaults: dict[str, list[str]] = {}
     for name, default in sorted(values.items()):
         if isinstance(default, Default) and default.value is not None:

@@ -215,11 +215,12 @@ def without_shell_commands(source: str) -> str:
 
 def _without_leading_indent(source: str) -> str:
     """As IPython runs it, a cell whose first line of code is indented is moved to the left by as much. (Columns in
-    such a cell are told as they are after that.)"""
+    such a cell are told as they are after that. A form feed begins a line anew: what is before it indents nothing.)"""
     lines = source.split("\n")
     first = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
     indent = first[: len(first) - len(first.lstrip(" \t"))]
-    return "\n".join(line.removeprefix(indent) for line in lines) if indent else source
+    indented = indent and not first.startswith("\f", len(indent))
+    return "\n".join(line.removeprefix(indent) for line in lines) if indented else source
 
 
 def _cell_magics(source: str) -> tuple[str, str, bool]:

@@ -7,7 +7,7 @@ import json
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from klguard.read.notebook import NotANotebook, keep_python, parse
@@ -99,6 +99,7 @@ def test_no_cell_loses_or_gains_a_line(source):
 @pytest.mark.filterwarnings("ignore")
 @settings(deadline=None)
 @given(st.lists(PIECES, max_size=40).map("".join))
+@example("    \fx")
 def test_a_cell_that_is_python_stays_as_it_is(source):
     try:
         ast.parse(source)

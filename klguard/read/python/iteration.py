@@ -420,19 +420,23 @@ class Iteration(Methods):
                 state,
                 inner,
             )
-            state.heap[ref.oid] = DictObj({}, Unk(Reason.RUNTIME, self.text(node)))
+            rest = Unk(Reason.RUNTIME, f"an item of {self.text(clause.iter)}")
         for item, certain in rows or ():
             self._one_round(clause, node, item, ref, not certain, state, inner)
         if rest is not None:
             obj = state.heap[ref.oid]
             assert isinstance(obj, DictObj)
             doubt = Unk(rest.reason, self.text(node))
-            state.heap[ref.oid] = DictObj(
-                obj.entries
-                if self._keeps_keys(node)
-                else {k: join((v, doubt)) for k, v in obj.entries.items()},
-                doubt,
-            )
+            wanted = self._wanted_keys(node, state, inner)
+            if rows is None:
+                entries = {}
+            elif self._keeps_keys(node):
+                entries = obj.entries
+            else:
+                entries = {k: join((v, doubt)) for k, v in obj.entries.items()}
+            if wanted is not None:
+                entries = {**dict.fromkeys(wanted, join((MISSING, doubt))), **entries}
+            state.heap[ref.oid] = DictObj(entries, doubt if wanted is None else None)
         state.frames.pop(inner.id, None)
         return ref
 
@@ -445,6 +449,21 @@ class Iteration(Methods):
             and isinstance(node.key, nodes.Name)
             and first.value == node.key.value
         )
+
+    def _wanted_keys(self, node: nodes.DictComp, state: State, frame: Frame) -> Sequence[Any] | None:
+        """The keys that `{k: ... for k, v in ... if k in ("a", "b")}` can have; None where any may be there."""
+        for condition in node.for_in.ifs if isinstance(node.key, nodes.Name) else ():
+            if (
+                isinstance(condition, nodes.Comparison)
+                and isinstance(condition.left, nodes.Name)
+                and condition.left.value == node.key.value
+                and [part.operator for part in condition.comparisons] == ["In"]
+            ):
+                keys = self.unordered(self.eval(condition.comparisons[0].comparator, state, frame), state)
+                plain = None if keys is None else [self.plain(key, state) for key in keys]
+                if plain is not None and all(isinstance(key, str) for key in plain):
+                    return plain
+        return None
 
     def _comprehension_frame(self, frame: Frame) -> Frame:
         inner = Frame(("comp", next(self._fresh)), (), frame.module, frame.unit, frame.chain, frame.code)

@@ -21,6 +21,7 @@ from klguard.read.python.generators import STACKS
 from klguard.read.python.methods import READING
 from klguard.read.python.state import State, join_states, truth
 from klguard.read.python.values import (
+    MISSING,
     Abstract,
     ClassObj,
     Const,
@@ -279,6 +280,10 @@ class Libraries(DataclassParsers):
             # A GenerationConfig lists every field it has, with None or a default by version.
             unset = None if obj.made_by == "dict-like" else Unk(Reason.RUNTIME, self.text(node))
             return self.new_dict(dict(attrs.entries), state, attrs.rest or unset)
+        if obj.made_by == "transformers.GenerationConfig" and callee.name == "to_diff_dict":
+            attrs = self.dict_of(Ref(obj.attrs), state) or DictObj()
+            entries = {k: join((v, MISSING)) if _is_a_default(v) else v for k, v in attrs.entries.items()}
+            return self.new_dict(entries, state, attrs.rest or Unk(Reason.RUNTIME, self.text(node)))
         if obj.made_by == "transformers.GenerationConfig" and callee.name == "update":
             self.merge_keywords(Ref(obj.attrs), args, state)
             return Const(None)
@@ -525,3 +530,11 @@ class Libraries(DataclassParsers):
         if method in QUIET_METHODS or method in READING:
             return True
         return kind.split(".")[0] in QUIET_PACKAGES and _CHANGES.match(method) is None or kind in _STEADY
+
+
+def _is_a_default(value: Abstract) -> bool:
+    """Whether a field of a GenerationConfig may hold this by default in some version: those are left out of a diff."""
+    known = [member.value for member in members(value) if isinstance(member, Const)]
+    return len(known) < len(members(value)) or any(
+        v is not True and v in (None, 0, 1, 5, 20, 50) for v in known
+    )

@@ -35,9 +35,10 @@ def _generated(tmp_path: Path, source: str, files: dict[str, str] | None = None)
     before = os.getcwd()
     os.chdir(tmp_path)
     try:
-        (site,) = read_sites(Project(tmp_path), ["main.py"])
+        sites = read_sites(Project(tmp_path), ["main.py"])
     finally:
         os.chdir(before)
+    (site,) = [site for site in sites if not site.call.endswith("GenerationConfig")]
     layer = next((each for each in site.settings.layers if each.kind is LayerKind.KWARGS), None)
     if layer is None:
         return {}

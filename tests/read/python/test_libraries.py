@@ -245,3 +245,28 @@ def test_environment_settings_decide_no_branch(generated: Generated) -> None:
 )
 def test_ways_to_read_a_file(source: str, generated: Generated) -> None:
     assert generated(source + CALL, {"a.json": '{"top_k": 5}'}) == {"top_k": 5}
+
+
+CONFIG = "from transformers import GenerationConfig\nconfig = GenerationConfig(top_k=3, do_sample=True, top_p=1.0)\n"
+
+
+@pytest.mark.parametrize("source", ["{}.items()", "{}"])
+@pytest.mark.parametrize("name", ["to_dict", "to_diff_dict", "unknown"])
+def test_a_filter_by_name_says_what_else_cannot_be_there(generated, name, source):
+    made = {"to_dict": "config.to_dict()", "to_diff_dict": "config.to_diff_dict()", "unknown": "settings()"}[
+        name
+    ]
+    pair = "k: v for k, v" if "items" in source else "k: source[k] for k"
+    found = generated(
+        f"from elsewhere import settings\n{CONFIG}source = {made}\n"
+        f"kw = {{{pair} in {source.format('source')} if k in ('top_k', 'top_p')}}{CALL}"
+    )
+    assert "*" not in found
+    assert (
+        found
+        == {
+            "to_dict": {"top_k": 3, "top_p": 1.0},
+            "to_diff_dict": {"top_k": 3, "top_p": {"1.0", "'absent'"}},
+            "unknown": {"top_k": UNKNOWN, "top_p": UNKNOWN},
+        }[name]
+    )
