@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from klguard.literals import default_text, value_text
 from klguard.output.terminal import Paint, clean, plural
-from klguard.settings import Context, Default, Place, Site, Value, members
+from klguard.settings import Context, Default, Place, Site, Unknown, Value, join, members
 
 CONTEXT_STYLES = {
     Context.ROLLOUT: ("red", "bold"),
@@ -55,7 +55,7 @@ def _settings(values: Mapping[str, Value], paint: Paint) -> Iterator[str]:
     written = {name: value for name, value in sorted(values.items()) if not isinstance(value, Default)}
     alike: dict[tuple[str, str], list[str]] = {}
     for name, value in written.items():
-        alike.setdefault((clean(value_text(value)), clean(_origin(value))), []).append(name)
+        alike.setdefault(_told(value), []).append(name)
     rest = "others" if any(len(sharing) <= MANY for sharing in alike.values()) else "settings"
     lines = {name: told for told, sharing in alike.items() if len(sharing) <= MANY for name in sharing} | {
         f"{len(sharing)} {rest}": told for told, sharing in alike.items() if len(sharing) > MANY
@@ -71,6 +71,15 @@ def _settings(values: Mapping[str, Value], paint: Paint) -> Iterator[str]:
             defaults.setdefault(default_text(default), []).append(f"{name}={value_text(default)}")
     for whose, texts_of in sorted(defaults.items()):
         yield paint(f"  {whose}: {clean(', '.join(texts_of))}", "dim")
+
+
+def _told(value: Value) -> tuple[str, str]:
+    """(The text of a value, its history). Of what is unknown, or else as by default, each default is not told."""
+    kinds = {type(member) for member in members(value)}
+    if kinds != {Unknown, Default}:
+        return clean(value_text(value)), clean(_origin(value))
+    unknown = join(member for member in members(value) if isinstance(member, Unknown))
+    return clean(f"{value_text(unknown)} or by default"), clean(_origin(unknown))
 
 
 def _origin(value: Value) -> str:

@@ -12,9 +12,9 @@ from klguard.read.python.containers import (
     NOT_PLAIN,
     SETS,
     VIEWS,
-    Containers,
 )
 from klguard.read.python.control import Frame
+from klguard.read.python.mappings import Mappings
 from klguard.read.python.memory import MAX_ITEMS
 from klguard.read.python.operators import SET_OPERATIONS, NotComputed, compute
 from klguard.read.python.state import State, join_states
@@ -42,7 +42,7 @@ _SET_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-class Algebra(Containers):
+class Algebra(Mappings):
     """What `+`, `*`, `|`, `&`, `-`, `^`, `%`, `==` and `in` give for containers."""
 
     def _eval_Set(self, node: nodes.Set, state: State, frame: Frame) -> Abstract:

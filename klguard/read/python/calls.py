@@ -173,7 +173,7 @@ class Calls(Expressions):
 
     def _splat(self, arg: nodes.Arg, value: Abstract, found: Arguments, state: State, frame: Frame) -> None:
         text = self.text(arg.value)
-        source = self.dict_of(value, state)
+        source = self.contents(value, state)
         if source is None:
             doubt = value if isinstance(value, Unk) else Unk(Reason.RUNTIME, text)
             if not self.holds_inputs(arg.value):

@@ -33,6 +33,7 @@ class Expressions(Operations):
     """Evaluation of everything but calls."""
 
     call: Callable[..., Abstract]
+    contents: Callable[[Abstract, State], DictObj | None]
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +105,7 @@ class Expressions(Operations):
         """`ref.update(value)`: what `value` certainly holds wins, what it may hold joins."""
         target = state.heap[ref.oid]
         assert isinstance(target, DictObj)
-        source = self.dict_of(value, state)
+        source = self.contents(value, state)
         if source is None and (pairs := self._pairs(value, state)) is not None:
             source = DictObj(pairs)
         entries = dict(target.entries)

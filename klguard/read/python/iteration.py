@@ -409,7 +409,7 @@ class Iteration(Methods):
             and (clause.target.value == node.key.value)
         )
         inner = self._comprehension_frame(frame)
-        rows, rest = self._rows(self.eval(clause.iter, state, frame), by_key, state)
+        rows, rest = self.rows_of(self.eval(clause.iter, state, frame), by_key, state)
         if rows is None:
             self._one_round(
                 clause,
@@ -472,7 +472,7 @@ class Iteration(Methods):
         inner.scopes = (inner.id, *frame.scopes)
         return inner
 
-    def _rows(
+    def rows_of(  # type: ignore[override]
         self, iterable: Abstract, by_key: bool, state: State
     ) -> tuple[list[tuple[Abstract, bool]] | None, Unk | None]:
         """What a comprehension runs over: (items, each with whether it is certainly there), and what
