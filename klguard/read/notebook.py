@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from klguard.read.f_strings import older_readings
+
 
 @dataclass(frozen=True, slots=True)
 class CellSpan:
@@ -72,6 +74,11 @@ def parse(text: str) -> Notebook:
         original = _source(cell)
         source = keep_python(original) if python and _is_python_cell(cell) else _blank(original)
         error = _syntax_error(source, index)
+        if error is not None:
+            older = next(
+                (each for each in older_readings(source) if _syntax_error(each, index) is None), None
+            )
+            source, error = (source, error) if older is None else (older, None)
         if error is not None:
             bad.append(error)
             source = _blank(source)

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from klguard.check import check_source
+from klguard.read.f_strings import with_empty_f_strings
 from klguard.read.notebook import without_shell_commands
-from klguard.read.python.dialects import with_empty_f_strings
 
 ROLLOUT = """
 import torch
