@@ -95,19 +95,29 @@ def _kept(cache: Cache | None, share: Share, target: Target) -> Answer | None:
 
 
 def _serial(shares: Iterable[Share], target: Target) -> Iterator[tuple[Share, tuple[Answer, Trail]]]:
-    return ((share, read_share(share, target)) for share in shares)
+    project = project_of(target)
+    return ((share, read_share(share, target, project)) for share in shares)
 
 
 # --- one share ------------------------------------------------------------------------------------
 
 
-def read_share(share: Share, target: Target) -> tuple[Answer, Trail]:
-    """The answer about the files of one share, and what else it depends on."""
+def project_of(target: Target) -> Project:
+    """The project that the shares are read in."""
     from klguard.read.python.project import Project
 
+    return Project(target.root, target.files, target.text, target.max_file_size)
+
+
+def read_share(share: Share, target: Target, project: Project) -> tuple[Answer, Trail]:
+    """The answer about the files of one share, and what else it depends on. Of the project, what is known of the bytes
+    of its files is used, and nothing that was parsed before."""
+    from klguard.read.python.memo import forget
+
+    project = project.fresh()
+    forget()
     if not gc.isenabled():
         gc.collect()  # the trees of the share before
-    project = Project(target.root, target.files, target.text, target.max_file_size)
     answer = _read(share, target, project)
     failures = [failure.finding() for path in share for failure in project.failures.get(path, ())]
     trail = Trail(frozenset(project.read_paths.union(share)), frozenset(project.words))
@@ -142,6 +152,19 @@ def _broken(error: BaseException, path: str) -> Finding:
 
 # --- processes ------------------------------------------------------------------------------------
 
+_reading: tuple[Target, Project] | None = None
+"""What a process of the pool reads in."""
+
+
+def _begin(target: Target) -> None:
+    global _reading
+    _reading = target, project_of(target)
+
+
+def _read_here(share: Share) -> tuple[Answer, Trail]:
+    assert _reading is not None
+    return read_share(share, *_reading)
+
 
 def _parallel(
     shares: Sequence[Share], target: Target, jobs: int
@@ -154,11 +177,11 @@ def _parallel(
         BrokenProcessPool,  # few runs need them, and loading them takes time
     )
 
-    with ProcessPoolExecutor(min(jobs, len(shares))) as pool:
+    with ProcessPoolExecutor(min(jobs, len(shares)), initializer=_begin, initargs=(target,)) as pool:
         pending: list[Future[tuple[Answer, Trail]]] = []
         with suppress(BrokenProcessPool):  # a process may have died before the last share was handed out
             for share in shares:
-                pending.append(pool.submit(read_share, share, target))
+                pending.append(pool.submit(_read_here, share))
         for number, share in enumerate(shares):
             try:
                 answer = pending[number].result() if number < len(pending) else None
@@ -174,9 +197,9 @@ def _alone(share: Share, target: Target) -> tuple[Answer, Trail]:
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    with ProcessPoolExecutor(1) as pool:
+    with ProcessPoolExecutor(1, initializer=_begin, initargs=(target,)) as pool:
         try:
-            return pool.submit(read_share, share, target).result()
+            return pool.submit(_read_here, share).result()
         except BrokenProcessPool as error:
             if len(share) == 1:
                 return Answer((), (_broken(error, share[0]),)), Trail()

@@ -297,9 +297,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = reading.read_share
 
-    def read_share(share, target):
+    def read_share(share, target, project):
         seen.extend(share)
-        return original(share, target)
+        return original(share, target, project)
 
     monkeypatch.setattr(reading, "read_share", read_share)
     return seen

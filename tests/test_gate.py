@@ -11,7 +11,7 @@ import pytest
 import klguard
 from klguard.gate import MARKERS, Gate, markers
 from klguard.read.python.project import Project
-from klguard.reading import Target, read_share
+from klguard.reading import Target, project_of, read_share
 
 
 def has_site(source: str, *names: str, path: str = "a.py") -> bool:
@@ -125,6 +125,6 @@ def test_only_files_that_an_answer_depends_on_are_parsed(tmp_path: Path, monkeyp
         {},
         10**6,
     )
-    answer, _ = read_share(("train.py",), target)
+    answer, _ = read_share(("train.py",), target, project_of(target))
     assert len(answer.sites) == 1
     assert set(opened) == {"train.py", "settings.py", "caller.py"}

@@ -12,6 +12,7 @@ from pathlib import Path
 from klguard.read.files import DEFAULT_LIMIT, Failure, SourceText, discover, read, read_bytes, reported
 from klguard.read.python.dialects import parse_script
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module
+from klguard.read.python.texts import Texts
 
 LIBRARIES = frozenset(
     {"transformers", "trl", "trlx", "vllm", "sglang", "torch", "peft", "accelerate", "datasets"}
@@ -72,10 +73,13 @@ class Project:
         """`files` are the project's files by reported path (default: all below `root`); `text` holds the content of
         those that are not read from disk; `limit` is the size in bytes above which a file is not read.
         """
-        self.root = Path(root)
+        found = {reported(file): file for file in discover([root]).files} if files is None else files
+        self._begin(Path(root), Texts(found, text or {}), limit)
+
+    def _begin(self, root: Path, texts: Texts, limit: int) -> None:
+        self.root = root
+        self.texts = texts
         self.limit = limit
-        self._given = files
-        self._bytes: dict[str, bytes] = dict(text or {})
         self._modules: dict[str, Module | None] = {}
         self.failures: dict[str, tuple[Failure, ...]] = {}
         self.read_paths: set[str] = set()
@@ -91,19 +95,23 @@ class Project:
         """A project of one piece of source (stdin, a rule's example)."""
         return cls(Path("."), {path: Path(path)}, {path: text.encode()})
 
-    @cached_property
+    def fresh(self) -> Project:
+        """A project of the same files, of which nothing is parsed yet; what was found in their bytes is kept."""
+        other = Project.__new__(Project)
+        other._begin(self.root, self.texts, self.limit)
+        return other
+
+    @property
     def paths(self) -> Mapping[str, Path]:
         """Reported path -> where it lies, for every Python file and notebook of the project."""
-        if self._given is not None:
-            return self._given
-        return {reported(file): file for file in discover([self.root]).files}
+        return self.texts.paths
 
     def module(self, path: str) -> Module | None:
         """The module at a reported path, or None when it cannot be read or parsed (see `failures`)."""
         if path not in self._modules:
             self._modules[path] = None
             self.read_paths.add(path)
-            content = self._bytes.get(path)
+            content = self.texts.given.get(path)
             place = self.paths.get(path, Path(path))
             source = read(place, limit=self.limit) if content is None else read_bytes(content, path)
             self._modules[path] = self._parsed(path, source)
@@ -122,14 +130,6 @@ class Project:
             self.failures[path] = (*source.failures, failure)
             return None
         return Module(source, _module_name(path), tree)
-
-    def _content(self, path: str) -> bytes:
-        if path not in self._bytes:
-            try:
-                self._bytes[path] = self.paths[path].read_bytes()
-            except OSError:
-                self._bytes[path] = b""
-        return self._bytes[path]
 
     def near(self, module: Module, word: str, use: Use, hint: str = "") -> Iterator[Module]:
         """`module` and other files in which `word` may have this `use`, those with `hint` first, then in path order.
@@ -153,7 +153,7 @@ class Project:
             self._near[key] = [
                 each
                 for each in dict.fromkeys((*hinted, *self._spread(word, folder)))
-                if each.endswith(".ipynb") or use.shows(self._content(each), called)
+                if each.endswith(".ipynb") or use.shows(self.texts.content(each), called)
             ]
         return [each for each in self._near[key] if each != path]
 
@@ -161,7 +161,7 @@ class Project:
         """Modules whose bytes match a regular expression that holds `word`, in path order."""
         looked_for = re.compile(pattern.encode())
         for path in self._holding(word):
-            if looked_for.search(self._content(path)) and (module := self.module(path)) is not None:
+            if looked_for.search(self.texts.content(path)) and (module := self.module(path)) is not None:
                 yield module
 
     def _spread(self, word: str, folder: str) -> list[str]:
@@ -175,24 +175,7 @@ class Project:
     def _holding(self, word: str) -> list[str]:
         """Paths whose text holds `word` as a whole word, in order."""
         self.words.add(word)
-        return [self._order[number] for number in self._numbers.get(word.encode(), ())]
-
-    @cached_property
-    def _numbers(self) -> dict[bytes, list[int]]:
-        """Word -> the files that hold it, by their place in the order. One pass over all bytes is worth a few dozen
-        searches through them."""
-        numbers: dict[bytes, list[int]] = {}
-        for number, path in enumerate(self._order):
-            content = self._content(path)
-            if path.endswith(".ipynb"):
-                content = content.replace(b"\\n", b" ")
-            for word in set(content.translate(_WORDS_ONLY).split()):
-                numbers.setdefault(word, []).append(number)
-        return numbers
-
-    @cached_property
-    def _order(self) -> list[str]:
-        return sorted(self.paths)
+        return self.texts.holding(word)
 
     # -- names -------------------------------------------------------------------------------------------------
 
@@ -307,7 +290,7 @@ class Project:
         key = path, name
         if key not in self._binds:
             binding = _BINDING.replace(b"NAME", re.escape(name.encode()))
-            self._binds[key] = re.search(binding, self._content(path)) is not None
+            self._binds[key] = re.search(binding, self.texts.content(path)) is not None
         return self._binds[key]
 
     def _passed_on(self, path: str) -> list[str]:
@@ -315,7 +298,7 @@ class Project:
         if path not in self._stars:
             found, known = [path], {path}
             for each in found:  # grows while it is gone through
-                content = self._content(each)
+                content = self.texts.content(each)
                 for match in _STAR.finditer(content) if b"import *" in content else ():
                     other = self._path_of(match[1].decode("ascii"), each)
                     if other is not None and other not in known:
@@ -358,11 +341,6 @@ _BINDING = rb"""(?xm) (?:def|class) \s+ NAME \b
     | \b import \s* \( [^)]* \b NAME \b
     | ^\s* NAME \s* (?:,|as\b|\)|[#]|$)"""
 """Where a definition or an import statement holds NAME; the last line is for lists with comments between the names."""
-
-_WORDS_ONLY = bytes(
-    code if code > 127 or chr(code).isalnum() or code == ord("_") else ord(" ") for code in range(256)
-)
-"""For bytes.translate: whatever is no part of a word becomes a space."""
 
 
 def _module_name(path: str) -> str:

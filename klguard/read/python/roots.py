@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
-from functools import lru_cache
 
 from klguard.read.python.calls import Arguments
 from klguard.read.python.control import Frame
+from klguard.read.python.memo import remembered
 from klguard.read.python.modules import Modules
 from klguard.read.python.source import FunctionInfo
 from klguard.read.python.state import State
@@ -110,7 +110,7 @@ class Roots(Modules):
                 state.heap[obj.attrs] = DictObj({**merged, **fresh}, before.rest)
 
 
-@lru_cache(maxsize=2048)
+@remembered
 def _self_attributes(node: ast.AST, context: type) -> set[str]:
     """Names of `self.x` that a method reads or sets; a call of another method of its own reads what that one reads."""
     return {

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from weakref import WeakKeyDictionary
 
+from klguard.read.python.memo import remembered
 from klguard.read.python.source import Module
 from klguard.read.python.trees import walk_level
 
@@ -24,14 +24,11 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 KILLERS = (ast.Assign, ast.AnnAssign, ast.For, ast.AsyncFor, ast.With, ast.AsyncWith)
 """Statements after which the old value of their target is gone."""
 
-_TABLES: WeakKeyDictionary[Module, ScopeTable] = WeakKeyDictionary()
 
-
+@remembered
 def scopes_of(module: Module) -> ScopeTable:
     """The table of `module`, built once."""
-    if module not in _TABLES:
-        _TABLES[module] = ScopeTable(module)
-    return _TABLES[module]
+    return ScopeTable(module)
 
 
 def position(node: ast.AST) -> Position:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from klguard.read.python.memo import on_forget
 from klguard.read.python.values import (
     MISSING,
     Abstract,
@@ -234,6 +235,7 @@ def _join_variables(left: dict[str, Abstract], right: dict[str, Abstract]) -> di
 
 _met: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
 """What was joined before, by the ids of both sides, which are kept so that no id is used twice."""
+on_forget(_met.clear)
 
 
 def _remembered(left: Any, right: Any, make: Callable[[Any, Any], Any]) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from weakref import WeakKeyDictionary
 
+from klguard.read.python.memo import remembered
 from klguard.read.python.source import Module, called_name, dotted
 from klguard.read.python.trees import children
 
@@ -36,7 +35,7 @@ def scope_of(module: Module, node: ast.AST) -> Scope:
     return info.node if info is not None else module.tree
 
 
-@lru_cache(maxsize=512)
+@remembered
 def own_nodes(scope: ast.AST) -> tuple[ast.AST, ...]:
     """The nodes of a scope in source order, without those of functions and classes defined inside it."""
     found = []
@@ -49,18 +48,13 @@ def own_nodes(scope: ast.AST) -> tuple[ast.AST, ...]:
     return tuple(found)
 
 
-_DEFINITIONS: WeakKeyDictionary[Module, dict[ast.AST, dict[str, list[Definition]]]] = WeakKeyDictionary()
-
-
+@remembered
 def definitions(module: Module, scope: Scope) -> dict[str, list[Definition]]:
     """Every binding made in `scope` (parameters too), by dotted target, in source order."""
-    cache = _DEFINITIONS.setdefault(module, {})
-    if scope not in cache:
-        found: dict[str, list[Definition]] = {}
-        for definition in _definitions(module, scope):
-            found.setdefault(definition.target, []).append(definition)
-        cache[scope] = found
-    return cache[scope]
+    found: dict[str, list[Definition]] = {}
+    for definition in _definitions(module, scope):
+        found.setdefault(definition.target, []).append(definition)
+    return found
 
 
 def _definitions(module: Module, scope: Scope) -> Iterator[Definition]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 
+from klguard.read.python.memo import remembered
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, called_name, dotted
 from klguard.read.python.trees import walk_level
@@ -55,7 +55,7 @@ def _visible_callees(project: Project, module: Module, scope: Scope) -> Iterator
                 yield target
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def takes_gradient(scope: Scope) -> list[ast.Call]:
     """The backward calls of a function."""
     return [n for n in own_nodes(scope) if isinstance(n, ast.Call) and called_name(n) == "backward"]

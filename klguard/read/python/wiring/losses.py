@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from weakref import WeakKeyDictionary
 
+from klguard.read.python.memo import remembered
 from klguard.read.python.project import Project
 from klguard.read.python.source import Module, dotted
 from klguard.read.python.trees import walk, walk_level
@@ -66,14 +66,10 @@ def kl_term(project: Project, module: Module, scopes: list[tuple[Module, Scope]]
     return Known(False, (Hop(HopKind.LITERAL, where.ast_place(node), where.segment(node)),))
 
 
-_SPEAKS_OF_KL: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
-
-
+@remembered
 def _speaks_of_kl(module: Module) -> bool:
     """Whether any name in the module is one of a KL term or of a reference."""
-    if module not in _SPEAKS_OF_KL:
-        _SPEAKS_OF_KL[module] = any(KL_NAME.search(name) for name in _identifiers(module))
-    return _SPEAKS_OF_KL[module]
+    return any(KL_NAME.search(name) for name in _identifiers(module))
 
 
 def _identifiers(module: Module) -> Iterator[str]:

@@ -5,25 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import chain, islice
-from weakref import WeakKeyDictionary
 
+from klguard.read.python.memo import remembered
 from klguard.read.python.project import Project
 from klguard.read.python.source import Module
 
 MAX_FILES = 40
 MAX_STEPS = 3
 
-_RELATED: WeakKeyDictionary[Module, list[Module]] = WeakKeyDictionary()
 
-
+@remembered
 def related(project: Project, module: Module) -> list[Module]:
     """`module`, the files it imports, the files that import it, and what those import; nearest first."""
-    if module not in _RELATED:
-        _RELATED[module] = _closure(project, module)
-    return _RELATED[module]
-
-
-def _closure(project: Project, module: Module) -> list[Module]:
     found = dict.fromkeys(islice(chain((module,), importers(project, module)), MAX_FILES))
     edge = list(found)
     for _ in range(MAX_STEPS):

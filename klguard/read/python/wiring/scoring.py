@@ -14,9 +14,9 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 from klguard.read.python.callers import argument, default
+from klguard.read.python.memo import remembered
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, called_name, dotted
 from klguard.read.python.trees import walk_level
@@ -107,14 +107,10 @@ def _divided(project: Project, module: Module, written: frozenset[Atom]) -> str:
 # -- divisions -----------------------------------------------------------------------------------------------
 
 
-_DIVISIONS: WeakKeyDictionary[Module, list[Division]] = WeakKeyDictionary()
-
-
+@remembered
 def divisions(project: Project, module: Module) -> list[Division]:
     """Divisions of logits that are scored, not drawn from, with the reference's logits treated alike."""
-    if module not in _DIVISIONS:
-        _DIVISIONS[module] = list(_divisions(project, module))
-    return _DIVISIONS[module]
+    return list(_divisions(project, module))
 
 
 def _divisions(project: Project, module: Module) -> Iterator[Division]:
