@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +27,8 @@ from oracle.minimise import minimise  # noqa: E402
 from oracle.programs import Source, seeded  # noqa: E402
 from oracle.runner import TooSlow  # noqa: E402
 
+from klguard.read.python.memo import forget  # noqa: E402
+
 SHOWN = 3
 COUNTS = ("sites", "missed", "settings", "unknown", "wide")
 
@@ -35,6 +37,7 @@ def measure(seed: int) -> dict:
     """One program: its styles, and what the judge says."""
     source = seeded(seed)
     result = {"seed": seed, "styles": sorted(set(source.styles)), "opaque": source.opaque}
+    forget()
     try:
         verdict = judge(source)
     except (Exception, TooSlow) as error:  # the reader must survive every program; what it raised is the result
@@ -103,8 +106,8 @@ def main() -> int:
     options = parser.parse_args()
     started = time.perf_counter()
     seeds = range(options.first, options.first + options.programs)
-    with multiprocessing.Pool(options.jobs) as pool:
-        results = pool.map(measure, seeds, chunksize=20)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(measure, seeds, chunksize=20))
     found = summary(results, time.perf_counter() - started)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -23,4 +23,5 @@ def read_sites(
     from klguard.read.python.sites import SiteReader
 
     reader = SiteReader(project, functions, trainers)
+    reader.prepare(paths)
     return [site for path in paths for site in reader.read(path, versions or NEWEST)]

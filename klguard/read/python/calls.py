@@ -302,11 +302,14 @@ class Calls(Expressions):
         if any(entry[0] is function.code for entry in frame.chain):
             return
         unknown = Unk(Reason.INVISIBLE_CALL, function.code.name)
-        branch = state.copy()
-        with branch.heap.watched() as written:
-            self.invoke(function, Arguments(rest=unknown, more_positional=unknown), None, branch, frame)
-        self._doubt_changes(branch, written, f"changed by {function.code.name}()", state)
-        state.absorb(branch)
+        for _ in range(2):  # where it changes something, it may be called again after that
+            branch = state.copy()
+            with branch.heap.watched() as written:
+                self.invoke(function, Arguments(rest=unknown, more_positional=unknown), None, branch, frame)
+            changed = self._doubt_changes(branch, written, f"changed by {function.code.name}()", state)
+            state.absorb(branch)
+            if not changed:
+                break
 
     def _inherits_quietly(self, callee: Abstract, state: State) -> bool:
         """Whether a method comes from an unseen base class of a library that only reads what it is given:

@@ -362,23 +362,21 @@ class Generators(Iteration):
         """`list(generator())` or `next(generator())`."""
         value, pending = self._eval_lazily(inner, state, frame)
         if pending is not None:
-            value = self._taken(pending, one, state)
-            if value is not None and one:
-                return value
-        if value is not None:
-            self._instead[inner] = value
+            statements, guarded = self._shape(pending.code)
+            if not statements or guarded:
+                value = self._doubtful(pending, state)
+            elif one:
+                return self._first_taken(pending, state)
+            else:
+                value = self._taken(pending, state)
+        self._instead[inner] = value
         try:
             return super()._eval_Call(node, state, frame)
         finally:
             self._instead.pop(inner, None)
 
-    def _taken(self, pending: Pending, one: bool, state: State) -> Abstract:
-        """What a generator gives that is run to its end, or to its first yield."""
-        statements, guarded = self._shape(pending.code)
-        if not statements or guarded:
-            return self._doubtful(pending, state)
-        if one:
-            return self._first_taken(pending, state)
+    def _taken(self, pending: Pending, state: State) -> Abstract:
+        """What a generator gives that is run to its end."""
         home = pending.inner.id
 
         def take(value: Abstract, current: State) -> bool:

@@ -173,3 +173,21 @@ def test_an_unknown_value_says_where_its_trail_ended(tmp_path):
     }
     assert isinstance(layer.values["top_k"], Unknown) and not isinstance(layer.values["top_p"], Known)
     assert (ends["top_k"].place.line, ends["top_p"].place.line) == (1, 2)
+
+
+def test_the_first_value_of_a_generator_that_passes_on_what_another_gives(generated):
+    source = (
+        "from recorder import model, ids\n"
+        "def produce(value):\n    yield from [value]\n"
+        "model.generate(ids, top_k=next(produce(3)))\n"
+    )
+    assert generated(source) == {"top_k": 3}
+
+
+def test_a_registered_function_may_be_called_again_after_what_it_changes(generated):
+    source = (
+        "from registry import register\nfrom recorder import model, ids\n"
+        "kw = dict(top_k=3)\n"
+        "@register\ndef callback():\n    model.generate(ids, **kw)\n    kw['top_p'] = 0.9\n"
+    )
+    assert generated(source)["top_p"] == "unknown"
