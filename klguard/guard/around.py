@@ -12,10 +12,15 @@ from torch import nn
 
 from klguard.guard import models
 from klguard.guard.listening import Listening
-from klguard.guard.shield import shielded
+from klguard.guard.shield import LOG, shielded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+NOTHING = (
+    "klguard was given no policy and told of nothing, so it has checked nothing: pass it the models, Guard(policy,"
+    " reference, tokenizer), or tell it what the loop does, guard.rollout(...) and guard.logprobs(...)"
+)
 
 _WATCHED: set[int] = set()
 """Policies (by id) that a guard is watching: two would wrap the same methods, and take them off in any order."""
@@ -135,7 +140,8 @@ class Around(Listening):
         run = self._works.run
         watchable = isinstance(run.policy, nn.Module) and hasattr(models.inner(run.policy), "generate")
         if watchable and not self.told_by_adapter:
-            self._watcher = Watcher(self, run.policy, run.reference, stop_ids=run.stop_ids)
+            pad_id = models.padding_id(run.policy, run.tokenizer)
+            self._watcher = Watcher(self, run.policy, run.reference, stop_ids=run.stop_ids, pad_id=pad_id)
             self._watcher.install()
 
     def _uninstall(self) -> None:
@@ -156,6 +162,8 @@ class Around(Listening):
         open_still = self._step_open and not failing and not self._works.ranks.active
         outcomes = self._end_step(None) if open_still else []
         outcomes += self._works.flush()
+        if not failing and self._works.run.policy is None and not (self._by_hand or self.exercised):
+            LOG.warning(NOTHING)
         if failing:
             self._absorb(outcomes)
         else:

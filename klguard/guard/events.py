@@ -97,7 +97,8 @@ class Scoring(Event):
     """The policy scored sampled tokens.
 
     tokens (B, T); mask (B, T) bool; logprobs (B, T) fp32; logits (B, T, V) or None where only log-probs are
-    known; reference_logprobs, sampler_logprobs, stale_logprobs (B, T) or None; reference_logits or None.
+    known; columns (B, T), where given, are where the logits (B, L, V) of a whole pass have those of the tokens;
+    reference_logprobs, sampler_logprobs, stale_logprobs (B, T) or None; reference_logits or None.
     temperature that the logits were already divided by, None where not said.
     divisor     of a pass that was only watched: the sampler's temperature, by which the logits, which are raw,
                 are divided for the guard, as a loop does that mirrors it. `logprobs` are taken after it. With
@@ -110,6 +111,7 @@ class Scoring(Event):
     mask: Tensor
     tokens: Tensor | None = None
     logits: Tensor | None = None
+    columns: Tensor | None = None
     reference_logits: Tensor | None = None
     reference_logprobs: Tensor | None = None
     sampler_logprobs: Tensor | None = None

@@ -233,6 +233,29 @@ def token_log_probs(
     return over_rows(measure, logits, per_row=(tokens,), buffers=2, budget=budget)
 
 
+def token_log_probs_at(
+    logits: Tensor,
+    tokens: Tensor,
+    columns: Tensor | None,
+    *,
+    temperature: float | None = None,
+    budget: int = DEFAULT_BUDGET,
+) -> Tensor:
+    """`token_log_probs` of tokens (B, T) whose logits stand at columns (B, T) of logits (B, L, V); detached.
+
+    Without columns the logits are those of the tokens, (B, T, V). Temporaries stay within `budget` bytes.
+    """
+    if columns is None:
+        return token_log_probs(logits, tokens, temperature=temperature, budget=budget)
+    size = max(1, budget // 2 // (logits.shape[-1] * logits.element_size()))
+    found = [
+        token_log_probs(row.index_select(0, where), of, temperature=temperature, budget=max(1, budget // 2))
+        for row, column, token in zip(logits.detach(), columns, tokens, strict=True)
+        for where, of in zip(column.split(size), token.split(size), strict=True)
+    ]
+    return torch.cat(found).view(tokens.shape) if found else tokens.float()
+
+
 def entropy(logits: Tensor, *, budget: int = DEFAULT_BUDGET) -> Tensor:
     """The exact entropy of each row of logits (..., V), nats per token, fp32 (...,); detached.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from klguard.findings import Finding
 from klguard.guard import events, kl
 from klguard.guard.frameworks.accelerate import mixed_precision
 from klguard.guard.hooks import OptimizerHooks
@@ -23,8 +24,15 @@ from klguard.settings import Place, Site
 SEPARATE_ENGINE = 1e-2
 """Tolerance in nats per token where another engine drew the tokens."""
 
-UPDATES_UNHEARD = 8
-"""Updates of a watched policy after which it is said that no rollout was seen to be scored."""
+UPDATES_UNHEARD, STEPS_UNHEARD = 8, 4
+"""Updates of a watched policy, or steps with passes in which nothing was recognised, after which it is said that no
+rollout was seen to be scored."""
+
+UNHEARD = (
+    "klguard has seen %d %s and no pass that scores a rollout: by itself it recognises what model.generate() returned,"
+    " in passes of the model over the same ids, one row for each. Where the loop samples or scores in another way, tell"
+    " it: guard.rollout(...) and guard.logprobs(...)"
+)
 
 HALF_PRECISION = 1e-3
 SINGLE_PRECISION = 1e-4
@@ -70,7 +78,7 @@ class Listening(Telling):
         self._temperatures = Temperatures()
         self._first_step_over = False
         self._heard = False
-        self._updates_unheard = 0
+        self._updates_unheard = self._steps_unheard = 0
         self._reset_step()
 
     def _reset_step(self) -> None:
@@ -106,9 +114,17 @@ class Listening(Telling):
 
     @shielded()
     def scored(
-        self, role: str, logits: Tensor, tokens: Tensor, mask: Tensor, context_ids: Tensor | None, handle: int
+        self,
+        role: str,
+        logits: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        context_ids: Tensor | None,
+        handle: int,
+        columns: Tensor | None = None,
     ) -> Tensor | None:
-        """Policy or reference scored a rollout that generate() returned: logits (B, T, V), tokens and mask (B, T).
+        """Policy or reference scored a rollout that generate() returned: logits (B, T, V), tokens and mask (B, T); with
+        columns (B, T) the logits (B, L, V) of a whole pass, in which those of a token stand there.
         The answer is their log-probs (B, T), None where they were not needed. The logits are raw: whether the
         loop divides them by the temperature of the rollout is not seen, so that they are taken as if it does."""
         if role == "policy":
@@ -116,11 +132,12 @@ class Listening(Telling):
         if "score" in self._by_hand:
             return None
         divisor = self._temperatures.divisor(handle)
-        logprobs = kl.token_log_probs(logits.detach(), tokens, temperature=divisor)
+        logprobs = kl.token_log_probs_at(logits.detach(), tokens, columns, temperature=divisor)
         if role == "policy":
             self._score(
                 events.Scoring(
                     logits=logits.detach(),
+                    columns=columns,
                     tokens=tokens,
                     mask=mask,
                     logprobs=logprobs,
@@ -172,16 +189,26 @@ class Listening(Telling):
 
     def _notice_silence(self) -> None:
         """Say once that the loop is trained and nothing of it is heard: silence is not to be taken for a pass."""
-        if self._watcher is None or self._heard or self._by_hand:
+        if self.told_by_adapter or self._heard or self._by_hand:
             return
         self._updates_unheard += 1
         if self._updates_unheard == UPDATES_UNHEARD:
-            LOG.warning(
-                "klguard has seen %d updates of the policy and no pass that scores a rollout: by itself it recognises"
-                " what model.generate() returned, in passes of the model over the same ids. Where the loop samples or"
-                " scores in another way, tell it: guard.rollout(...) and guard.logprobs(...)",
-                UPDATES_UNHEARD,
-            )
+            LOG.warning(UNHEARD, UPDATES_UNHEARD, "updates of the policy")
+
+    def _absorb(self, outcomes: Iterable[Outcome]) -> list[Finding]:
+        return super()._absorb(map(self._listened, outcomes))
+
+    def _listened(self, outcome: Outcome) -> Outcome:
+        """Say once that passes were watched, step after step, and that none of them scored what was sampled."""
+        if outcome.failed or not outcome.counted or self._watcher is None or self._by_hand:
+            return outcome
+        if self._works.recognised(outcome.readings):
+            self._steps_unheard = -1
+        elif self._steps_unheard >= 0:
+            self._steps_unheard += 1
+            if self._steps_unheard == STEPS_UNHEARD:
+                LOG.warning(UNHEARD, STEPS_UNHEARD, "steps of the loop")
+        return outcome
 
     def _part_at(self, optimizer: torch.optim.Optimizer, after: bool) -> None:
         if self._ends_step(after, self._hooks.owns(optimizer)):

@@ -46,7 +46,7 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
     if not len(chosen):
         return
     event = replace(event, context_ids=_prompt(event))
-    batch, time, vocabulary = event.logits.shape
+    time, vocabulary = event.tokens.shape[1], event.logits.shape[-1]
     device = event.logits.device
     tokens = event.tokens.clamp(0, vocabulary - 1)
     position = (event.mask.cumsum(1) - 1).clamp(min=0)
@@ -60,7 +60,7 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
         here = chosen[start : start + size]
         at = here.to(device, non_blocking=True)
         row, column = at // time, at % time
-        logits = _divided(_rows_at(event.logits, here, space, "logits"), event)
+        logits = _divided(_rows_at(event.logits, here, space, "logits", time, event.columns), event)
         log_probs = space.take("log_probs", (len(here), vocabulary), torch.float32)
         context = _context(event, row, column)
         yield Tested(
@@ -85,17 +85,22 @@ def tested(event: Scoring, chosen: Tensor, stop: Tensor | None, budget: int) -> 
         )
 
 
-def _rows_at(logits: Tensor, chosen: Tensor, space: Workspace, name: str) -> Tensor:
-    """Rows of `logits` (B, T, V), detached, at ascending indices b * T + t, on the host: a copy in the workspace.
+def _rows_at(
+    logits: Tensor, chosen: Tensor, space: Workspace, name: str, time: int, columns: Tensor | None = None
+) -> Tensor:
+    """Rows of `logits` (B, T, V), detached, at ascending indices b * T + t, on the host: a copy in the workspace. With
+    `columns` (B, T) those of logits (B, L, V) at columns[b, t].
 
     One response at a time: the logits of a response are often a slice of those of a sequence, which have no view in
     which they were rows of one matrix.
     """
-    logits, time = logits.detach(), logits.shape[1]
+    logits = logits.detach()
     counts = torch.bincount(chosen // time, minlength=len(logits)).tolist()
     out = space.take(name, (len(chosen), logits.shape[-1]), logits.dtype)
-    columns = (chosen % time).to(logits.device, non_blocking=True).split(counts)
-    for source, column, target in zip(logits, columns, out.split(counts), strict=True):
+    at = (chosen % time).to(logits.device, non_blocking=True)
+    if columns is not None:
+        at = columns[(chosen // time).to(logits.device, non_blocking=True), at]
+    for source, column, target in zip(logits, at.split(counts), out.split(counts), strict=True):
         if len(column):
             torch.index_select(source, 0, column, out=target)
     return out
@@ -108,7 +113,7 @@ def _reference(event: Scoring, chosen: Tensor, space: Workspace) -> Callable[[sl
         return None
 
     def part_of(part: slice) -> Tensor:
-        return _rows_at(logits, chosen[part], space, "reference")
+        return _rows_at(logits, chosen[part], space, "reference", logits.shape[1])
 
     return part_of
 
@@ -130,21 +135,29 @@ def _at(values: Tensor | None, row: Tensor, column: Tensor) -> Tensor | None:
 
 def _neighbours(event: Scoring, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """log p_{t-1}(x_t) and log p_{t+1}(x_t), (B, T); NaN where the neighbour is outside the response."""
-    logits, mask = event.logits, event.mask
-    own = _divided(logits.gather(-1, tokens[..., None]).squeeze(-1).float(), event)
+    mask = event.mask
+    own = _logits_of(event, tokens, slice(None))
     normaliser = own - event.logprobs.detach()
     earlier = torch.full_like(normaliser, torch.nan)
     later = torch.full_like(normaliser, torch.nan)
-    if logits.shape[1] > 1:
+    if mask.shape[1] > 1:
         both = mask[:, 1:] & mask[:, :-1]
-        before, after = (
-            _divided(one.gather(-1, other[..., None]).squeeze(-1).float(), event)
-            for one, other in ((logits[:, :-1], tokens[:, 1:]), (logits[:, 1:], tokens[:, :-1]))
-        )
+        before = _logits_of(event, tokens[:, 1:], slice(None, -1))
+        after = _logits_of(event, tokens[:, :-1], slice(1, None))
         before, after = before - normaliser[:, :-1], after - normaliser[:, 1:]
         earlier[:, 1:] = torch.where(both, before, torch.nan)
         later[:, :-1] = torch.where(both, after, torch.nan)
     return earlier, later
+
+
+def _logits_of(event: Scoring, tokens: Tensor, at: slice) -> Tensor:
+    """The logits of `tokens` (B, N) at the positions `at` of the response, (B, N), divided as they should be."""
+    if event.columns is None:
+        found = event.logits[:, at].gather(-1, tokens[..., None]).squeeze(-1)
+    else:
+        rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+        found = event.logits[rows, event.columns[:, at], tokens]
+    return _divided(found.float(), event)
 
 
 def _divided(logits: Tensor, event: Scoring) -> Tensor:

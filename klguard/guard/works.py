@@ -39,7 +39,8 @@ FIGURES = ("rewards", "loss", "grad_norm", "lengths", "truncated", "explained_va
 
 DROPPED = (
     "klguard no longer tests whether the tokens come from the policy: rows of a rollout (%.0f) were dropped before the"
-    " policy had scored them, and which ones may depend on what they say. Score all rows, then choose"
+    " policy had scored them, or scored where they are not recognised (packed with others into one row), and which ones"
+    " may depend on what they say. Score all rows, then choose; or tell of all of them by guard.logprobs(...)"
 )
 
 _KL = frozenset({"KLG603", "KLG604", "KLG605", "KLG606"})
@@ -159,7 +160,7 @@ class Works:
         self.thinning.discard()
 
     def _score_rows(self, event: Scoring, eps: float) -> None:
-        batch, time, _ = event.logits.shape
+        batch, time = event.tokens.shape
         stop = self.run.stop_ids
         ends = None if stop is None else torch.tensor(stop).to(event.logits.device, non_blocking=True)
         for part in tested(event, self.thinning.choose(batch, time), ends, DEFAULT_BUDGET):
@@ -178,6 +179,11 @@ class Works:
     def look_at_mask(self, mask: Tensor) -> None:
         """A mask, (B, T), as the loop handed it over, before it was taken for bool."""
         self._by_code["KLG838"].masked(mask)
+
+    @staticmethod
+    def recognised(readings: Readings) -> bool:
+        """Whether tokens of a rollout were scored in a step, as far as passes of the models were watched."""
+        return any(readings[f"rollout.{number}"] > 0 for number in range(ROLLOUTS))
 
     def matched(self, handle: int, mask: Tensor) -> None:
         """Tokens of the rollout with this handle were scored: `mask` (B, T) says which."""

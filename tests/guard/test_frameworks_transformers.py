@@ -18,6 +18,8 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from klguard.guard.events import Rollout  # noqa: E402
+from klguard.guard.frameworks import memory as remembering  # noqa: E402
+from klguard.guard.frameworks import transformers as watching  # noqa: E402
 from klguard.guard.frameworks.capture import Noted, Stopped  # noqa: E402
 from klguard.guard.frameworks.memory import Memory, row_hashes  # noqa: E402
 from klguard.guard.frameworks.transformers import Watcher, sampled  # noqa: E402
@@ -122,8 +124,10 @@ class Recorder:
         self.order.append("generated")
         self.rollouts.append((event, site))
 
-    def scored(self, role, logits, tokens, mask, context_ids, handle) -> None:
+    def scored(self, role, logits, tokens, mask, context_ids, handle, columns=None) -> None:
         assert not torch.is_grad_enabled() and not logits.requires_grad
+        if columns is not None:
+            logits = logits[torch.arange(len(columns))[:, None], columns]
         self.order.append(role)
         self.passes.append(
             {
@@ -226,7 +230,7 @@ def test_a_pass_that_keeps_only_the_last_logits(recorder):
         recorder.passes.clear()
         policy.generate(**batch, **LENGTHS)
         policy(tokens, logits_to_keep=2)
-    assert not recorder.passes, "two logits cannot score seven tokens"
+    assert not recorder.count(), "two logits cannot score seven tokens"
 
 
 def test_several_responses_to_a_prompt(policy, recorder):
@@ -335,14 +339,65 @@ def shifted(inputs, lengths):
         yield rows, {name: value[:, :-1] for name, value in given.items()}
 
 
+def unpadded(inputs, lengths):
+    """Each row by itself, without padding on either side, and without a mask."""
+    for row, length in enumerate(lengths):
+        own = inputs["attention_mask"][row, :length].bool()
+        yield [row], {"input_ids": inputs["input_ids"][row : row + 1, :length][:, own]}
+
+
+def to_the_right(inputs, lengths):
+    """All padding moved behind the rows, as a collator that pads on the right leaves it."""
+    rows = [given["input_ids"][0] for _, given in unpadded(inputs, lengths)]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    yield list(range(8)), {"input_ids": ids, "attention_mask": mask}
+
+
+def to_the_left(inputs, lengths):
+    """All padding in front of the rows, behind which their last tokens stand in one column."""
+    (rows, given), *_ = to_the_right(inputs, lengths)
+    flipped = [
+        nn.utils.rnn.pad_sequence(
+            [v[m.bool()].flip(0) for v, m in zip(given[name], given["attention_mask"], strict=True)],
+            batch_first=True,
+        ).flip(1)
+        for name in ("input_ids", "attention_mask")
+    ]
+    yield (
+        rows,
+        {
+            "input_ids": flipped[0],
+            "attention_mask": flipped[1],
+            "position_ids": (flipped[1].cumsum(1) - 1).clamp(min=0),
+        },
+    )
+
+
+def less_in_front(inputs, lengths):
+    """Micro-batches of rows with the same padding, without it."""
+    padding = (inputs["attention_mask"].cumsum(1) == 0).sum(1)
+    for missing in padding.unique().tolist():
+        rows = (padding == missing).nonzero()[:, 0].tolist()
+        yield rows, {name: value[rows, missing:] for name, value in inputs.items()}
+
+
 def longer(inputs, lengths):
     """Padded to more than generate() returned."""
     yield list(range(8)), {name: torch.nn.functional.pad(value, (0, 3)) for name, value in inputs.items()}
 
 
-@pytest.mark.parametrize("passes", [alone, cut, shifted, longer])
-def test_passes_of_another_length_count_each_token_once(policy, recorder, passes):
-    """Rows of full length alone would be rows chosen by what was drawn: no stop token would ever be among them."""
+MOVED = [unpadded, to_the_right, to_the_left, less_in_front]
+
+
+@pytest.mark.parametrize("host", [True, False], ids=["cpu", "device"])
+@pytest.mark.parametrize("passes", [alone, cut, shifted, longer, *MOVED])
+def test_passes_of_another_length_count_each_token_once(policy, recorder, passes, host, monkeypatch):
+    """Rows of full length alone would be rows chosen by what was drawn: no stop token would ever be among them. Rows
+    that are moved are recognised too; also on a device, where nobody can look how far they are."""
+    if not host:
+        for module in (watching, remembering):
+            monkeypatch.setattr(module, "at_hand", lambda device: False)
     reference = copy.deepcopy(policy).requires_grad_(False)
     batch = prompts(rows=8)
     with torch.no_grad(), Watcher(recorder, policy, reference):
@@ -892,6 +947,8 @@ def test_nothing_waits_for_the_device(monkeypatch, recorder):
                 return original(*args)
 
         monkeypatch.setattr(Watcher, name, careful)
+    for module in (watching, remembering):
+        monkeypatch.setattr(module, "at_hand", lambda device: False)  # as on a GPU
     policy, reference, batch = gpt2(), gpt2(1), prompts()
     ends = transformers.StoppingCriteriaList([EndsAt(*range(20, 40))])
     with Watcher(recorder, policy, reference), torch.no_grad():

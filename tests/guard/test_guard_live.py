@@ -153,6 +153,9 @@ def test_whether_the_loop_divides_by_its_temperature_is_read_in_its_source(divid
     )
 
 
+PURE = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+
+
 @pytest.mark.parametrize("heard", [True, False])
 def test_a_loop_that_is_not_heard_is_told_so_once(heard, models, caplog):
     """It scores by the head alone: no pass of the model, so nothing is tested, and silence would look like a pass."""
@@ -180,6 +183,42 @@ def test_a_loop_that_is_not_heard_is_told_so_once(heard, models, caplog):
     assert (guard.evidence.tokens > 0) is heard
 
 
+def test_passes_that_score_nothing_that_was_sampled_are_no_pass(models, caplog):
+    """The prompt goes into a cache, and the response is scored behind it: passes of the model, but of no rollout."""
+    policy, _, optimizer = models
+    guard = quiet(*models, optimizer=optimizer)
+    with caplog.at_level("WARNING", logger="klguard"), guard:
+        for _ in range(10):
+            prompts = torch.randint(2, 64, (4, 6))
+            with torch.no_grad():
+                ids = policy.generate(
+                    prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=4, **PURE
+                )
+            behind = policy(ids[:, :5], use_cache=True).past_key_values
+            logits = policy(ids[:, 5:], past_key_values=behind).logits
+            loss = -logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 6:, None]).mean() * 1e-3
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    said = [record for record in caplog.records if "no pass that scores a rollout" in record.getMessage()]
+    assert len(said) == 1 and "4 steps" in said[0].getMessage()
+    assert guard.evidence.tokens == 0
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_guard_that_is_given_nothing_says_so(told, models, caplog):
+    policy, _, optimizer = models
+    guard = Guard(on_violation="record", strict=True, optimizer=optimizer if told else None)
+    with caplog.at_level("WARNING", logger="klguard"), guard:
+        for _ in range(10):
+            loss = policy(torch.randint(2, 64, (4, 6))).logits.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and ("no pass that scores" if told else "given no policy") in said[0]
+
+
 def responses(model, **settings):
     """(ids, mask) of six prompt tokens and a response."""
     prompts = torch.randint(2, 64, (16, 6))
@@ -188,9 +227,6 @@ def responses(model, **settings):
         ids = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=16, **settings)
     stopped = (ids[:, 6:] == EOS).long()
     return ids, stopped.cumsum(1) - stopped == 0
-
-
-PURE = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
 
 
 def test_two_rollouts_under_the_same_weights_and_gradients_that_add_up(models):

@@ -5,8 +5,10 @@ where a reference is scored too, one log-prob for each token. Nothing here waits
 recognised is known there only, as masks.
 
 A pass may be shorter or longer than the rollout: loops cut a micro-batch to its longest row, leave out the last
-token, whose successor nobody knows, or pad rows of several rollouts to one length. What both have is compared. To
-know only rows of full length would be to choose rows by what was drawn, and such tokens are no test of the sampler.
+token, whose successor nobody knows, or pad rows of several rollouts to one length. It may also move rows: prompts that
+were padded on the left for generate() are often scored without that padding, or with less of it. What both have of a
+row's own tokens is compared. To know only rows of full length, or only rows in their old place, would be to choose rows
+by what was drawn, and such tokens are no test of the sampler.
 """
 
 from __future__ import annotations
@@ -17,14 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from klguard.guard.courier import at_hand
+
 POLICY, REFERENCE = "policy", "reference"
 MAX_GROUPS = 64
 MAX_BYTES = 64 * 2**20
 
-# The finaliser of SplitMix64 (Steele, Lea and Flood 2014), as signed numbers: position -> weight.
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+# The finaliser of SplitMix64 (Steele, Lea and Flood 2014), as signed numbers: id -> word; and an odd number with its
+# inverse modulo 2^64, whose powers tell positions apart.
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
+_BASE = 0x9E3779B97F4A7C15
+_INVERSE = pow(_BASE, -1, 2**64)
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
 
 
 def _shifted(words: Tensor, by: int) -> Tensor:
@@ -32,35 +42,66 @@ def _shifted(words: Tensor, by: int) -> Tensor:
     return (words >> by) & ((1 << (64 - by)) - 1)
 
 
-def row_hashes(ids: Tensor) -> Tensor:
-    """(B,) int64 hashes of the rows of token ids (B, L).
+def _powers(of: int, count: int, device: torch.device) -> Tensor:
+    """(count,) int64: of^0, of^1, ... modulo 2^64."""
+    factors = torch.full((count,), _signed(of), dtype=torch.int64, device=device)
+    return factors.cumprod(0) * _signed(pow(of, -1, 2**64))
 
-    The sum of id times weight modulo 2^64, with a weight for each position that looks random: two rows that
-    differ collide with a probability of about 2^-64 times the power of two in their differences.
-    """
-    words = torch.arange(1, ids.shape[1] + 1, device=ids.device, dtype=torch.int64) * _GOLDEN
+
+def prefix_sums(ids: Tensor) -> Tensor:
+    """(B, L + 1) int64: sums, modulo 2^64, of the words of the first 0, 1, ... L ids of each row (B, L) times powers
+    of an odd number by position. From them `windows` gets the hash of any part of a row."""
+    words = ids.long() + 1
     words = (words ^ _shifted(words, 30)) * _FIRST
     words = (words ^ _shifted(words, 27)) * _SECOND
-    return ((ids.long() + 1) * (words ^ _shifted(words, 31))).sum(-1)
+    words = (words ^ _shifted(words, 31)) * _powers(_BASE, ids.shape[1], ids.device)
+    return nn.functional.pad(words.cumsum(1), (1, 0))
+
+
+def windows(sums: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
+    """(B, M) int64 hashes of the `lengths` (B, M) ids from `starts` (B,) on in each row, whose `prefix_sums` (B, L + 1)
+    are given: equal for equal ids, wherever they stand. Two that differ collide with a probability of about 2^-64."""
+    before = sums.gather(1, starts[:, None])
+    unmoved = _powers(_INVERSE, sums.shape[1], sums.device)[starts][:, None]
+    return (sums.gather(1, starts[:, None] + lengths) - before) * unmoved
+
+
+def row_hashes(ids: Tensor) -> Tensor:
+    """(B,) int64 hashes of the rows of token ids (B, L)."""
+    return prefix_sums(ids)[:, -1]
 
 
 @dataclass(frozen=True)
 class Recognised:
     """The rows of one forward pass (B', L') that score rows of a group (N, L) for the first time.
 
-    pick  (B', N) bool, at most one True in each row and column; tokens (B', T') ids after the prompt that the pass has
-    logits for, T' <= T; mask (B', T') bool, the sampled ones.
+    pick  (B', N) bool, at most one True in each row and column; tokens (B', T') ids after the prompt that the pass may
+    have logits for, T' <= T; mask (B', T') bool, the sampled ones that it has; offset (B',) the column of the pass's
+    logits that is about the first of them, which differs between rows that were moved; context (B', P) the ids before.
     """
 
     group: Group
     pick: Tensor
     tokens: Tensor
     mask: Tensor
+    offset: Tensor
+    context: Tensor
 
     @property
     def rows(self) -> Tensor:
         """(B',) the group's row for each row of the pass; meaningless where `pick` has none."""
         return self.pick.int().argmax(1)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass as its rows are compared: `prefix_sums` (B', L' + 1) of its ids, the padding before them (B',), its
+    length L', and `first`, the column from which on it has logits."""
+
+    sums: Tensor
+    starts: Tensor
+    length: int
+    first: int = 0
 
 
 class Group:
@@ -82,7 +123,8 @@ class Group:
         self.done: dict[str, Tensor] = {}
         self.logprobs: dict[str, Tensor] = {}
         self.scored: dict[str, Tensor] = {}
-        self._hashes: dict[int, Tensor] = {}
+        self.starts: Tensor | None = None
+        self._sums: Tensor | None = None
 
     @property
     def seen(self) -> bool:
@@ -104,21 +146,27 @@ class Group:
         kept = [
             self.sequences,
             self.mask,
+            self._sums,
             *self.done.values(),
             *self.logprobs.values(),
             *self.scored.values(),
         ]
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
-    def add(self, sequences: Tensor, mask: Tensor) -> None:
-        """Remember more rows: sequences (B, L) ids, mask (B, T) bool."""
-        self._hashes = {}
-        if self.sequences is None or self.mask is None:
-            self.sequences, self.mask = sequences.detach().clone(), mask.clone()
+    def add(self, sequences: Tensor, mask: Tensor, starts: Tensor | None = None) -> None:
+        """Remember more rows: sequences (B, L) ids, mask (B, T) bool, starts (B,) how many ids of padding come first."""
+        self._sums = None
+        sequences = sequences.detach().to(torch.int32, copy=True)
+        if starts is None:
+            starts = torch.zeros(len(sequences), dtype=torch.int64, device=sequences.device)
+        starts = starts.clamp(max=self.prompt_length - 1)
+        if self.sequences is None or self.mask is None or self.starts is None:
+            self.sequences, self.mask, self.starts = sequences, mask.clone(), starts
             return
         device = self.sequences.device
-        self.sequences = torch.cat((self.sequences, sequences.detach().to(device, non_blocking=True)))
+        self.sequences = torch.cat((self.sequences, sequences.to(device, non_blocking=True)))
         self.mask = torch.cat((self.mask, mask.to(device, non_blocking=True)))
+        self.starts = torch.cat((self.starts, starts.to(device, non_blocking=True)))
         rows, time = mask.shape
         for role, done in self.done.items():
             self.done[role] = torch.cat((done, done.new_zeros(rows)))
@@ -126,38 +174,58 @@ class Group:
             for role, values in kept.items():
                 kept[role] = torch.cat((values, values.new_zeros((rows, time))))
 
-    def hashes(self, length: int) -> Tensor:
-        """(N,) int64 hashes of the first `length` ids of each row."""
-        assert self.sequences is not None
-        if length not in self._hashes:
-            self._hashes[length] = row_hashes(self.sequences[:, :length])
-        return self._hashes[length]
+    def _move(self, device: torch.device) -> None:
+        """Have the rows where the pass is."""
+        assert self.sequences is not None and self.mask is not None and self.starts is not None
+        if self.sequences.device != device:
+            self.sequences = self.sequences.to(device, non_blocking=True)
+            self.mask = self.mask.to(device, non_blocking=True)
+            self.starts = self.starts.to(device, non_blocking=True)
+            self._sums = None
 
-    def open(self, hashes: Tensor, length: int, role: str) -> Tensor:
-        """(B', N) bool: which rows not yet scored in `role` begin with `length` ids of the hashes (B',). A pass over
-        prompts alone scores the rows that have one token, and says nothing of others."""
-        assert self.mask is not None
-        equal = hashes[:, None] == self.hashes(length).to(hashes.device, non_blocking=True)[None, :]
-        if length == self.prompt_length:
-            equal = equal & (self.mask.sum(1) <= 1).to(hashes.device, non_blocking=True)[None, :]
+    def open(self, there: Pass, role: str) -> tuple[Tensor, Tensor]:
+        """(B', N) bool: which rows not yet scored in `role` a pass scores; and which of them where they stood in the
+        rollout. A pass over prompts alone scores the rows that have one token, and says nothing of others."""
+        self._move(there.sums.device)
+        assert self.starts is not None
+        unmoved = self._matches(there, torch.zeros_like(self.starts), torch.zeros_like(there.starts))
+        padded = not at_hand(self.starts.device) or bool(self.starts.any() or there.starts.any())
+        equal = unmoved | self._matches(there, self.starts, there.starts) if padded else unmoved
         done = self.done.get(role)
-        return equal if done is None else equal & ~done.to(hashes.device, non_blocking=True)[None, :]
+        if done is not None:
+            equal = equal & ~done.to(equal.device, non_blocking=True)[None, :]
+        return equal, unmoved
 
-    def take(self, pick: Tensor, length: int, role: str) -> Recognised:
-        """Mark the rows of `pick` (B', N) as scored in `role`, by a pass of `length` ids."""
-        assert self.mask is not None and self.sequences is not None
+    def _matches(self, there: Pass, starts: Tensor, theirs: Tensor) -> Tensor:
+        """(B', N) bool: where the ids from `starts` (N,) on, up to the last that was sampled, are those of the pass from
+        `theirs` (B',) on, as far as it goes, and its logits say something of the response."""
+        assert self.sequences is not None and self.mask is not None
+        if self._sums is None:
+            self._sums = prefix_sums(self.sequences)
+        sampled = self.mask.sum(1)
+        prompt = self.prompt_length - starts
+        common = torch.minimum((prompt + sampled)[None, :], (there.length - theirs)[:, None])
+        long_enough = (common > prompt) | ((common == prompt) & (sampled <= 1))
+        scored = prompt[None, :] + theirs[:, None] > there.first
+        equal = windows(there.sums, theirs, common) == windows(self._sums, starts, common.T).T
+        return equal & long_enough & scored
+
+    def take(self, pick: Tensor, unmoved: Tensor, there: Pass, role: str) -> Recognised:
+        """Mark the rows of `pick` (B', N) as scored in `role` by a pass; `unmoved` as of `open`."""
+        assert self.mask is not None and self.sequences is not None and self.starts is not None
         done = self.done.get(role)
         taken = pick.any(0)
         self.done[role] = taken if done is None else done.to(pick.device, non_blocking=True) | taken
-        self.mask = self.mask.to(pick.device, non_blocking=True)
-        self.sequences = self.sequences.to(pick.device, non_blocking=True)
-        rows, last = (
-            pick.int().argmax(1),
-            min(self.length, length + 1),
-        )  # the last logits are about the next token
-        tokens = self.sequences[rows, self.prompt_length : last]
-        mask = self.mask[rows, : last - self.prompt_length] & pick.any(1)[:, None]
-        return Recognised(self, pick, tokens, mask)
+        rows = pick.int().argmax(1)
+        moved = torch.where((pick & ~unmoved).any(1), there.starts - self.starts[rows], 0)
+        offset = self.prompt_length - 1 + moved - there.first
+        time = min(self.length - self.prompt_length, there.length - there.first)
+        sequences = self.sequences[rows].long()
+        steps = torch.arange(time, device=pick.device)
+        has_logits = offset[:, None] + steps < there.length - there.first
+        mask = self.mask[rows, :time] & pick.any(1)[:, None] & has_logits
+        tokens = sequences[:, self.prompt_length : self.prompt_length + time]
+        return Recognised(self, pick, tokens, mask, offset, sequences[:, : self.prompt_length])
 
     def keep(self, found: Recognised, role: str, logprobs: Tensor) -> None:
         """Remember the log-probs (B', T') of a pass."""
@@ -213,28 +281,32 @@ class Memory:
         ):
             del self.groups[0]
 
-    def recognise(self, ids: Tensor, groups: list[Group], role: str) -> list[Recognised]:
+    def recognise(
+        self, ids: Tensor, groups: list[Group], role: str, *, starts: Tensor | None = None, first: int = 0
+    ) -> list[Recognised]:
         """The rows of `ids` (B', L') that score rows of `groups` for the first time in `role`, as far as both go.
+
+        starts  (B',) how many ids of padding a row begins with; 0 where not known.
+        first   the column from which on the pass has logits.
 
         Of equal rows the k-th of the pass is the k-th that is still open, so that each is counted exactly
         once whatever its tokens: to count equal rows once would favour what is rare. A row that several
         groups claim goes to the one that claims most of this pass, of equals to the newest: an evaluation
         may draw the same tokens by chance.
         """
+        if starts is None:
+            starts = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+        there = Pass(prefix_sums(ids), starts.clamp(max=ids.shape[1] - 1), ids.shape[1], first)
         newest_first = groups[::-1]
-        common = [min(group.length, ids.shape[1]) for group in newest_first]
-        known = {}
-        for length in set(common):
-            hashes = row_hashes(ids[:, :length])
-            known[length] = hashes, (hashes[:, None] == hashes[None, :]).tril(-1).sum(1)
-        picks = []
-        for group, length in zip(newest_first, common, strict=True):
-            hashes, before = known[length]
-            free = group.open(hashes, length, role)
-            picks.append(free & (free.cumsum(1) == before[:, None] + 1))
+        picks, places = [], []
+        for group in newest_first:
+            free, unmoved = group.open(there, role)
+            alike = (free.float() @ free.float().T > 0).tril(-1)
+            picks.append(free & (free.cumsum(1) == alike.sum(1)[:, None] + 1))
+            places.append(unmoved)
         if len(picks) > 1:
             claims = torch.stack([pick.any(1) for pick in picks])
             winner = (claims * claims.sum(1, keepdim=True)).argmax(0)
             picks = [pick & (winner == n)[:, None] for n, pick in enumerate(picks)]
-        found = zip(newest_first, picks, common, strict=True)
-        return [group.take(pick, length, role) for group, pick, length in found]
+        found = zip(newest_first, picks, places, strict=True)
+        return [group.take(pick, unmoved, there, role) for group, pick, unmoved in found]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from klguard.guard import live
 from klguard.guard.caller import spot
+from klguard.guard.courier import at_hand
 from klguard.guard.events import Rollout
 from klguard.guard.frameworks.capture import Prepared
-from klguard.guard.frameworks.memory import POLICY, REFERENCE, Memory, Recognised
+from klguard.guard.frameworks.memory import POLICY, REFERENCE, Group, Memory, Recognised
 from klguard.guard.frameworks.taps import CompiledTap, Generate, Tap
 from klguard.guard.frameworks.wrappers import adapter_layer, adapters_in_use, chain, generator, hookable
-from klguard.guard.kl import token_log_probs
+from klguard.guard.kl import token_log_probs_at
 from klguard.guard.plain import as_ids
 from klguard.settings import Site
 
@@ -36,13 +38,21 @@ class Listener(Protocol):
         """generate() returned. Whether its tokens are trained on is not known yet."""
 
     def scored(
-        self, role: str, logits: Tensor, tokens: Tensor, mask: Tensor, context_ids: Tensor, handle: int
+        self,
+        role: str,
+        logits: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        context_ids: Tensor,
+        handle: int,
+        columns: Tensor | None = None,
     ) -> Tensor | None:
         """A forward pass scored tokens of a rollout for the first time under the weights that drew them.
 
-        role "policy" or "reference"; logits (B, T, V) with logits[b, t] for tokens[b, t], views of the loop's
-        memory, detached; mask (B, T) bool, perhaps all False: which rows were recognised is known on the
-        device only; context_ids (B, P) what comes before. May return the tokens' log-probs (B, T), fp32.
+        role "policy" or "reference"; logits (B, T, V) with logits[b, t] for tokens[b, t], or, with `columns` (B, T),
+            logits (B, L, V) with logits[b, columns[b, t]] for tokens[b, t]; views of the loop's memory, detached; mask
+            (B, T) bool, perhaps all False: which rows were recognised is known on the device only; context_ids (B, P)
+            what comes before. May return the tokens' log-probs (B, T), fp32.
         """
 
     def paired(self, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> None:
@@ -59,6 +69,7 @@ class Watcher:
     """Watches one policy, and the reference if there is one, for a listener.
 
     stop_ids   tokens that end a response, for a model whose generation config does not say.
+    pad_id     the padding of prompts, which tells where rows begin in a call without an attention mask.
     paused     set by the listener while it uses the models itself: nothing is told meanwhile.
 
     While `paused` is set, forward passes are not the loop's own and are passed over.
@@ -74,8 +85,10 @@ class Watcher:
         reference: nn.Module | None = None,
         *,
         stop_ids: tuple[int, ...] | None = None,
+        pad_id: int | None = None,
     ) -> None:
         self.listener, self.policy, self.reference, self.stop_ids = listener, policy, reference, stop_ids
+        self.pad_id = pad_id
         self.model = generator(policy)
         self.memory = Memory()
         self.paused = False
@@ -180,9 +193,10 @@ class Watcher:
         mask = sampled(responses, self._stop_tokens(config), prepared.stopped.lengths, length)
         version = self.listener.version
         group = self.memory.group(site, version, length, sequences.shape[1], adapters_in_use(self._layer))
-        group.add(sequences, mask)
-        self.memory.shrink()
         copies = max(1, sequences.shape[0] // max(1, call.batch_size or 1))
+        padded = None if call.encoder_decoder else _expanded(call.attention_mask, copies)
+        group.add(sequences, mask, self._starts(sequences[:, :length], padded))
+        self.memory.shrink()
         event = Rollout(
             place=where.place,
             responses=responses,
@@ -219,8 +233,25 @@ class Watcher:
             return
         role, ids, logits, groups = found
         with _aside():
-            for recognised in self.memory.recognise(ids, groups, role):
-                self._tell(role, ids, logits, recognised)
+            for recognised in self._recognised(ids, logits, groups, role, kwargs):
+                self._tell(role, logits, recognised)
+
+    def _recognised(
+        self, ids: Tensor, logits: Tensor, groups: list, role: str, kwargs: dict
+    ) -> list[Recognised]:
+        starts = self._starts(ids, kwargs.get("attention_mask"))
+        return self.memory.recognise(ids, groups, role, starts=starts, first=ids.shape[1] - logits.shape[1])
+
+    def _starts(self, ids: Tensor, attention_mask: Any) -> Tensor | None:
+        """(B,) how many ids of padding the rows of `ids` (B, L) begin with, by the attention mask, else by the
+        padding itself, unless that may also be text. None where there is no telling."""
+        if isinstance(attention_mask, Tensor) and attention_mask.shape == ids.shape:
+            padding = attention_mask.to(ids.device, non_blocking=True) <= 0
+        elif self.pad_id is not None and self.pad_id not in (self.stop_ids or (self.pad_id,)):
+            padding = ids == self.pad_id
+        else:
+            return None
+        return padding.long().cumprod(1).sum(1)
 
     def _scoring(
         self, role: str, args: tuple, kwargs: dict, output: Any
@@ -234,8 +265,7 @@ class Watcher:
             return None
         version = self.listener.version
         adapters = adapters_in_use(self._layer) if role == POLICY else ()
-        start = ids.shape[1] - logits.shape[1]
-        groups = [g for g in self.memory.groups if start < g.prompt_length <= min(g.length - 1, ids.shape[1])]
+        groups = [g for g in self.memory.groups if 0 < g.prompt_length < g.length and self._may_score(g, ids)]
         if role == POLICY and self._layer is not None:
             if any(group.adapters != adapters for group in groups):
                 role = REFERENCE
@@ -251,7 +281,7 @@ class Watcher:
         ids = ids.detach().to(logits.device, non_blocking=True)
         if late:  # no evidence, but their rows have been used
             with _aside():
-                self.memory.recognise(ids, late, role)
+                self._recognised(ids, logits, late, role, kwargs)
         return (role, ids, logits.detach(), groups) if groups else None
 
     def _ids(self, args: tuple, kwargs: dict) -> Tensor | None:
@@ -262,26 +292,28 @@ class Watcher:
         usable = isinstance(ids, Tensor) and ids.dim() == 2 and not ids.dtype.is_floating_point
         return ids if usable else None
 
-    def _tell(self, role: str, ids: Tensor, logits: Tensor, found: Recognised) -> None:
+    @staticmethod
+    def _may_score(group: Group, ids: Tensor) -> bool:
+        """Whether a pass of `ids` (B', L') is long enough: one token at a time is a sampler of the loop's own."""
+        return ids.shape[1] >= min(group.prompt_length, 2)
+
+    def _tell(self, role: str, logits: Tensor, found: Recognised) -> None:
         """Tell the listener of one group's rows in a pass, and of the pairs that it completes."""
-        group = found.group
-        start = group.prompt_length - 1 - (ids.shape[1] - logits.shape[1])
-        tokens = found.tokens
-        scores = logits[:, start : start + tokens.shape[1]]
-        context = ids[:, : group.prompt_length]
-        logprobs = self.listener.scored(role, scores, tokens, found.mask, context, group.handle)
+        scores, columns, found = _placed(logits, found)
+        group, more = found.group, {} if columns is None else {"columns": columns}
+        logprobs = self.listener.scored(
+            role, scores, found.tokens, found.mask, found.context, group.handle, **more
+        )
         if self.reference is None and self._layer is None:
             return
-        pair = self._paired(role, scores, tokens, logprobs, found)
+        if logprobs is None:
+            logprobs = token_log_probs_at(scores, found.tokens, columns)
+        pair = self._paired(role, logprobs, found)
         if pair is not None:
             self.listener.paired(*pair)
 
-    def _paired(
-        self, role: str, scores: Tensor, tokens: Tensor, logprobs: Tensor | None, found: Recognised
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _paired(self, role: str, logprobs: Tensor, found: Recognised) -> tuple[Tensor, Tensor, Tensor] | None:
         """(log-probs, reference log-probs, mask) of tokens that the other model has scored before."""
-        if logprobs is None:
-            logprobs = token_log_probs(scores, tokens)
         found.group.keep(found, role, logprobs)
         other = found.group.kept(found, REFERENCE if role == POLICY else POLICY)
         if other is None:
@@ -312,6 +344,20 @@ def _logits(output: Any, ids: Tensor) -> Tensor | None:
     if not isinstance(found, Tensor) or found.dim() != 3 or hasattr(found, "full_tensor"):
         return None  # a vocabulary spread over ranks cannot be looked at without communication
     return found if found.shape[0] == ids.shape[0] and 0 < found.shape[1] <= ids.shape[1] else None
+
+
+def _placed(logits: Tensor, found: Recognised) -> tuple[Tensor, Tensor | None, Recognised]:
+    """The logits (B', T', V) of the tokens found, as a view, where all rows begin at one place and the host can see it;
+    else all of them (B', L', V) with the columns (B', T') that are about the tokens."""
+    if at_hand(logits.device):
+        recognised = found.pick.any(1)
+        places = found.offset[recognised].unique().tolist() or [0]
+        if len(places) == 1:
+            part = logits[:, places[0] : places[0] + found.tokens.shape[1]]
+            time = part.shape[1]
+            return part, None, replace(found, tokens=found.tokens[:, :time], mask=found.mask[:, :time])
+    columns = found.offset[:, None] + torch.arange(found.tokens.shape[1], device=logits.device)
+    return logits, columns.clamp(0, logits.shape[1] - 1), found
 
 
 def _expanded(rows: Tensor | None, copies: int) -> Tensor | None:
