@@ -469,3 +469,25 @@ def test_a_step_that_failed_does_not_hide_the_next_one():
     guard = run(Retries)
     assert guard._works.run.version == 2 * 4
     assert not guard.findings
+
+
+class NeverSteps(Loop):
+    """step() of the optimizer does nothing: a subclass of the trainer overrides it."""
+
+    def apply(self):
+        pass
+
+
+class AccumulatesOverRollouts(NeverSteps):
+    """One epoch each, whose gradients are kept for the update after the last rollout."""
+
+    epochs = 1
+
+    def zero_gradient(self):
+        pass
+
+
+def test_an_optimizer_that_never_steps_is_named():
+    assert {finding.code for finding in run(NeverSteps, steps=3).findings} == {"KLG842"}
+    assert not run(NeverSteps, steps=2).findings
+    assert not run(AccumulatesOverRollouts, steps=4).findings
