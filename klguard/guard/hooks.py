@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -61,7 +62,8 @@ class OptimizerHooks:
             self._global.pop().remove()
 
     # A subclass whose step() calls its parent's can make torch call the hooks twice, one pair inside the other:
-    # of two calls without the other kind between them, the second is passed over.
+    # the first call before and the last call after are those of the whole step. What the subclass does behind
+    # its parent's step, such as copying master weights, belongs to the step.
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if optimizer not in self._stepping:
@@ -69,7 +71,7 @@ class OptimizerHooks:
             self._guard.updated(optimizer, after=False)
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer in self._stepping:
+        if optimizer in self._stepping and not _inside_another_step(optimizer):
             self._stepping.discard(optimizer)
             self._guard.updated(optimizer, after=True)
 
@@ -88,6 +90,19 @@ class OptimizerHooks:
             known = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
             self._own[optimizer] = known
         return known
+
+
+def _inside_another_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step whose hook is running was called by another step of the same optimizer. Asked of the stack
+    and not counted: a step that ends by an error never calls its last hook, and a count would be off from then on."""
+    hook = sys._getframe(1)
+    own = hook.f_back  # torch's wrapper around step(), which calls the hooks
+    frame = None if own is None else own.f_back
+    while frame is not None:
+        if frame.f_code is own.f_code and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def extra_forward(

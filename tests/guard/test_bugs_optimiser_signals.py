@@ -407,3 +407,87 @@ def test_the_correct_loops_are_silent_and_everything_was_looked_at(kind, seed):
     guard = run(type("Seeded", (kind,), {"seed": seed}), 6, strict=True)
     assert guard.findings == []
     assert guard.exercised >= MINE
+
+
+class OwnMasters(torch.optim.AdamW):
+    """Keeps master weights of its own, and copies them to the parameters behind the step of its parent."""
+
+    off = 0.0
+
+    def __init__(self, parameters, **options):
+        parameters = list(parameters)
+        super().__init__(parameters, **options)
+        self.masters = [(p, p.detach() + self.off) for p in parameters]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        before = [p.clone() for p, _ in self.masters]
+        super().step(closure)
+        for (parameter, master), old in zip(self.masters, before, strict=True):
+            master += parameter - old
+            parameter.copy_(master)
+
+
+class StaleOwnMasters(OwnMasters):
+    """Made before the parameters were loaded."""
+
+    off = 0.05
+
+
+@pytest.mark.parametrize(("kind", "codes"), [(OwnMasters, set()), (StaleOwnMasters, {"KLG846"})])
+def test_what_a_subclass_does_behind_its_parents_step_belongs_to_the_step(kind, codes):
+    class Masters(Loop):
+        def make_optimizer(self):
+            # an AdamW was made before: torch has hooked the parent's step() too, and calls the hooks inside step()
+            super().make_optimizer()
+            return kind(self.parameters(), lr=self.learning_rate)
+
+    assert {finding.code for finding in run(Masters).findings} == codes
+
+
+def test_a_step_that_failed_does_not_hide_the_next_one():
+    class Failing(OwnMasters):
+        failed = False
+
+        def step(self, closure=None):
+            super().step(closure)
+            if not self.failed:
+                self.failed = True
+                raise FloatingPointError
+
+    class Retries(Loop):
+        def make_optimizer(self):
+            super().make_optimizer()
+            return Failing(self.parameters(), lr=self.learning_rate)
+
+        def apply(self):
+            try:
+                super().apply()
+            except FloatingPointError:
+                super().apply()
+
+    guard = run(Retries)
+    assert guard._works.run.version == 2 * 4
+    assert not guard.findings
+
+
+class NeverSteps(Loop):
+    """step() of the optimizer does nothing: a subclass of the trainer overrides it."""
+
+    def apply(self):
+        pass
+
+
+class AccumulatesOverRollouts(NeverSteps):
+    """One epoch each, whose gradients are kept for the update after the last rollout."""
+
+    epochs = 1
+
+    def zero_gradient(self):
+        pass
+
+
+def test_an_optimizer_that_never_steps_is_named():
+    assert {finding.code for finding in run(NeverSteps, steps=3).findings} == {"KLG842"}
+    assert not run(NeverSteps, steps=2).findings
+    assert not run(AccumulatesOverRollouts, steps=4).findings

@@ -1,5 +1,7 @@
 """KLG821 and KLG824: whitening and the recursion."""
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -224,3 +226,31 @@ def test_preflight_tells_a_function_that_reads_padding_from_one_that_expects_it_
     assert breach.value == pytest.approx(7.0)
     assert found(GAETerminal, Preflight(gae=ignores_the_mask)) == []
     assert found(GAETerminal, Preflight(gae=right)) == []
+
+
+def returned(from_whitened, mask=None, **details):
+    """An event whose returns were made before whitening, or from what came out of it."""
+    mask = prefix_mask() if mask is None else mask
+    rewards, values = draw(mask.shape, 1) * mask, draw(mask.shape, 2)
+    raw = gae(rewards, values, mask)
+    white = torch.where(mask, whiten(raw, mask), 0.0)
+    details = {"raw": raw, "rewards": rewards, "gamma": GAMMA, "lam": LAM} | details
+    returns = ((white if from_whitened else raw) + values) * mask
+    return Advantages(advantages=white, mask=mask, whitened=True, values=values, returns=returns, **details)
+
+
+def test_returns_made_from_whitened_advantages_are_found():
+    (breach,) = found(GAETerminal, returned(True))
+    assert breach.key == "returns"
+    assert breach.severity is Severity.WARNING
+    assert found(GAETerminal, returned(False)) == []
+
+
+def test_other_returns_and_advantages_that_were_white_before_pass():
+    right = returned(False)
+    assert found(GAETerminal, replace(right, returns=right.returns * 0.9 + 0.3)) == []
+    returns = (right.advantages + right.values) * right.mask
+    assert found(GAETerminal, replace(right, raw=right.advantages, rewards=None, returns=returns)) == []
+    few = prefix_mask(1, 9, seed=3)
+    assert int(few.sum()) < GAETerminal.TOKENS
+    assert found(GAETerminal, returned(True, few)) == []

@@ -129,19 +129,24 @@ class GAETerminal(Invariant):
     may well be bootstrapped from a value that the guard does not know. So are only masks without holes.
     Needs rewards and values as they entered the recursion, gamma and lam, and the raw advantages or returns.
 
+    Returns are advantages before whitening plus values. Where the ones before whitening are told as well, returns that
+    are the whitened ones plus values, at every valid token, are a warning: the value head is taught another scale.
+
     Before training, the loop's own function must not let values at padding change advantages inside the mask.
     A function that does not look at the mask at all is left alone: its values may have been masked before.
     """
 
     code = "KLG824"
     watches = (Advantages, Preflight)
-    sums = ("rows", "wrong", "half", "padded")
+    sums = ("rows", "wrong", "half", "padded", "returned", "not_whitened", "not_raw")
     maxima = ("error",)
     BUDGET, EXACT, HALF = 2**18, 1e-4, 3e-2
+    TOKENS = 16
 
     def measure(self, event: Event) -> None:
         if isinstance(event, Preflight):
             return
+        self._compare_returns(event)
         given = (event.values, event.rewards, event.gamma, event.lam)
         if any(one is None for one in given):
             return
@@ -159,6 +164,21 @@ class GAETerminal(Invariant):
         self.add("half", float(half))
         valid = valid_tokens(event.mask[part])
         self._compare(*tensors, valid, event.gamma, event.lam, self.HALF if half else self.EXACT)
+
+    def _compare_returns(self, event: Advantages) -> None:
+        """Count the valid tokens at which returns minus values are not the whitened advantages, and not the raw ones."""
+        if not event.whitened or event.returns is None or event.values is None or event.raw is None:
+            return
+        tensors = (event.returns, event.values, event.advantages, event.raw)
+        valid = valid_tokens(event.mask)
+        if any(one.shape != valid.shape or one.dtype in HALF for one in tensors):
+            return
+        self.exercised = True
+        returns, values, whitened, raw = (kept(one, valid) for one in tensors)
+        limit = self.EXACT * (1 + values.abs() + whitened.abs())
+        self.add("returned", valid.sum())
+        self.add("not_whitened", (((returns - values - whitened).abs() > limit) & valid).sum())
+        self.add("not_raw", (((returns - values - raw).abs() > 10 * limit) & valid).sum())
 
     def _compare(
         self,
@@ -198,6 +218,17 @@ class GAETerminal(Invariant):
             self.add("padded", (close & wrong).sum())
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
+        tokens, not_raw = readings["returned"], readings["not_raw"]
+        if tokens >= self.TOKENS and not readings["not_whitened"] and not_raw > tokens / 2:
+            yield Breach(
+                f"the returns are the whitened advantages plus the values at all {tokens:,.0f} valid tokens, and not"
+                f" those before whitening, from which they differ at {not_raw:,.0f}",
+                value=not_raw,
+                limit=0.0,
+                key="returns",
+                severity=Severity.WARNING,
+                help="make the returns, advantages + values, before the advantages are whitened",
+            )
         if not readings["wrong"]:
             return
         why = ""

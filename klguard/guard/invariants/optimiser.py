@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from klguard.findings import Severity
-from klguard.guard.events import Advantages, Event, Update
+from klguard.guard.events import Advantages, Event, Minibatch, Update
+from klguard.guard.hooks import NAMED_OPTIMIZERS
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
 from klguard.guard.invariants.measuring import Consecutive, kept
 from klguard.guard.invariants.updates import (
@@ -140,10 +141,13 @@ class OptimizerParameters(Invariant):
     policy's tensors is theirs then. Change is measured on a sample of the policy's own tensors, from update
     to update, while they have a gradient and the learning rate is above 0. In half precision a weight that
     moves by less than |w| / 256 does not move at all: only 20 steps without a single change are reported.
+
+    An optimizer that was named and never steps is reported in the third step whose minibatches are those of more than
+    one epoch: nobody accumulates gradients for longer. It has no state then, which tells it from one that steps unseen.
     """
 
     code = "KLG842"
-    watches = (Update,)
+    watches = (Minibatch, Update)
     sums = ("compared", "changed", "live", "pairs")
     maxima = ("rough",)
     TENSORS, ELEMENTS, PATIENCE = 8, 4096, 3
@@ -155,12 +159,17 @@ class OptimizerParameters(Invariant):
         self._owning = False
         self._last_step = -1
         self._steps = 0
+        self._epochs: tuple[int, int] | None = None
+        self._idle: set[int] = set()
         self._still, self._still_rough = Consecutive(2), Consecutive(20)
         self.share: float | None = None
         """Share of sampled weights that changed from one update to the next, in the last step."""
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         policy = self.run.policy
+        if isinstance(event, Minibatch):
+            yield from self._never_stepped(event)
+            return
         if policy is None or event.after:
             return
         self._owned |= {id(p) for p in parameters_of(event.optimizer)}
@@ -180,7 +189,27 @@ class OptimizerParameters(Invariant):
                 value=float(len(missing)), limit=0.0, key="not owned",
             )  # fmt: skip
 
+    def _never_stepped(self, event: Minibatch) -> Iterator[Breach]:
+        """Say once that no named optimizer has stepped, though epochs of minibatches go by."""
+        named = self.run.notes.get(NAMED_OPTIMIZERS)
+        if not named or self.run.version or self._steps or event.epoch is None:
+            return
+        if any(one.state for one in named):
+            return
+        if self._epochs is None or self._epochs[0] != self.run.step:
+            self._epochs = self.run.step, event.epoch
+        elif event.epoch != self._epochs[1] and self.run.step not in self._idle:
+            self._idle.add(self.run.step)
+            if len(self._idle) == self.PATIENCE:
+                self.exercised = True
+                yield Breach(
+                    f"the optimizer has never stepped, in {self.PATIENCE} steps of several epochs each",
+                    value=0.0, key="never stepped", help="call optimizer.step() after each backward()",
+                )  # fmt: skip
+
     def measure(self, event: Event) -> None:
+        if isinstance(event, Minibatch):
+            return
         policy, optimizer = self.run.policy, event.optimizer
         if policy is None or event.after:
             return
