@@ -204,10 +204,10 @@ class Iteration(Methods):
             answers = self.lazily(
                 test, None if items is None else [[item] for item in items], node, state, frame
             )
-        if items is None or answers is None:
-            return Unk(Reason.RUNTIME, self.text(node))
-        kept = [truth(answer, state) for answer in answers]
-        if None in kept:
+        kept = [None] if items is None or answers is None else [truth(answer, state) for answer in answers]
+        if items is None or None in kept:
+            # What comes out of it is changed under another name.
+            self.escape(args.positional[1:], f"passed to {self.text(node)}", state)
             return Unk(Reason.RUNTIME, self.text(node))
         return self.iterator((item for item, keep in zip(items, kept, strict=False) if keep), node, state)
 

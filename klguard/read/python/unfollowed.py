@@ -57,6 +57,7 @@ def _touched_here(function: ast.AST) -> set[Place]:
 
 def _changed(function: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
     for node in walk_level(function):
+        yield from ((value, False) for value in _renamed(node))
         if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
             yield node, True
         elif isinstance(node, ast.Call):
@@ -67,6 +68,23 @@ def _changed(function: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
             if isinstance(node.func, ast.Name) and not hasattr(builtins, node.func.id):
                 for value in (*node.args, *(keyword.value for keyword in node.keywords)):
                     yield value, False
+
+
+def _renamed(node: ast.AST) -> Iterator[ast.expr]:
+    """What a statement or expression gives another name, under which it may be changed, or hands back."""
+    match node:
+        case ast.Assign() | ast.AnnAssign() | ast.NamedExpr() | ast.Return() | ast.Yield() if (
+            node.value is not None
+        ):
+            yield node.value
+        case ast.For() | ast.AsyncFor() | ast.comprehension() | ast.YieldFrom():
+            yield node.value if isinstance(node, ast.YieldFrom) else node.iter
+        case ast.List() | ast.Tuple() | ast.Set():
+            yield from node.elts
+        case ast.Dict():
+            yield from node.values
+        case ast.withitem():
+            yield node.context_expr
 
 
 def _root(node: ast.AST) -> tuple[str, str, bool]:

@@ -270,3 +270,11 @@ def test_a_filter_by_name_says_what_else_cannot_be_there(generated, name, source
             "unknown": {"top_k": UNKNOWN, "top_p": UNKNOWN},
         }[name]
     )
+
+
+def test_what_a_filter_may_let_through_is_changed_under_another_name(generated):
+    source = (
+        "import os\nkw = dict(top_k=3)\nif os.environ.get('PLAIN'):\n    kw.clear()\n"
+        f"for given in filter(None, [kw]):\n    given['top_p'] = 0.9\n{CALL}"
+    )
+    assert generated(source)["*"] == UNKNOWN

@@ -79,6 +79,9 @@ WRITES = [
     "operator.setitem(SAMPLING, 'top_k', 3)",
     "dict.update(SAMPLING, top_k=3)",
     "lower()",
+    "[held.update(top_k=3) for held in [SAMPLING]]",
+    "held = SAMPLING\n    held['top_k'] = 3",
+    "for held in (SAMPLING,):\n        held.update(top_k=3)",
 ]
 
 
