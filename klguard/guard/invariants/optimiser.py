@@ -12,6 +12,7 @@ from torch import Tensor
 
 from klguard.findings import Severity
 from klguard.guard.events import Advantages, Event, Minibatch, Update
+from klguard.guard.fingerprint import writes
 from klguard.guard.hooks import NAMED_OPTIMIZERS
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
 from klguard.guard.invariants.measuring import Consecutive, kept
@@ -143,7 +144,8 @@ class OptimizerParameters(Invariant):
     moves by less than |w| / 256 does not move at all: only 20 steps without a single change are reported.
 
     An optimizer that was named and never steps is reported in the third step whose minibatches are those of more than
-    one epoch: nobody accumulates gradients for longer. It has no state then, which tells it from one that steps unseen.
+    one epoch: nobody accumulates gradients for longer. It has no state then, and nobody has written to the policy's
+    weights, which tells it from one that steps unseen.
     """
 
     code = "KLG842"
@@ -161,6 +163,7 @@ class OptimizerParameters(Invariant):
         self._steps = 0
         self._epochs: tuple[int, int] | None = None
         self._idle: set[int] = set()
+        self._written: int | None = None
         self._still, self._still_rough = Consecutive(2), Consecutive(20)
         self.share: float | None = None
         """Share of sampled weights that changed from one update to the next, in the last step."""
@@ -191,10 +194,13 @@ class OptimizerParameters(Invariant):
 
     def _never_stepped(self, event: Minibatch) -> Iterator[Breach]:
         """Say once that no named optimizer has stepped, though epochs of minibatches go by."""
-        named = self.run.notes.get(NAMED_OPTIMIZERS)
-        if not named or self.run.version or self._steps or event.epoch is None:
+        named, policy = self.run.notes.get(NAMED_OPTIMIZERS), self.run.policy
+        if not named or policy is None or self.run.version or self._steps or event.epoch is None:
             return
-        if any(one.state for one in named):
+        written = sum(map(writes, policy.parameters()))
+        if self._written is None:
+            self._written = written
+        if written != self._written or any(one.state for one in named):
             return
         if self._epochs is None or self._epochs[0] != self.run.step:
             self._epochs = self.run.step, event.epoch
