@@ -38,7 +38,13 @@ class Around(Listening):
 
     def __call__(self, function: Callable) -> Callable:
         """Guard a training function, plain or async: everything of `with guard:` holds while it runs. That of
-        a generator function holds from its first item to its last, for the loop runs while it is iterated."""
+        a generator function holds from its first item to its last, for the loop runs while it is iterated.
+        TypeError for what is no function."""
+        if isinstance(function, (type, nn.Module)) or not callable(function):
+            kind = f"a {type(function).__name__}" if not isinstance(function, type) else "a class"
+            raise TypeError(
+                f"the guard was put around {kind}; put it around the function that trains, or write `with guard:`"
+            )
         if inspect.isasyncgenfunction(function):
 
             @functools.wraps(function)

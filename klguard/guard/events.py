@@ -199,6 +199,7 @@ class Minibatch(Event):
     first       no update happened since the rollout was scored.
     by_construction  old is the very memory of new: the ratio is 1 whatever the loop does.
     rows        ids of the rows; epoch from 0.
+    clip_range  how far below and above 1 the ratio may go.
     reported    the loop's own figures: any of ratio, approx_kl (k3 of old and new), entropy (its mean), kl (the
                 mean of kl_term), clip_fraction.
     entropy     (B, T) exact entropy per token, where the loop has it.
@@ -214,7 +215,7 @@ class Minibatch(Event):
     tokens: Tensor | None = None
     rows: Sequence[int] | Tensor | None = None
     epoch: int | None = None
-    clip_range: float | None = None
+    clip_range: tuple[float, float] | None = None
     reported: Mapping[str, float | Tensor] = field(default_factory=dict)
     entropy: Tensor | None = None
     kl_term: Tensor | None = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from klguard.findings import Finding
-from klguard.guard import events, kl, options, shapes
+from klguard.guard import events, kl, options, shapes, told
 from klguard.guard.around import Around
 from klguard.guard.evidence import Evidence
 from klguard.guard.hooks import extra_forward
@@ -104,14 +104,15 @@ class Guard(Around):
         group_size: int | None = None,
         adapter_base: nn.Module | None = None,
     ) -> None:
-        options.check_options(alpha, tolerance, kl_range, sample_tokens)
-        ends = options.token_ids(eos_token_id) if eos_token_id is not None else None
+        options.check_models(policy, reference)
+        options.check_options(alpha, tolerance, kl_range, sample_tokens, seed)
+        ends = told.token_ids("eos_token_id", eos_token_id) if eos_token_id is not None else None
         run = Run(
             policy=policy,
             reference=reference,
             tokenizer=tokenizer,
             stop_ids=ends or options.stop_ids(policy, tokenizer),
-            kl_coef=kl_coef,
+            kl_coef=None if kl_coef is None else told.amount("kl_coef", kl_coef),
             alpha=alpha,
             kl_range=kl_range,
             seed=seed,
@@ -160,11 +161,16 @@ class Guard(Around):
         given = optimizer if isinstance(optimizer, Sequence) else [] if optimizer is None else [optimizer]
         for one in given:
             self._hooks.watch(one)
-        run.scheduler = run.scheduler if scheduler is None else scheduler
-        run.max_grad_norm = run.max_grad_norm if max_grad_norm is None else max_grad_norm
-        run.group_size = run.group_size if group_size is None else group_size
-        run.adapter_base = run.adapter_base if adapter_base is None else adapter_base
-        run.kl_coef = run.kl_coef if kl_coef is None else kl_coef
+        if scheduler is not None:
+            run.scheduler = scheduler
+        if max_grad_norm is not None:
+            run.max_grad_norm = told.not_negative("max_grad_norm", max_grad_norm)
+        if group_size is not None:
+            run.group_size = told.count("group_size", group_size, least=1)
+        if adapter_base is not None:
+            run.adapter_base = adapter_base
+        if kl_coef is not None:
+            run.kl_coef = told.amount("kl_coef", kl_coef)
         return self
 
     @shielded()
@@ -173,14 +179,14 @@ class Guard(Around):
         can be given. Raises what it finds at once, and what these functions raise."""
         place = caller()
         functions = {name: self._users(name, one) for name, one in functions.items()}
+        event = event_of(events.Preflight, place, functions)
         self._begin()
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=devices), self.looking_away():
-            self._works.dispatch(event_of(events.Preflight, place, functions))
+            self._works.dispatch(event)
         self._between_steps(place)
 
-    @staticmethod
-    def _users(name: str, function: Any) -> Any:
+    def _users(self, name: str, function: Any) -> Any:
         """A function of the loop, whose errors are the loop's: training has not begun, and they are raised."""
         if not callable(function):
             return function
@@ -188,12 +194,13 @@ class Guard(Around):
         @functools.wraps(function, updated=())
         def called(*args: Any, **kwargs: Any) -> Any:
             try:
-                return function(*args, **kwargs)
+                answer = function(*args, **kwargs)
             except Exception as error:
                 if hasattr(error, "add_note"):
                     error.add_note(f"raised by the `{name}` that was given to guard.preflight()")
                 callers(error)
                 raise
+            return self._checked(told.answer, name, answer)
 
         return called
 
@@ -212,34 +219,42 @@ class Guard(Around):
     ) -> None:
         """The sampler returned `responses` (B, T).
 
-        mask       (B, T), or (B, P + T) over whole sequences when `prompts` (B, P) are given.
+        mask       (B, T), or (B, P + T) over whole sequences when `prompts` (B, P) are given; likewise the
+            attention_mask, (B, P) or (B, P + T).
         settings   the GenerationConfig, SamplingParams or dict it was sampled with, or a Site read from them.
         More: prompts, attention_mask, tool_mask, max_new_tokens, groups, rows, temperature, texts, filtered,
         allowed_lag, as in `events.Rollout`.
         """
         place = caller()
-        self._checked(shapes.check_rollout, responses, mask, details.get("prompts"))
-        self._begin()
+        prompts, attention = details.get("prompts"), details.get("attention_mask")
+        self._checked(shapes.check_rollout, responses, mask, prompts)
+        self._checked(shapes.check_alike, "tool_mask", details.get("tool_mask"), responses, "responses")
+        rows = {name: details.get(name) for name in ("groups", "rows", "texts")}
+        self._checked(shapes.check_rows, rows, responses, "the responses")
+        if attention is not None:
+            details["attention_mask"] = self._checked(shapes.of_prompts, attention, responses, prompts)
         site = None
         if settings is not None:
             known = isinstance(settings, Site)
             site = settings if known else self._checked(read_object, settings, place=place)
             if details.get("temperature") is None:
                 details["temperature"] = temperature_of(site.settings)
+        stop_ids = self._works.run.stop_ids
+        if stop_token_ids is not None:
+            stop_ids = self._checked(told.token_ids, "stop_token_ids", stop_token_ids)
+        if weights_version is not None:
+            weights_version = self._checked(told.count, "weights_version", weights_version, least=None)
         event = event_of(
             events.Rollout,
             place,
-            dict(
-                responses=responses.detach(),
-                mask=None if mask is None else self._valid(mask, mask),
-                stop_ids=options.token_ids(stop_token_ids)
-                if stop_token_ids is not None
-                else self._works.run.stop_ids,
-                settings=None if site is None else site.settings,
-                version=weights_version,
-                **details,
-            ),
+            details,
+            responses=responses,
+            mask=None if mask is None else self._valid(mask, mask),
+            stop_ids=stop_ids,
+            settings=None if site is None else site.settings,
+            version=weights_version,
         )
+        self._begin()
         self._by_hand.add("rollout")
         self._works.rollout(event, site, [] if site is None else findings(site))
         self._step_open = True
@@ -272,6 +287,9 @@ class Guard(Around):
         self._checked(shapes.check_shapes, logits, tokens, mask, reference_logits)
         for name, values in (("sampler_logprobs", sampler_logprobs), ("stale_logprobs", stale_logprobs)):
             self._checked(shapes.check_alike, name, values, tokens)
+        self._checked(shapes.check_context, context_ids, tokens)
+        if temperature is not None:
+            temperature = self._checked(told.positive, "temperature", temperature)
         self._by_hand.add("score")
         answer = kl.token_log_probs(logits, tokens)
         with torch.no_grad():
@@ -391,8 +409,10 @@ class Guard(Around):
         `events.Rewards`."""
         combined = (details.get("token_rewards"), details.get("kl"))
         self._checked(shapes.check_rewards, scores, details.get("mask"), *combined)
+        rows = {"texts": details.get("texts")}
+        self._checked(shapes.check_rows, rows, scores, "the scores")
         differentiated = any(isinstance(one, Tensor) and one.requires_grad for one in combined)
-        self._tell(events.Rewards, dict(scores=scores, requires_grad=differentiated, **details))
+        self._tell(events.Rewards, details, scores=scores, requires_grad=differentiated)
 
     @shielded()
     def advantages(self, advantages: Tensor, mask: Tensor, **details: Any) -> None:
@@ -405,7 +425,7 @@ class Guard(Around):
             per_token={name: details.get(name) for name in ("raw", "values", "rewards", "returns")},
             per_row={name: details.get(name) for name in ("scores", "groups")},
         )
-        self._tell(events.Advantages, dict(advantages=advantages, mask=mask, **details))
+        self._tell(events.Advantages, details, advantages=advantages, mask=mask)
 
     @shielded()
     def minibatch(
@@ -426,23 +446,22 @@ class Guard(Around):
         given |= {name: details.get(name) for name in ("tokens", "entropy")}
         for name, values in given.items():
             self._checked(shapes.check_alike, name, values, new_logprobs, "new_logprobs")
+        self._checked(shapes.check_rows, {"rows": details.get("rows")}, new_logprobs, "new_logprobs")
+        self._checked(shapes.check_weights, advantages, new_logprobs)
+        self._checked(shapes.check_term, kl_term)
         self._tell(
             events.Minibatch,
-            dict(
-                new=new_logprobs.detach(),
-                old=old_logprobs.detach(),
-                mask=self._valid(mask, new_logprobs),
-                advantages=detached(advantages),
-                first=self._weights() == self._scored_under,
-                by_construction=new_logprobs.data_ptr() == old_logprobs.data_ptr(),
-                kl_term=detached(kl_term)
-                if kl_term is not None and kl_term.shape == new_logprobs.shape
-                else None,
-                kl_loss_requires_grad=None if kl_term is None else kl_term.requires_grad,
-                new_requires_grad=new_logprobs.requires_grad,
-                dtype=new_logprobs.dtype if new_logprobs.dtype in HALF else self._precision(new_logprobs),
-                **details,
-            ),
+            details,
+            new=new_logprobs,
+            old=old_logprobs,
+            mask=self._valid(mask, new_logprobs),
+            advantages=advantages,
+            first=self._weights() == self._scored_under,
+            by_construction=new_logprobs.data_ptr() == old_logprobs.data_ptr(),
+            kl_term=kl_term if kl_term is not None and kl_term.shape == new_logprobs.shape else None,
+            kl_loss_requires_grad=None if kl_term is None else kl_term.requires_grad,
+            new_requires_grad=new_logprobs.requires_grad,
+            dtype=new_logprobs.dtype if new_logprobs.dtype in HALF else self._precision(new_logprobs),
         )
 
     @shielded(parting=lambda self, **_: self._take_part())
@@ -452,9 +471,10 @@ class Guard(Around):
         kl_coef, controller_kl, controller_unit, lengths, truncated, explained_variance, as in
         `events.StepEnd`."""
         place = caller()
+        event = event_of(events.StepEnd, place, figures)
         self._begin()
         self._by_hand.add("step")
-        self._works.dispatch(event_of(events.StepEnd, place, figures))
+        self._works.dispatch(event)
         self._settle(self._end_step(place))
 
     # ------------------------------------------------------------------------------- what it knows

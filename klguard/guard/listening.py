@@ -18,6 +18,7 @@ from klguard.guard.live import caller, findings
 from klguard.guard.mirrored import Temperatures, undivided
 from klguard.guard.shield import LOG, callers, shielded
 from klguard.guard.telling import Telling
+from klguard.guard.told import in_form
 from klguard.guard.works import Outcome
 from klguard.settings import Place, Site
 
@@ -39,15 +40,17 @@ SINGLE_PRECISION = 1e-4
 """Tolerances where the policy itself drew the tokens, by the precision it computes in."""
 
 
-def event_of(kind: type[events.Event], place: Place | None, fields: Mapping[str, Any]) -> events.Event:
-    """An event of `kind`; a field it does not have is the caller's mistake."""
-    known = kind.__dataclass_fields__
-    for name in fields:
-        if name not in known:
-            choice = ", ".join(one for one in known if one != "place")
-            raise callers(TypeError(f"unknown argument {name!r}: choose from {choice}"))
-    plain = {name: detached(v) if isinstance(v, Tensor) else v for name, v in fields.items()}
-    return kind(place=place, **plain)
+def event_of(
+    kind: type[events.Event], place: Place | None, details: Mapping[str, Any], **own: Any
+) -> events.Event:
+    """An event of `kind`, from what the loop told by keyword and the guard's own fields. A detail that it does not have,
+    or that does not fit, is the caller's mistake."""
+    try:
+        told = in_form(kind, details, own)
+    except (ValueError, TypeError) as error:
+        raise callers(error) from None
+    fields = {name: detached(v) if isinstance(v, Tensor) else v for name, v in {**told, **own}.items()}
+    return kind(place=place, **fields)
 
 
 def detached(values: Tensor | None) -> Tensor | None:
@@ -328,10 +331,10 @@ class Listening(Telling):
 
     # ------------------------------------------------------------------------------- beginning and end of steps
 
-    def _tell(self, kind: type[events.Event], fields: dict[str, Any]) -> None:
-        place = caller()
+    def _tell(self, kind: type[events.Event], details: dict[str, Any], **own: Any) -> None:
+        event = event_of(kind, caller(), details, **own)
         self._begin()
-        self._works.dispatch(event_of(kind, place, fields))
+        self._works.dispatch(event)
         self._step_open = True
 
     def _begin(self) -> None:

@@ -5,7 +5,7 @@ They look at metadata only, never at values, so they cost no synchronisation wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ SHIFT = "logits at a position predict the next token: pass logits[:, :-1] with t
 
 def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
+
+
+def _entries(values: Sized) -> str:
+    return f"{len(values)} {'entry' if len(values) == 1 else 'entries'}"
 
 
 def _tensor(value: object, name: str) -> None:
@@ -226,6 +230,64 @@ def check_rollout(responses: Tensor, mask: Tensor | None, prompts: Tensor | None
         raise ValueError(f"mask has shape {_shape(mask)}; expected {(batch, time)}, as the responses{whole}")
 
 
+def of_prompts(attention_mask: Tensor, responses: Tensor, prompts: Tensor | None) -> Tensor:
+    """The part (B, P) of an attention mask (B, P), or (B, P + T) of whole sequences, that covers the prompts. Raises
+    unless it fits responses (B, T) and prompts (B, P), where these are given."""
+    _tensor(attention_mask, "attention_mask")
+    _rank(attention_mask, "attention_mask", "(batch, time)")
+    (batch, time), (rows, width) = responses.shape, attention_mask.shape
+    length = width if prompts is None else prompts.shape[1]
+    if rows != batch or width not in (length, length + time):
+        whole = f" or {(batch, length + time)}, with the responses" if prompts is not None else ""
+        raise ValueError(
+            f"attention_mask has shape {_shape(attention_mask)}; expected {(batch, length)}, as the prompts{whole}"
+        )
+    return attention_mask[:, :length]
+
+
+def check_rows(given: Mapping[str, Tensor | Sequence | None], like: Tensor, like_name: str) -> None:
+    """ValueError unless what is given has one entry for each row of `like`."""
+    for name, values in given.items():
+        if values is not None and hasattr(values, "__len__") and len(values) != len(like):
+            raise ValueError(
+                f"{name} has {_entries(values)} for {len(like)} rows of {like_name}; pass one for each row"
+            )
+
+
+def check_context(context_ids: Tensor | None, tokens: Tensor) -> None:
+    """Raises unless `context_ids`, where given, are the prompts' ids (B, P) of the same rows."""
+    if context_ids is None:
+        return
+    _tensor(context_ids, "context_ids")
+    _rank(context_ids, "context_ids", "(batch, time)")
+    if context_ids.dtype.is_floating_point or context_ids.dtype.is_complex:
+        raise TypeError(f"context_ids have dtype {context_ids.dtype}; expected token ids of an integer dtype")
+    if len(context_ids) != len(tokens):
+        raise ValueError(
+            f"context_ids have shape {_shape(context_ids)} and tokens {_shape(tokens)}: the batch sizes differ;"
+            " repeat each prompt for each of its responses"
+        )
+    _device(context_ids, "context_ids", tokens, "tokens")
+
+
+def check_weights(advantages: Tensor | None, like: Tensor) -> None:
+    """Raises unless the advantages of a minibatch, where given, are (B,), (B, 1) or (B, T)."""
+    if advantages is None:
+        return
+    _tensor(advantages, "advantages")
+    batch, time = like.shape
+    if tuple(advantages.shape) not in {(batch,), (batch, 1), (batch, time)}:
+        raise ValueError(
+            f"advantages has shape {_shape(advantages)}; expected {(batch,)} or {(batch, time)}, as new_logprobs"
+        )
+
+
+def check_term(kl_term: Tensor | None) -> None:
+    """TypeError unless the KL term of the loss, where given, is a tensor."""
+    if kl_term is not None:
+        _tensor(kl_term, "kl_term")
+
+
 def check_rewards(
     scores: Tensor, mask: Tensor | None, token_rewards: Tensor | None, kl: Tensor | None
 ) -> None:
@@ -275,5 +337,5 @@ def _one_each(name: str, values: Tensor | Sequence[int], like: Tensor | None) ->
     count = len(values)
     if like is not None and count != len(like):
         raise ValueError(
-            f"{name} has {count} entries for {len(like)} rows of the mask; pass one for each row"
+            f"{name} has {_entries(values)} for {len(like)} rows of the mask; pass one for each row"
         )

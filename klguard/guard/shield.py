@@ -40,7 +40,7 @@ def shielded(
                     except Violation:
                         raise
                     except Exception as error:  # noqa: BLE001  whatever it is, the run must go on
-                        if is_callers(error):
+                        if is_callers(error) or _miscalled(error):
                             raise
                         self._step_aside(error)
                     finally:
@@ -80,6 +80,12 @@ def callers(error: BaseException) -> BaseException:
 def is_callers(error: BaseException) -> bool:
     """Whether it is to be raised to the caller."""
     return getattr(error, "_klguard_caller", False)
+
+
+def _miscalled(error: BaseException) -> bool:
+    """Whether the method was called with arguments that it does not take: its own frame was never entered."""
+    trace = error.__traceback__
+    return isinstance(error, TypeError) and trace is not None and trace.tb_next is None
 
 
 class Shielded:

@@ -200,7 +200,7 @@ def minibatch(reported, seed=0, dtype=torch.float32, rows=6, time=20, noise=0.1,
     advantages = torch.randn(rows, time, generator=generator)
     figures = reported(new.to(dtype), old.to(dtype), mask, entropy, advantages)
     return Minibatch(
-        new=new, old=old, mask=mask, entropy=entropy, advantages=advantages, clip_range=0.1, reported=figures,
+        new=new, old=old, mask=mask, entropy=entropy, advantages=advantages, clip_range=(0.1, 0.1), reported=figures,
         **details,
     )  # fmt: skip
 

@@ -149,39 +149,44 @@ def test_a_stray_token_passes_and_an_overflow_is_told():
 
 
 def test_many_clipped_tokens_for_three_steps():
-    high = minibatch(0.5, clip_range=0.2)
+    high = minibatch(0.5, clip_range=(0.2, 0.2))
     result = play(ClipFraction, [[high]] * 3)
     assert [(step, breach.key) for step, breach in result] == [(2, "high")]
     assert "1.00, 1.00, 1.00" in result[0][1].message
-    low = minibatch(0.05, clip_range=0.2)
+    low = minibatch(0.05, clip_range=(0.2, 0.2))
     assert play(ClipFraction, [[high], [high], [low], [high], [high]]) == []
 
 
 def test_a_ratio_that_never_moves():
-    still = [minibatch(0.0, first=True, clip_range=0.2), minibatch(0.0, clip_range=0.2)]
+    still = [minibatch(0.0, first=True, clip_range=(0.2, 0.2)), minibatch(0.0, clip_range=(0.2, 0.2))]
     result = play(ClipFraction, [still] * 3)
     assert [(step, breach.key) for step, breach in result] == [(2, "still")]
-    on_policy = [minibatch(0.0, first=True, clip_range=0.2)]
+    on_policy = [minibatch(0.0, first=True, clip_range=(0.2, 0.2))]
     assert play(ClipFraction, [on_policy] * 6) == []
-    tiny = [minibatch(1e-6, clip_range=0.2)]
+    tiny = [minibatch(1e-6, clip_range=(0.2, 0.2))]
     assert play(ClipFraction, [tiny] * 6) == []
 
 
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 def test_a_reported_fraction_before_the_first_update(kind):
     def first(difference, reported):
-        return minibatch(difference, first=True, clip_range=0.2, reported={"clip_fraction": kind(reported)})
+        return minibatch(
+            difference, first=True, clip_range=(0.2, 0.2), reported={"clip_fraction": kind(reported)}
+        )
 
     (breach,) = found(ClipFraction, first(0.0, 0.25))
     assert breach.key == "first"
     assert found(ClipFraction, first(0.0, 0.0)) == []
     assert found(ClipFraction, first(0.5, 1.0)) == []  # KLG831's business
-    later = minibatch(0.1, clip_range=0.2, reported={"clip_fraction": kind(0.25)})
+    later = minibatch(0.1, clip_range=(0.2, 0.2), reported={"clip_fraction": kind(0.25)})
     assert found(ClipFraction, later) == []
 
 
 def test_windows_survive_a_restart():
-    for kind, event in ((ClipFraction, minibatch(0.5, clip_range=0.2)), (RatioBounded, minibatch(0.35))):
+    for kind, event in (
+        (ClipFraction, minibatch(0.5, clip_range=(0.2, 0.2))),
+        (RatioBounded, minibatch(0.35)),
+    ):
         player, fresh = Player(kind), Player(kind)
         assert player.step([event]) == player.step([event]) == []
         fresh.invariant.load_state_dict(player.invariant.state_dict())

@@ -227,7 +227,7 @@ class Groups(Rollouts):
         if now.entropies is not None and now.entropies.shape == new.shape:
             given["entropy"] = now.entropies.detach()
         if old is not None and self._in_loss:
-            given["clip_range"] = float(self.trainer.epsilon_low)
+            given["clip_range"] = (self.trainer.epsilon_low, self.trainer.epsilon_high)
         self.guard.minibatch(new, new.detach() if old is None else old, mask, **given)
         if now.twice is not None:
             self.guard.minibatch(new, now.twice, mask)

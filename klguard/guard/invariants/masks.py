@@ -264,7 +264,8 @@ class UnmaskedStatistic(Invariant):
         return torch.cat([right, more]), torch.stack([value.mean(), value.sum(1).mean()])
 
     def _clipped(self, event: Minibatch, ratio: Tensor) -> list[Tensor]:
-        low, high = ratio < 1 - event.clip_range, ratio > 1 + event.clip_range
+        below, above = event.clip_range
+        low, high = ratio < 1 - below, ratio > 1 + above
         found = [(low | high).double()]
         if event.advantages is not None:
             advantages = event.advantages.detach()

@@ -166,7 +166,9 @@ class ClipFraction(Invariant):
         if not event.first:
             self.add("later", valid.sum())
             self.highest("moved", d.abs())
-        clipped = ((d.clamp(max=_LARGEST).exp() - 1).abs() > event.clip_range) & valid
+        below, above = event.clip_range
+        off = d.clamp(max=_LARGEST).exp() - 1
+        clipped = ((off < -below) | (off > above)) & valid
         self.add("tokens", valid.sum())
         self.add("clipped", clipped.sum())
         if event.first and "clip_fraction" in event.reported:
