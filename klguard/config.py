@@ -411,7 +411,7 @@ def _patterns(value: object, rules: Mapping[str, str]) -> tuple[str, ...]:
 def _check_pattern(pattern: str) -> None:
     try:
         _spec(pattern)
-    except ValueError:
+    except (ValueError, re.error):
         raise _Invalid(f"`{pattern}` is not a pattern as in a .gitignore", pattern) from None
 
 

@@ -220,6 +220,7 @@ def test_trainers_may_be_a_list_of_names():
         ("ignore = {a = 1}", "1:1 `ignore`: expected a list of strings, found a table"),
         ("exclude = 1979-05-27", "1:1 `exclude`: expected a list of strings, found a date or time"),
         ("exclude = ['a', '!']", "1:17 `exclude`: `!` is not a pattern as in a .gitignore"),
+        ("exclude = ['a[n-f]']", "1:12 `exclude`: `a[n-f]` is not a pattern as in a .gitignore"),
         ("force-exclude = 1", "1:1 `force-exclude`: expected true or false, found a number"),
         ("max-file-size = '10 MB'", "1:1 `max-file-size`: expected a number of bytes above 0"),
         ("max-file-size = true", "1:1 `max-file-size`: expected a number of bytes above 0"),

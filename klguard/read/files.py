@@ -481,13 +481,13 @@ def _gitignore(path: str) -> GitIgnoreSpec | _Nothing:
         return _Nothing()
     try:
         return _spec(lines)
-    except ValueError:
+    except (ValueError, re.error):
         return _spec([line for line in lines if _is_pattern(line)])
 
 
 def _is_pattern(line: str) -> bool:
     try:
         _spec([line])
-    except ValueError:
+    except (ValueError, re.error):
         return False
     return True

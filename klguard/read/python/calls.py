@@ -266,7 +266,11 @@ class Calls(Expressions):
             return same
         quiet = self.harmless(callee, text) or self._inherits_quietly(callee, state)
         if not quiet:
-            self.escape(arguments.all(), f"passed to {text}()", state)
+            running = {entry[0] for entry in frame.chain}
+            given = [member for value in arguments.all() for member in members(value)]
+            # a function can only be called, which is looked at below
+            kept = [one for one in given if not isinstance(one, Func) or one.code in running]
+            self.escape(kept, f"passed to {text}()", state)
         for value in arguments.all():
             self.call_back(value, state, frame, quiet)
         return Unk(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from klguard.read.python.control import BudgetSpent, Frame
 from klguard.read.python.source import FunctionInfo, Module
 from klguard.read.python.state import State, join_states
 from klguard.read.python.trees import SCOPES, children
-from klguard.read.python.unfollowed import touched
+from klguard.read.python.unfollowed import only_reads, touched
 from klguard.read.python.values import (
     Abstract,
     ClassObj,
@@ -166,8 +166,8 @@ class Functions(Calls):
         name."""
         code = callee.code
         where = f"passed to {code.name}()"
-        self.escape(arguments.all(), where, state)
-        places = touched(code.info.node, code.info.module.functions) if code.info is not None else ()
+        self._doubt_arguments(code, callee.bound is not None, arguments, where, state)
+        places = touched(code.info) if code.info is not None else ()
         for name, attribute, rebound in places:
             is_self = callee.bound is not None and bool(code.params.params)
             if is_self and name == code.params.params[0].name:
@@ -184,6 +184,36 @@ class Functions(Calls):
                 self._doubt_attribute(value, attribute, gone if rebound else None, where, state)
             else:
                 self.escape([value], where, state)
+
+    def _doubt_arguments(
+        self, code: Code, bound: bool, arguments: Arguments, where: str, state: State
+    ) -> None:
+        """Make unknown what a function may change of its arguments. Of one of which it only reads attributes or keys,
+        that is what these hold."""
+        params = (*code.params.posonly_params, *code.params.params)[bound:]
+        names = {param.name for param in (*params, *code.params.kwonly_params)}
+        given = [*zip(params, arguments.positional, strict=False)]
+        named = [(param.name, value) for param, value in given]
+        named += [(name, value) for name, value in arguments.keywords.items() if name in names]
+        whole = [*arguments.positional[len(given) :]]
+        whole += [value for name, value in arguments.keywords.items() if name not in names]
+        for name, value in named:
+            plain = code.info is not None and not code.wrapped
+            read = only_reads(code.info, name) if plain and isinstance(value, Ref) else None
+            if read is None:
+                whole.append(value)
+            else:
+                held = self._held(value, read, state)
+                self.escape(held, where, state)
+        self.escape(whole, where, state)
+
+    def _held(self, owner: Abstract, names: Iterable[str], state: State) -> list[Abstract]:
+        """What attributes, or keys of a dict, hold; the owner itself where it is no such object."""
+        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
+        entries = state.heap.get(obj.attrs) if isinstance(obj, (InstObj, ClassObj)) else obj
+        if not isinstance(entries, DictObj):
+            return [owner]
+        return [entries.entries[name] for name in names if name in entries.entries]
 
     def _doubt_attribute(
         self, owner: Abstract, name: str, gone: Unk | None, where: str, state: State

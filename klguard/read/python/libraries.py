@@ -89,7 +89,8 @@ QUIET_METHODS = frozenset(
     "log info debug warning warn error exception critical print write append add update_config define_metric "
     "set_postfix set_description generate step train eval to forward put get send save save_pretrained "
     "from_pretrained from_config init watch record emit dump dumps log_metrics log_params "
-    "log_param track report".split()
+    "log_param track report init_trackers trainer_config_process trainer_config_finalize add_hparams add_text "
+    "log_hyperparams log_hyperparameters save_hyperparameters log_config".split()
 )
 """Methods of objects that are not visible which, by their name, only read what they are given."""
 
