@@ -143,7 +143,9 @@ def test_a_worktree_reads_the_excludes_of_its_repository(tree):
     assert found("w") == ["w/a.py"]
 
 
-@pytest.mark.parametrize("text", ["!\n/\na.py\n", "\ufeffa.py\n", "a.py\r\n", "**/[\na.py\n", "\udce9\na.py", "b[n-f]\na.py"])
+@pytest.mark.parametrize(
+    "text", ["!\n/\na.py\n", "\ufeffa.py\n", "a.py\r\n", "**/[\na.py\n", "\udce9\na.py", "b[n-f]\na.py"]
+)
 def test_an_odd_gitignore_is_read_as_far_as_it_makes_sense(tree, text):
     tree("a.py", "b.py")
     Path(".gitignore").write_bytes(text.encode("utf-8", "surrogateescape"))

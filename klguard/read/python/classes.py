@@ -27,6 +27,7 @@ from klguard.read.python.values import (
     Object,
     Ref,
     Step,
+    Tup,
     Unk,
     identity,
     join,
@@ -106,6 +107,7 @@ class Classes(Functions):
         frame: Frame,
     ) -> Ref:
         """Run a class body; `run` executes one statement and says which fields it declares."""
+        bases = tuple(self._base(base) for base in bases)
         flavour = self._flavour(decorators, bases, state)
         attrs = self.new_dict({}, state)
         ref = self.new(ClassObj(info, attrs.oid, bases, (), flavour), state)
@@ -122,6 +124,13 @@ class Classes(Functions):
         state.frames.pop(body.id, None)
         state.heap[ref.oid] = ClassObj(info, attrs.oid, bases, tuple(fields), flavour)
         return ref
+
+    def _base(self, value: Abstract) -> Abstract:
+        """The one of the alternatives that a class can be made from: `None`, say, stands in where an import fails."""
+        able = [one for one in members(value) if not isinstance(one, (Const, Missing, Tup))]
+        if len(able) > 1:
+            return Unk(Reason.RUNTIME, "one of several bases")
+        return able[0] if able else value
 
     def _run_class_statement(
         self, statement: Any, info: ClassInfo, ref: Ref, state: State, body: Frame, around: Frame
@@ -307,6 +316,8 @@ class Classes(Functions):
             if isinstance(post, Func):
                 self.invoke(replace(post, bound=instance), Arguments(), node, state, frame)
         elif foreign:
+            if any(isinstance(base, Unk) for base in self.mro(cls, state)):
+                self.escape(arguments.all(), f"passed to {text}", state)
             home = state.heap[instance.oid].attrs  # type: ignore[union-attr]
             state.heap[home] = DictObj(dict(arguments.keywords), rest)
         return instance

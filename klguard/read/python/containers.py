@@ -6,14 +6,14 @@ no attribute can have, so that copying, joining and losing track of it work as f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any
 
 from klguard.read.python import nodes
 from klguard.read.python.control import Frame
 from klguard.read.python.roots import Roots
-from klguard.read.python.state import State, reachable
+from klguard.read.python.state import State, reached
 from klguard.read.python.values import (
     Abstract,
     Alt,
@@ -246,6 +246,9 @@ class Containers(Roots):
             return self.new_dict(names, state, doubt)
         merged = self.new_dict({}, state)
         for mapping in reversed(part.items) if isinstance(part, Tup) else (part,):
+            if isinstance(mapping, Ref) and ("factory", mapping.oid) in state.heap:
+                # a defaultdict has every key that it is asked for
+                self.escape([merged], "hidden by a defaultdict", state)
             self.merge_into(merged, mapping, state, "ChainMap")
         return merged
 
@@ -434,14 +437,11 @@ class Containers(Roots):
                 )
 
     def escape(self, values: Sequence[Abstract], where: str, state: State) -> None:  # type: ignore[override]
-        inside: list[Abstract] = []
-        for oid in reachable(values, state):
-            obj = state.heap[oid]
-            inside += obj.entries.values() if isinstance(obj, DictObj) else ()
-            inside += (obj.items or ()) if isinstance(obj, ListObj) else ()
+        held = {value.oid for value in reached(values, state)} if state.heap.unseen else set()
         super().escape(values, where, state)
-        for value in (*values, *inside):
-            self.doubt_items(value, where, state)
+        for kind, owner in list(state.heap.unseen) if held else ():
+            if kind == "items" and _belongs(owner, held):
+                self.doubt_items(Unk(Reason.ESCAPED, where, oid=owner), where, state)
 
     def instance_attribute(  # type: ignore[override]
         self, owner: Ref, obj: Object | None, name: str, state: State, frame: Frame
@@ -469,6 +469,15 @@ class Containers(Roots):
                 )
                 found.extend(self.soft_steps(inner or (), state))
         return tuple(found[:4])
+
+
+def _belongs(oid: Any, held: Container[Any]) -> bool:
+    """Whether an unknown value is one of those that are held, or an attribute or a part of one."""
+    while oid not in held:
+        if type(oid) is not tuple or oid[0] not in ("attr", "item"):
+            return False
+        oid = oid[1]
+    return True
 
 
 _PART = "<part>"

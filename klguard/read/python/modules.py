@@ -10,6 +10,7 @@ from klguard.read.python import nodes
 from klguard.read.python.calls import IDENTITY_DECORATORS, MODULE_COST
 from klguard.read.python.classes import Classes
 from klguard.read.python.control import BudgetSpent, Frame
+from klguard.read.python.definitions import Definition, Definitions
 from klguard.read.python.project import Project
 from klguard.read.python.source import FunctionInfo, Module, TooComplex
 from klguard.read.python.state import State
@@ -35,7 +36,7 @@ class Modules(Classes):
         super().__init__(project)
         self._modules: dict[str, State] = {}
         self._running: list[str] = []
-        self._forced: dict[tuple, tuple[Abstract, dict[Any, Any], dict[Any, Any]]] = {}
+        self._definitions = Definitions()
         self.defining = 0  # definitions that are being evaluated, one inside another
 
     def module_state(self, module: Module) -> State:
@@ -151,22 +152,28 @@ class Modules(Classes):
     def force(self, later: Later, state: State) -> Abstract:
         """Evaluate a definition that was waiting: once, and the same objects in every state."""
         key = identity(later)
-        if key not in self._forced:
-            self._forced[key] = (Unk(Reason.RECURSION, "a definition that reads itself"), {}, {})
+        found = self._definitions.get(key)
+        if found is None:
+            self._definitions.begin(key, Unk(Reason.RECURSION, "a definition that reads itself"))
             objects, frames = state.heap.oids(), set(state.frames)
             self.defining += 1
+            catchers, self.catchers = (
+                self.catchers,
+                [],
+            )  # a definition that is half done is nothing to go on from
             try:
                 value = self._force_new(later, state)
             finally:
                 self.defining -= 1
-            self._forced[key] = (
+                self.catchers = catchers
+            found = Definition(
                 value,
                 {oid: obj for oid, obj in state.heap.items() if oid not in objects},
                 {frame: names for frame, names in state.frames.items() if frame not in frames},
             )
-        value, made, entered = self._forced[key]
-        state.bring(entered, made.items())
-        return value
+            self._definitions.add(key, found)
+        self._definitions.bring(found, state)
+        return found.value
 
     def _force_new(self, later: Later, state: State) -> Abstract:
         home = ("module", later.module.path)

@@ -35,19 +35,21 @@ from klguard.settings import Reason
 
 
 class Heap:
-    """Objects by oid. Every write, in whichever copy, is told to the `watchers`, which all copies share.
+    """Objects by oid. Every write, in whichever copy, is told to the `watchers`, which all copies share, as they do
+    the oids under which something is known of objects that are `unseen` themselves.
 
     Copies share what neither side has written since, and so know quickly in what they differ. They share also how
     objects were when they came `in_from` an import or a definition, which are looked at when somebody asks: on a path
     where nobody did, they are that still.
     """
 
-    __slots__ = ("_shared", "_own", "watchers", "in_from")
+    __slots__ = ("_shared", "_own", "watchers", "unseen", "in_from")
 
     def __init__(self) -> None:
         self._shared: dict[Any, Object] = {}
         self._own: dict[Any, Object] = {}
         self.watchers: list[set[Any]] = []
+        self.unseen: set[tuple] = set()
         self.in_from: dict[Any, Object] = {}
 
     def copy(self) -> Heap:
@@ -58,7 +60,7 @@ class Heap:
     def _twin(self) -> Heap:
         twin = Heap.__new__(Heap)
         twin._shared, twin._own = self._shared, self._own.copy()
-        twin.watchers, twin.in_from = self.watchers, self.in_from
+        twin.watchers, twin.unseen, twin.in_from = self.watchers, self.unseen, self.in_from
         return twin
 
     def add(self, objects: Iterable[tuple[Any, Object]]) -> None:
@@ -77,6 +79,8 @@ class Heap:
 
     def __setitem__(self, oid: Any, obj: Object) -> None:
         self._own[oid] = obj
+        if type(oid) is tuple:
+            self.unseen.add(oid)
         for watcher in self.watchers:
             watcher.add(oid)
 
@@ -286,6 +290,11 @@ def _join_entry(left: DictObj, right: DictObj, key: Any) -> Abstract:
 
 def reachable(values: Iterable[Abstract], state: State) -> Iterator[Any]:
     """Oids of the mutable objects that somebody holding `values` can get at."""
+    return (value.oid for value in reached(values, state) if isinstance(value, Ref))
+
+
+def reached(values: Iterable[Abstract], state: State) -> Iterator[Ref | Unk]:
+    """The mutable objects, and the unknown values, that somebody holding `values` can get at."""
     seen: set[Any] = set()
     stack = list(values)
     while stack:
@@ -311,7 +320,9 @@ def reachable(values: Iterable[Abstract], state: State) -> Iterator[Any]:
                 elif isinstance(obj, InstObj):
                     stack.append(Ref(obj.attrs))
                 if obj is not None:
-                    yield value.oid
+                    yield value
+            case Unk() if value.oid is not None:
+                yield value
 
 
 def truth(value: Abstract, state: State) -> bool | None:

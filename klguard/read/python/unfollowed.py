@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from klguard.read.python.memo import remembered
 from klguard.read.python.source import FunctionInfo, dotted
-from klguard.read.python.trees import walk_level
+from klguard.read.python.trees import SCOPES, children, walk_level
 
 CHANGING = frozenset(
     "update pop popitem clear setdefault append extend insert remove sort reverse add discard"
@@ -19,7 +19,9 @@ CHANGING = frozenset(
 CHANGERS = frozenset("setattr delattr setitem delitem ior iconcat".split())
 """Builtins, and functions of `operator`, that change their first argument."""
 
-LOOKING = frozenset("getattr hasattr isinstance issubclass print len str repr type id bool asdict format".split())
+LOOKING = frozenset(
+    "getattr hasattr isinstance issubclass print len str repr type id bool asdict format".split()
+)
 """Functions that keep nothing of their first argument. What getattr finds is an attribute that is read."""
 
 KEY_READERS = frozenset({"get", "keys"})
@@ -43,7 +45,7 @@ def touched(function: FunctionInfo) -> set[Place]:
     waiting, entered = [function], {function}
     while waiting:
         here = waiting.pop()
-        found |= _touched_here(here.node)
+        found |= _touched_here(here)
         fresh = {info for info in _called(here) if info.parent is None} - entered
         entered |= fresh
         waiting.extend(fresh)
@@ -58,7 +60,9 @@ def only_reads(info: FunctionInfo, name: str) -> frozenset[str] | None:
     return _only_reads(info, name, set())
 
 
-def _only_reads(info: FunctionInfo, name: str, entered: set[tuple[FunctionInfo, str]]) -> frozenset[str] | None:
+def _only_reads(
+    info: FunctionInfo, name: str, entered: set[tuple[FunctionInfo, str]]
+) -> frozenset[str] | None:
     if (info, name) in entered:
         return frozenset()
     entered.add((info, name))
@@ -95,11 +99,19 @@ def _reads_here(
             return _constant_key([around.slice])
         case ast.Compare() | ast.FormattedValue() | ast.UnaryOp(op=ast.Not()):
             return frozenset()
-        case ast.If() | ast.IfExp() | ast.While() | ast.Assert() if around.test is node:
-            return frozenset()
+        case ast.BoolOp() | ast.If() | ast.IfExp() | ast.While() | ast.Assert():
+            return frozenset() if _is_test(node, parents) else None
         case ast.Call(func=ast.Name()) if node in around.args:
             return _passed_on(node, around, info, entered)
     return None
+
+
+def _is_test(node: ast.expr, parents: Mapping[ast.AST, ast.AST]) -> bool:
+    """Whether an expression only decides, alone or among others, where to go on."""
+    around = parents[node]
+    while isinstance(around, (ast.BoolOp, ast.UnaryOp)):
+        node, around = around, parents[around]
+    return isinstance(around, (ast.If, ast.IfExp, ast.While, ast.Assert)) and around.test is node
 
 
 def _constant_key(arguments: Sequence[ast.expr]) -> frozenset[str] | None:
@@ -145,18 +157,41 @@ def _first_parameter(function: FunctionInfo) -> str:
     return taken[0].arg if taken else ""
 
 
-def _touched_here(function: ast.AST) -> set[Place]:
+def _touched_here(function: FunctionInfo) -> set[Place]:
     found: set[Place] = set()
-    declared = {name for node in walk_level(function) if isinstance(node, ast.Global) for name in node.names}
-    for node, rebound in _changed(function):
+    nodes, own = walk_level(function.node), _bound_here(function)
+    declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    for node, rebound in _changed(nodes):
         name, attribute, deeper = _root(node)
-        if name and (attribute or not rebound or deeper or name in declared):
+        if name and name not in own and (attribute or not rebound or deeper or name in declared):
             found.add((name, attribute, rebound and not deeper))
     return found
 
 
-def _changed(function: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
-    for node in walk_level(function):
+def _bound_here(function: FunctionInfo) -> set[str]:
+    """The names of a function's own variables, but for the object that a method is bound to."""
+    taken = function.node.args
+    every = [*taken.posonlyargs, *taken.args, *taken.kwonlyargs, taken.vararg, taken.kwarg]
+    found = {one.arg for one in every if one is not None}
+    if function.cls is not None:
+        found.discard(_first_parameter(function))
+    others: set[str] = set()
+    waiting: list[ast.AST] = [*function.node.body]
+    for node in waiting:  # grows while it is gone through
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, (ast.Global, ast.Nonlocal)):
+            others.update(node.names)
+        if not isinstance(node, (*SCOPES, *_COMPREHENSIONS)):
+            waiting += children(node)
+    return found - others
+
+
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def _changed(nodes: Iterable[ast.AST]) -> Iterator[tuple[ast.AST, bool]]:
+    for node in nodes:
         yield from ((value, False) for value in _renamed(node))
         if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
             yield node, True

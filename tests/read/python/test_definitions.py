@@ -39,3 +39,45 @@ def test_what_a_branch_binds_in_an_imported_module_is_not_there_without_it(gener
         "model.generate(ids, top_k=settings.TOP_K)\n"
     )
     assert generated(source, {"settings.py": "TOP_K = 0\n"}) == {"top_k": {"3", "0"}}
+
+
+def test_a_class_first_read_on_a_path_that_is_dropped_has_its_bases_everywhere(generated):
+    """globals() asks for every definition, where nobody gets to: the subclass is not asked for its base again."""
+    source = (
+        "from recorder import model, ids\n"
+        "def names():\n    return globals().get('X')\n"
+        "class Base:\n    def run(self, **kw):\n        return model.generate(ids, **kw)\n"
+        "class Child(Base):\n    def run(self, **kw):\n        return super().run(top_k=3, **kw)\n"
+        "if False:\n    names()\n"
+        "Child().run(top_p=0.5)\n"
+    )
+    assert generated(source) == {"top_k": 3, "top_p": 0.5}
+
+
+FALLBACKS = {"nothing": "pass", "None": "Base = None", "a number": "Base = 1"}
+
+
+@pytest.mark.parametrize("fallback", FALLBACKS.values(), ids=FALLBACKS)
+@pytest.mark.parametrize("body", ["", "    shared = 1\n"])
+def test_a_base_from_an_import_that_may_fail_is_the_base(generated, fallback, body):
+    """What stands in for it cannot be a base, and a class body that is half run is nobody's class."""
+    source = (
+        f"try:\n    from bases import Base\nexcept ImportError:\n    {fallback}\n"
+        "from recorder import model, ids\n"
+        "class Child(Base):\n    def finish(self):\n        self.kw['top_k'] = 3\n"
+        "kw = {}\nChild(kw)\nmodel.generate(ids, **kw)\n"
+    )
+    base = f"class Base:\n{body}    def __init__(self, kw):\n        self.kw = kw\n        self.finish()\n"
+    assert generated(source, {"bases.py": base}) == {"top_k": 3}
+
+
+def test_one_of_two_bases_may_do_anything_with_what_it_is_given(generated):
+    source = (
+        "import os\nfrom recorder import model, ids\n"
+        "class One:\n    def __init__(self, kw):\n        kw['top_k'] = 3\n"
+        "class Two:\n    def __init__(self, kw):\n        kw['top_k'] = 4\n"
+        "Base = One if os.environ.get('ONE') else Two\n"
+        "class Child(Base):\n    pass\n"
+        "kw = {}\nChild(kw)\nmodel.generate(ids, **kw)\n"
+    )
+    assert generated(source) == {"*": "unknown"}

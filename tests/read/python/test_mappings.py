@@ -43,3 +43,27 @@ def test_an_object_whose_keys_ask_itself_is_unknown(generated):
         "kw = dict(top_k=3)\nmodel.generate(ids, **Options(kw))\n"
     )
     assert generated(source)["*"] == "unknown"
+
+
+def test_a_defaultdict_in_front_of_a_chain_hides_what_comes_after_it(generated):
+    source = (
+        "import collections\nfrom recorder import model, ids\n"
+        "chained = collections.ChainMap(collections.defaultdict(int), {'top_k': 50})\n"
+        "kw = dict(chained.items())\nmodel.generate(ids, **kw)\n"
+    )
+    assert generated(source) == {"*": "unknown"}
+
+
+HOLDERS = ["(settings,)", "[settings]", "{'a': {'b': settings}}", "derived", "settings"]
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_what_is_known_of_an_unseen_dict_ends_where_it_is_passed_on(generated, holder):
+    source = (
+        "import elsewhere\nfrom recorder import model, ids\n"
+        "class Derived(elsewhere.Base):\n    pass\n"
+        "derived = Derived()\nsettings = derived.kw\nsettings.update(top_k=3)\n"
+        f"elsewhere.change({holder})\n"
+        "model.generate(ids, **settings)\n"
+    )
+    assert generated(source)["top_k"] == "unknown"

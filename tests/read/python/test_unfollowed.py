@@ -97,3 +97,101 @@ def test_what_it_writes_to_by_name_is_unknown(write, generated, monkeypatch: pyt
     assert generated(source) == {"top_k": 3}
     monkeypatch.setattr(functions, "ASIDE_BUDGET", 1)
     assert generated(source)["top_k"] == "unknown"
+
+
+def after_preparing(body, generated, monkeypatch, *, more="", call="prepare(kw, options)"):
+    """The settings that are left of a dict, and of an attribute of an object, that were passed to `prepare`."""
+    monkeypatch.setattr(functions, "ASIDE_BUDGET", 1)
+    source = (
+        "from dataclasses import dataclass, asdict\nfrom recorder import model, ids\n"
+        "@dataclass\nclass Options:\n    top_p: float = 0.5\n    other: str = ''\n"
+        "    def lower(self):\n        self.top_p = 0.1\n"
+        f"{more}\n"
+        f"def prepare(kw, options):\n    1\n    {body}\n"
+        f"kw = dict(top_k=30)\noptions = Options()\n{call}\n"
+        "model.generate(ids, top_p=options.top_p, **kw)\n"
+    )
+    return generated(source)
+
+
+READS = {
+    "attributes": "return options.other, options.top_p * 2",
+    "keys": "return kw['top_k'], kw.get('top_k'), 'top_k' in kw",
+    "a test": "if options and kw is not None:\n        print(options, f'{kw}', len(kw))",
+    "getattr": "return getattr(options, 'other', None), asdict(options)",
+    "in a function inside": "return [lambda: options.other for _ in range(3)]",
+    "passed on": "return look(kw, options)",
+}
+
+
+@pytest.mark.parametrize("body", READS.values(), ids=READS)
+def test_what_it_only_reads_stays_as_it_was(body, generated, monkeypatch: pytest.MonkeyPatch):
+    more = "def look(held, given):\n    return held['top_k'] + len(given.other)\n"
+    assert after_preparing(body, generated, monkeypatch, more=more) == {"top_k": 30, "top_p": 0.5}
+
+
+CHANGES = {
+    "an attribute and a key": "options.top_p = 1; kw['top_k'] = 1",
+    "another name": "held, given = kw, options\n    held['top_k'] = given.top_p = 1",
+    "returned": "return [kw, options]",
+    "a method": "kw.update(top_k=1); options.lower()",
+    "setattr": "setattr(options, 'top_p', 1); kw.__setitem__('top_k', 1)",
+    "vars": "vars(options)['top_p'] = locals()['kw']['top_k'] = 1",
+    "passed on": "change(kw, options)",
+    "passed to what cannot be seen": "unseen(kw, options)",
+    "bound anew": "kw, options = held(kw, options)",
+    "iterated over": "for held in (kw, options):\n        change(held, held)",
+}
+
+
+@pytest.mark.parametrize("body", CHANGES.values(), ids=CHANGES)
+def test_what_it_may_change_is_unknown(body, generated, monkeypatch: pytest.MonkeyPatch):
+    more = (
+        "from elsewhere import unseen, held\ndef change(held, given):\n    held['top_k'] = given.top_p = 1\n"
+    )
+    found = after_preparing(body, generated, monkeypatch, more=more)
+    assert (found["top_k"], found["top_p"]) == ("unknown", "unknown")
+
+
+def test_arguments_behind_a_splat_and_a_decorator_are_unknown(generated, monkeypatch: pytest.MonkeyPatch):
+    read = "return kw['top_k'], options.other"
+    found = after_preparing(read, generated, monkeypatch, call="prepare(*[kw, options])")
+    assert found["top_k"] in (30, "unknown")
+    monkeypatch.undo()
+    source = (
+        "from elsewhere import decorated\nfrom recorder import model, ids\n"
+        "@decorated\ndef prepare(kw):\n    return kw['top_k']\n"
+        "kw = dict(top_k=30)\nprepare(kw)\nmodel.generate(ids, **kw)\n"
+    )
+    assert generated(source)["top_k"] == "unknown"
+
+
+def test_what_a_method_does_through_another_method_is_unknown(generated, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(functions, "ASIDE_BUDGET", 1)
+    source = (
+        "from recorder import model, ids\n"
+        "class Sampler:\n    def __init__(self):\n        self.kw = dict(top_k=30)\n"
+        "    def lower(self):\n        1\n        self.kw['top_k'] = 3\n"
+        "    def prepare(self):\n        1\n        self.lower()\n"
+        "    def run(self):\n        self.prepare()\n        return model.generate(ids, **self.kw)\n"
+        "Sampler().run()\n"
+    )
+    assert generated(source)["top_k"] == "unknown"
+
+
+PASSED_TO_UNSEEN = {
+    "a method that reads": ("    def work(self, row):\n        return row, self.other\n", 30),
+    "a method that writes": ("    def work(self, row):\n        self.kw['top_k'] = row\n", "unknown"),
+}
+
+
+@pytest.mark.parametrize(("method", "expected"), PASSED_TO_UNSEEN.values(), ids=PASSED_TO_UNSEEN)
+def test_a_method_handed_to_unseen_code_is_all_that_it_can_call(method, expected, generated):
+    source = (
+        "from elsewhere import rows\nfrom recorder import model, ids\n"
+        "class Sampler:\n    other = 1\n    def __init__(self):\n        self.kw = dict(top_k=30)\n"
+        f"{method}"
+        "    def run(self):\n        rows.apply(self.work)\n        return model.generate(ids, **self.kw)\n"
+        "Sampler().run()\n"
+    )
+    assert generated(source)["top_k"] == expected
