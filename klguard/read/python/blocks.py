@@ -44,7 +44,8 @@ class Blocks(Loops):
         if guarded:
             self._passed_by(catcher)
             # Somebody further out catches what passes by: on its way the last block runs too.
-            self.run_suite(node.finalbody, catcher.state, frame)
+            if self.run_suite(node.finalbody, catcher.state, frame):
+                self._see(catcher.state)
         for index in range(marks[0], len(frame.returns)):
             left, value = frame.returns[index]
             self.run_suite(node.finalbody, left, frame)
@@ -63,6 +64,11 @@ class Blocks(Loops):
         """What is raised changes something on its way out: further out it is not as it was where it was raised."""
         for outer in self.catchers if catcher.raised else ():
             outer.unseen = True
+
+    def _see(self, state: State) -> None:
+        """What is raised goes on with this state."""
+        for outer in self.catchers:
+            outer.see(state)
 
     def _try_and_handlers(self, node: nodes.Try | nodes.TryStar, state: State, frame: Frame) -> list[State]:
         catcher, alive = self.run_caught(lambda s: self.run_suite(node.body, s, frame), state)
@@ -190,8 +196,11 @@ class Blocks(Loops):
         if alive:
             self.leave(manager, False, state, frame)
             arrived.append(state.copy())
-        if self.leave(manager, True, caught, frame) is not False:
+        swallowed = self.leave(manager, True, caught, frame)
+        if swallowed is not False:
             arrived.append(caught)
+        if swallowed is not True:
+            self._see(caught)
         return arrive(state, arrived)
 
     def _run_Match(self, node: nodes.Match, state: State, frame: Frame) -> bool:

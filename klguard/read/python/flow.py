@@ -35,7 +35,9 @@ from klguard.settings import HopKind, Reason
 if TYPE_CHECKING:
     pass
 
-_EFFECTIVE = (nodes.Assign, nodes.AnnAssign, nodes.AugAssign, nodes.Expr, nodes.Del)
+_EFFECTIVE = (
+    nodes.Assign, nodes.AnnAssign, nodes.AugAssign, nodes.Expr, nodes.Del, nodes.Return, nodes.Assert
+)  # fmt: skip
 """Statements after which the state may differ; the compound ones are made of these."""
 
 
