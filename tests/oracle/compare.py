@@ -12,6 +12,7 @@ from typing import Any
 from klguard.read.files import reported
 from klguard.read.python import read_sites
 from klguard.read.python.project import Project
+from klguard.read.python.sites import UNREACHED
 from klguard.settings import (
     Absent,
     Default,
@@ -138,7 +139,7 @@ def _inside(config: Any) -> dict[str, Any]:
 def _compare_layer(site: Site, kind: LayerKind, calls: list[dict[str, Any]], verdict: Verdict) -> None:
     layer = next((each for each in site.settings.layers if each.kind is kind), None)
     values: Mapping[str, Value] = layer.values if layer else {}
-    absent: Value = layer.rest if layer and layer.rest is not None else Absent()
+    absent: Value = layer.rest if layer and layer.rest is not None else _unreached(site) or Absent()
     if kind is LayerKind.OBJECT:
         values = {name: _unset(value) for name, value in values.items()}
     names = [name for name in KINDS if name in values or any(name in each for each in calls)]
@@ -157,6 +158,12 @@ def _compare_layer(site: Site, kind: LayerKind, calls: list[dict[str, Any]], ver
             verdict.wrong.append(Wrong(place, name, _text(refuted[0]), describe(value)))
         elif not all(any(_agrees(member, each) for each in shown) for member in possible):
             verdict.wide += 1
+
+
+def _unreached(site: Site) -> Value | None:
+    """What is said of everything at a call that the analysis did not get to: of the call alone, which decides."""
+    (call, *others) = site.settings.layers or (None,)
+    return call.rest if call is not None and not others and UNREACHED in str(call.rest) else None
 
 
 def _unset(value: Value) -> Value:

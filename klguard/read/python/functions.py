@@ -208,12 +208,21 @@ class Functions(Calls):
         self.escape(whole, where, state)
 
     def _held(self, owner: Abstract, names: Iterable[str], state: State) -> list[Abstract]:
-        """What attributes, or keys of a dict, hold; the owner itself where it is no such object."""
+        """What attributes, or keys of a dict, hold; the owner itself where it is no such object, and where it may be
+        changed by what it gives: a method."""
         obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
-        entries = state.heap.get(obj.attrs) if isinstance(obj, (InstObj, ClassObj)) else obj
+        entries = state.heap.get(obj.attrs) if isinstance(obj, InstObj) else obj
         if not isinstance(entries, DictObj):
             return [owner]
-        return [entries.entries[name] for name in names if name in entries.entries]
+        found: list[Abstract] = []
+        for name in names:
+            held = entries.entries.get(name)
+            if held is None and isinstance(obj, InstObj):
+                held = self.class_attribute(obj.cls, name, state) if obj.cls is not None else owner
+            if isinstance(held, Func) or (obj is entries and hasattr(dict, name)):
+                return [owner]
+            found += [] if held is None else [held]
+        return found
 
     def _doubt_attribute(
         self, owner: Abstract, name: str, gone: Unk | None, where: str, state: State
@@ -225,6 +234,8 @@ class Functions(Calls):
             if not isinstance(obj, (InstObj, ClassObj)) or not isinstance(attrs, DictObj):
                 continue
             held = attrs.entries.get(name)
+            if held is None and isinstance(obj, InstObj) and obj.cls is not None:
+                held = self.class_attribute(obj.cls, name, state)
             if gone is not None:
                 entry = gone if held is None else join((held, gone))
                 state.heap[obj.attrs] = DictObj({**attrs.entries, name: entry}, attrs.rest)

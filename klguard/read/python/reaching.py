@@ -141,6 +141,11 @@ class Reacher(Observer):
         for a method also the code that mentions its class or a subclass, which makes the instances."""
         seen: set[tuple[str, FunctionInfo | None]] = set()
         for name, owner in self._names(function):
+            if isinstance(owner, ClassInfo):
+                for home in self._through_the_object(function, owner):
+                    if (home.module.path, home) not in seen:
+                        seen.add((home.module.path, home))
+                        yield home.module, home
             home_file = function.module
             alone = home_file.path.endswith(".ipynb")
             for module in [home_file] if alone else self.project.near(home_file, name, Use.MENTIONED):
@@ -158,6 +163,20 @@ class Reacher(Observer):
                     yield module, home
                     if len(seen) >= MAX_CALLERS:
                         return
+
+    def _through_the_object(self, function: FunctionInfo, cls: ClassInfo) -> Iterator[FunctionInfo]:
+        """Methods of its class, or of one below it, that call a method of a name too common to be looked for: by
+        `self.run()`, `cls.run()` or `super().run()`."""
+        for node in cls.module.mentions.get(function.name, ()) if function.name in COMMON else ():
+            home = self._outermost(cls.module, node)
+            if home is None or home is function or home.cls is not cls or not isinstance(node, ast.Attribute):
+                continue
+            taken = [*home.node.args.posonlyargs, *home.node.args.args]
+            match node.value:
+                case ast.Name(id=owner) if taken and owner == taken[0].arg:
+                    yield home
+                case ast.Call(func=ast.Name(id="super")):
+                    yield home
 
     def _names(self, function: FunctionInfo) -> Iterator[tuple[str, FunctionInfo | ClassInfo]]:
         """The names by which a function is reached, each with what it means."""

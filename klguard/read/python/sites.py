@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from klguard.read.python.project import Project
 
 
+UNREACHED = "this call was not reached by the analysis"
+
+
 class SiteReader(Reacher):
     """Finds the sites of the files of one project.
 
@@ -293,7 +296,7 @@ class SiteReader(Reacher):
 
 def _written(module: Module, call: ast.Call) -> tuple[Layer, ...]:
     """What a call that was not reached says itself: its literals."""
-    unknown = Unknown(Reason.BUDGET, "this call was not reached by the analysis")
+    unknown = Unknown(Reason.BUDGET, UNREACHED)
     written = {k.arg: _literal(module, k.value) or unknown for k in call.keywords if k.arg}
     return (Layer(LayerKind.KWARGS, written, unknown),)
 

@@ -7,7 +7,8 @@ import builtins
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from klguard.read.python.memo import remembered
-from klguard.read.python.source import FunctionInfo, dotted
+from klguard.read.python.quiet import QUIET_METHODS, QUIET_PACKAGES
+from klguard.read.python.source import FunctionInfo, Module, dotted
 from klguard.read.python.trees import SCOPES, children, walk_level
 
 CHANGING = frozenset(
@@ -161,7 +162,7 @@ def _touched_here(function: FunctionInfo) -> set[Place]:
     found: set[Place] = set()
     nodes, own = walk_level(function.node), _bound_here(function)
     declared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
-    for node, rebound in _changed(nodes):
+    for node, rebound in _changed(nodes, function.module):
         name, attribute, deeper = _root(node)
         if name and name not in own and (attribute or not rebound or deeper or name in declared):
             found.add((name, attribute, rebound and not deeper))
@@ -190,19 +191,40 @@ def _bound_here(function: FunctionInfo) -> set[str]:
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
-def _changed(nodes: Iterable[ast.AST]) -> Iterator[tuple[ast.AST, bool]]:
+def _changed(nodes: Iterable[ast.AST], module: Module) -> Iterator[tuple[ast.AST, bool]]:
     for node in nodes:
-        yield from ((value, False) for value in _renamed(node))
+        yield from ((value, False) for given in _renamed(node) for value in _alternatives(given))
         if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
             yield node, True
+        elif isinstance(node, ast.Attribute) and node.attr in CHANGING:
+            yield node.value, False
         elif isinstance(node, ast.Call):
-            if isinstance(node.func, ast.Attribute) and node.func.attr in CHANGING:
-                yield node.func.value, False
             if node.args and dotted(node.func).rpartition(".")[2] in CHANGING | CHANGERS:
                 yield node.args[0], False
-            if isinstance(node.func, ast.Name) and not hasattr(builtins, node.func.id):
-                for value in (*node.args, *(keyword.value for keyword in node.keywords)):
-                    yield value, False
+            if not _is_quiet(node.func, module):
+                for given in (*node.args, *(keyword.value for keyword in node.keywords)):
+                    yield from ((value, False) for value in _alternatives(given))
+
+
+def _alternatives(node: ast.expr) -> Iterator[ast.expr]:
+    """The expressions one of which gives another its value."""
+    match node:
+        case ast.IfExp():
+            yield from (*_alternatives(node.body), *_alternatives(node.orelse))
+        case ast.BoolOp():
+            for value in node.values:
+                yield from _alternatives(value)
+        case ast.NamedExpr() | ast.Starred() | ast.Await():
+            yield from _alternatives(node.value)
+        case _:
+            yield node
+
+
+def _is_quiet(callee: ast.expr, module: Module) -> bool:
+    """Whether a call leaves what it is given as it is: one of a builtin, of a library, or of a method by its name."""
+    name = dotted(callee)
+    home = module.imports.get(name.split(".")[0], "builtins" if hasattr(builtins, name) else "")
+    return home.split(".")[0] in QUIET_PACKAGES or "." in name and name.rpartition(".")[2] in QUIET_METHODS
 
 
 def _renamed(node: ast.AST) -> Iterator[ast.expr]:

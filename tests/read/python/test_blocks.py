@@ -9,7 +9,8 @@ BODIES = {
     "a condition": "        assert unseen(kw)\n        raise ValueError\n",
     "a last block": "        try:\n            raise ValueError\n        finally:\n            unseen(kw)\n",
     "a manager in a last block": (
-        "        try:\n            raise ValueError\n        finally:\n            with unseen(kw):\n                pass\n"
+        "        try:\n            raise ValueError\n        finally:\n"
+        "            with unseen(kw):\n                pass\n"
     ),
     "the end of a manager": "        with Manager(kw):\n            raise ValueError\n",
 }
