@@ -275,17 +275,22 @@ class Functions(Calls):
         before, limit = self.steps_left, min(self.steps_left, ASIDE_BUDGET)
         branch = state.copy()
         self.steps_left = limit
+        result = None
         try:
             result = self._enter_function(callee, arguments, link, branch, frame)
         except BudgetSpent:
-            self._unseen()
-            self.too_long.add(code.info or code)
-            self._doubt_unfollowed(callee, arguments, state)
-            return self._unfollowed(code, Reason.BUDGET)
+            pass
         finally:
             self.steps_left = before - (limit - max(self.steps_left, 0))
-        state.become(branch)
-        return result
+        if result is not None:
+            state.become(branch)
+            return result
+        if self.leads_to_site(code):  # as it turned out
+            return self._enter_function(callee, arguments, link, state, frame)
+        self._unseen()
+        self.too_long.add(code.info or code)
+        self._doubt_unfollowed(callee, arguments, state)
+        return self._unfollowed(code, Reason.BUDGET)
 
     def _enter_function(
         self, callee: Func, arguments: Arguments, link: tuple[Any, ...], state: State, frame: Frame

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from klguard.findings import Confidence, Finding, Severity
 from klguard.read.python.candidates import assigns_config
 from klguard.read.python.control import BudgetSpent
-from klguard.read.python.observe import Observer
+from klguard.read.python.observe import Observation, Observer
 from klguard.read.python.project import Use
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, dotted
 
@@ -68,6 +68,11 @@ class Reacher(Observer):
             or (code.info is not None and code.info.parent is not None)
             or (code.info is None and self._nested_near_site(code))
         )
+
+    def _record(self, found: Observation) -> None:
+        """A site lies behind every function it was reached through, also by ways that cannot be read off: a table."""
+        super()._record(found)
+        self.closure |= {code.info for code, *_ in found.chain if code.info is not None}
 
     def _nested_near_site(self, code: Code) -> bool:
         """A nested function or lambda of a module that holds candidates."""
