@@ -1,11 +1,14 @@
 """Execution as the oracle, at length: N generated programs, and the reader's answers held against the runs.
 
-    python benchmarks/oracle_execution.py [N] [--first SEED] [--jobs J] [--output FILE]
+    python benchmarks/oracle_execution.py [N] [--first SEED] [--aside STATEMENTS] [--jobs J] [--output FILE]
 
 Writes JSON: how many programs, sites and settings; wrong values (must be 0); the share of unknown, overall
 and in programs written in each style. Programs in which code takes part that no reader can see are counted
 apart: there, unknown is the right answer. A wrong value ends in status 1, with the smallest program found
 that shows it.
+
+With `--aside 1` the reader follows no function behind which there is no site, as it does where they are long:
+what these may change has to be unknown then.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from oracle.minimise import minimise  # noqa: E402
 from oracle.programs import Source, seeded  # noqa: E402
 from oracle.runner import TooSlow  # noqa: E402
 
+from klguard.read.python import functions  # noqa: E402
 from klguard.read.python.memo import forget  # noqa: E402
 
 SHOWN = 3
@@ -40,7 +44,10 @@ def measure(seed: int) -> dict:
     forget()
     try:
         verdict = judge(source)
-    except (Exception, TooSlow) as error:  # the reader must survive every program; what it raised is the result
+    except (
+        Exception,
+        TooSlow,
+    ) as error:  # the reader must survive every program; what it raised is the result
         return {**result, "crash": f"{type(error).__name__}: {error}"}
     return {
         **result,
@@ -92,6 +99,12 @@ def by_style(results: list[dict]) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
+def follow(aside: int | None) -> None:
+    """Set how far functions are followed behind which there is no site."""
+    if aside is not None:
+        functions.ASIDE_BUDGET = aside
+
+
 def fails(source: Source) -> bool:
     """Whether the program shows a wrong value."""
     return bool(judge(source).wrong)
@@ -101,12 +114,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("programs", type=int, nargs="?", default=5000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--aside", type=int, help="statements to follow of functions without a site")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/oracle_execution.json")
     options = parser.parse_args()
     started = time.perf_counter()
     seeds = range(options.first, options.first + options.programs)
-    with ProcessPoolExecutor(options.jobs) as pool:
+    follow(options.aside)
+    with ProcessPoolExecutor(options.jobs, initializer=follow, initargs=(options.aside,)) as pool:
         results = list(pool.map(measure, seeds, chunksize=20))
     found = summary(results, time.perf_counter() - started)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+
+from klguard.read.python import functions
 
 from .compare import judge
 from .minimise import minimise
@@ -41,6 +44,15 @@ def test_the_reader_agrees_with_the_run_wherever_it_says_known(capsys):
     assert total["missed"] == 0
     # A reader that says "unknown" to everything is never wrong: this is how much it may say so.
     assert shares[0] < 0.1
+
+
+@pytest.mark.parametrize(("statements", "first"), [(1, 20_000_000), (12, 30_011_800)])
+def test_what_is_not_followed_is_unknown_and_never_wrong(statements, first, monkeypatch):
+    """As where functions behind which there is no site are too long to follow."""
+    monkeypatch.setattr(functions, "ASIDE_BUDGET", statements)
+    for seed in range(first, first + 100):
+        source = seeded(seed)
+        assert not judge(source).wrong, f"seed {seed}\n{minimise(source, wrong, seconds=20)}"
 
 
 @settings(
