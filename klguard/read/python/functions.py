@@ -24,6 +24,7 @@ from klguard.read.python.values import (
     InstObj,
     Later,
     Missing,
+    Mod,
     Ref,
     Step,
     Tup,
@@ -57,6 +58,8 @@ ASIDE_BUDGET = 400
 
 class Functions(Calls):
     """Definitions, activations and parameters."""
+
+    lookup: Callable[[Any, str, State], Abstract | None]
 
     def define(  # type: ignore[override]
         self,
@@ -175,6 +178,8 @@ class Functions(Calls):
             else:
                 scope = next((s for s in callee.closure if name in state.variables(s)), None)
                 value = state.variables(scope).get(name) if scope is not None else None
+            if isinstance(value, Later) and value.kind == "import":
+                value = self.lookup(scope, name, state)
             if value is None or isinstance(value, Later):
                 continue
             gone = Unk(Reason.ESCAPED, f"changed by {code.name}()")
@@ -229,6 +234,13 @@ class Functions(Calls):
     ) -> None:
         """An attribute may have another value, or what it holds may be changed."""
         for member in members(owner):
+            if isinstance(member, Mod):
+                home = ("module", member.module.path)
+                held = self.lookup(home, name, state)
+                if gone is not None:
+                    state.bind(home, name, gone if held is None else join((held, gone)))
+                elif held is not None:
+                    self.escape([held], where, state)
             obj = state.heap.get(member.oid) if isinstance(member, Ref) else None
             attrs = state.heap.get(obj.attrs) if isinstance(obj, (InstObj, ClassObj)) else None
             if not isinstance(obj, (InstObj, ClassObj)) or not isinstance(attrs, DictObj):

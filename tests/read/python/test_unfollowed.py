@@ -195,3 +195,23 @@ def test_a_method_handed_to_unseen_code_is_all_that_it_can_call(method, expected
         "Sampler().run()\n"
     )
     assert generated(source)["top_k"] == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"), [("import presets", "presets.KW"), ("from presets import KW", "KW")]
+)
+@pytest.mark.parametrize("write", ["{name}['top_k'] = 3", "{name} = dict(top_k=3)"])
+def test_what_it_writes_to_another_module_is_unknown(
+    asked, name, write, generated, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where nobody has looked at that module yet."""
+    monkeypatch.setattr(functions, "ASIDE_BUDGET", 1)
+    write = write.format(name=name)
+    declared = "global KW\n    " if write.startswith("KW =") else ""
+    source = (
+        f"{asked}\nfrom recorder import model, ids\n"
+        f"def prepare():\n    {declared}1\n    {write}\n"
+        f"prepare()\nmodel.generate(ids, **{name})\n"
+    )
+    found = generated(source, {"presets.py": "KW = dict(top_k=30)\n"})
+    assert found.get("top_k", found.get("*")) == "unknown"
