@@ -202,9 +202,21 @@ class Memory(Blocks):
                 if not isinstance(value, (Missing, Alt)):
                     return value
                 present = [m for m in members(value) if not isinstance(m, Missing)]
+                if present and len(present) < len(members(value)):
+                    present += self._without(owner, obj, name, state, frame)
                 if present:
                     return join(present)
         return self.instance_attribute(owner, obj, name, state, frame)
+
+    def _without(
+        self, owner: Ref, obj: InstObj, name: str, state: State, frame: Frame
+    ) -> list[Abstract]:
+        """What an attribute is where it was not set: that of the class, or of the library that made the object. A read
+        that would raise has no value."""
+        if obj.cls is not None:
+            inherited = self.class_attribute(obj.cls, name, state)
+            return [] if inherited is None or isinstance(inherited, Func) else [inherited]
+        return [self.instance_attribute(owner, obj, name, state, frame)] if obj.made_by else []
 
     def set_attribute(self, owner: Abstract, name: str, value: Abstract, state: State) -> None:  # type: ignore[override]
         targets = members(owner)

@@ -81,3 +81,40 @@ def test_one_of_two_bases_may_do_anything_with_what_it_is_given(generated):
         "kw = {}\nChild(kw)\nmodel.generate(ids, **kw)\n"
     )
     assert generated(source) == {"*": "unknown"}
+
+
+SHARED = {
+    "a class": "class Options:\n    top_k = 0\noptions = Options()\n",
+    "a class above": "class Base:\n    top_k = 0\nclass Options(Base):\n    pass\noptions = Options()\n",
+}
+
+
+@pytest.mark.parametrize("made", SHARED.values(), ids=SHARED)
+def test_an_attribute_that_a_branch_sets_is_the_class_attribute_without_it(generated, made):
+    source = (
+        f"import os\nfrom recorder import model, ids\n{made}"
+        "if os.environ.get('SHORT'):\n    options.top_k = 3\n"
+        "model.generate(ids, top_k=options.top_k)\n"
+    )
+    assert generated(source) == {"top_k": {"3", "0"}}
+
+
+def test_a_field_that_a_branch_sets_is_the_librarys_without_it(generated):
+    source = (
+        "import os\nfrom transformers import GenerationConfig\nfrom recorder import model, ids\n"
+        "kw = {}\nif os.environ.get('SHORT'):\n    kw['top_k'] = 3\n"
+        "config = GenerationConfig(**kw)\n"
+        "model.generate(ids, top_k=config.top_k)\n"
+    )
+    assert generated(source) == {"top_k": "unknown"}
+
+
+def test_an_attribute_that_only_a_branch_sets_has_its_one_value(generated):
+    """Without the branch the read would raise."""
+    source = (
+        "import os\nfrom recorder import model, ids\n"
+        "class Options:\n    pass\noptions = Options()\n"
+        "if os.environ.get('SHORT'):\n    options.top_k = 3\n"
+        "model.generate(ids, top_k=options.top_k)\n"
+    )
+    assert generated(source) == {"top_k": 3}
