@@ -208,9 +208,7 @@ class Memory(Blocks):
                     return join(present)
         return self.instance_attribute(owner, obj, name, state, frame)
 
-    def _without(
-        self, owner: Ref, obj: InstObj, name: str, state: State, frame: Frame
-    ) -> list[Abstract]:
+    def _without(self, owner: Ref, obj: InstObj, name: str, state: State, frame: Frame) -> list[Abstract]:
         """What an attribute is where it was not set: that of the class, or of the library that made the object. A read
         that would raise has no value."""
         if obj.cls is not None:
