@@ -1,7 +1,8 @@
 """What a loop tells of besides tensors for each token: figures, amounts, counts, rows and names.
 
 Each is put into the form that the invariants read. What cannot be is refused, in words for whoever wrote the loop:
-TypeError for what is of the wrong kind, ValueError for what makes no sense. No value of a tensor is looked at.
+TypeError for what is of the wrong kind, ValueError for what makes no sense. Figures stay on their device; amounts,
+counts and ids are plain numbers.
 """
 
 from __future__ import annotations
@@ -125,12 +126,7 @@ def reported(name: str, value: Any) -> Mapping[str, Tensor | float]:
     """The loop's own figures of a minibatch, by name."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is {_kind(value)}; pass a dict of {', '.join(REPORTED)}")
-    return {one: figure(f"{name}[{one!r}]", number) for one, number in value.items() if known(name, one)}
-
-
-def known(name: str, one: Any) -> bool:
-    """ValueError unless `one` names a figure that can be reported."""
-    return bool(one_of(REPORTED, name, one))
+    return {one_of(REPORTED, name, one): figure(f"{name}[{one!r}]", told) for one, told in value.items()}
 
 
 def one_of(choices: Sequence[str], name: str, value: Any) -> str:

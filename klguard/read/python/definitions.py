@@ -28,7 +28,7 @@ from klguard.read.python.values import (
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Definition:
     """A value, with the objects and the frames that its evaluation made, and the definitions that these refer to."""
 

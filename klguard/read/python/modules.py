@@ -157,10 +157,8 @@ class Modules(Classes):
             self._definitions.begin(key, Unk(Reason.RECURSION, "a definition that reads itself"))
             objects, frames = state.heap.oids(), set(state.frames)
             self.defining += 1
-            catchers, self.catchers = (
-                self.catchers,
-                [],
-            )  # a definition that is half done is nothing to go on from
+            # a definition that is half done is nothing to go on from
+            catchers, self.catchers = self.catchers, []
             try:
                 value = self._force_new(later, state)
             finally:

@@ -1,10 +1,10 @@
-"""What a function that is not followed may change: globals, its object, and what it gets as arguments."""
+"""What a function that is not followed may change of what it does not get as an argument: globals, and its object."""
 
 from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 
 from klguard.read.python.memo import remembered
 from klguard.read.python.quiet import QUIET_METHODS, QUIET_PACKAGES
@@ -20,19 +20,6 @@ CHANGING = frozenset(
 CHANGERS = frozenset("setattr delattr setitem delitem ior iconcat".split())
 """Builtins, and functions of `operator`, that change their first argument."""
 
-LOOKING = frozenset(
-    "getattr hasattr isinstance issubclass print len str repr type id bool asdict format".split()
-)
-"""Functions that keep nothing of their first argument. What getattr finds is an attribute that is read."""
-
-KEY_READERS = frozenset({"get", "keys"})
-"""Methods of a dict that leave it as it is, and give away at most the value under the key that they are given."""
-
-QUIET = frozenset("main_process_first get_process_log_level to_dict to_json_string to_sanitized_dict".split())
-"""Methods of transformers' TrainingArguments that leave them as they are, and give nothing of them away."""
-
-ALIASING = frozenset({"locals", "vars", "eval", "exec", "globals"})
-"""Builtins by which code gets at a variable without writing its name."""
 
 Place = tuple[str, str, bool]
 """A name, an attribute of it or "", and whether it gets another value (else what it holds is changed)."""
@@ -51,93 +38,6 @@ def touched(function: FunctionInfo) -> set[Place]:
         entered |= fresh
         waiting.extend(fresh)
     return found
-
-
-@remembered
-def only_reads(info: FunctionInfo, name: str) -> frozenset[str] | None:
-    """The attributes and keys that a function reads of its parameter `name`, where it does nothing else with it: it
-    gives it no other name and hands it to nobody, but other functions of its module that do nothing else either. None
-    where it may."""
-    return _only_reads(info, name, set())
-
-
-def _only_reads(
-    info: FunctionInfo, name: str, entered: set[tuple[FunctionInfo, str]]
-) -> frozenset[str] | None:
-    if (info, name) in entered:
-        return frozenset()
-    entered.add((info, name))
-    parents, read = info.module.parents, set()
-    for node in walk_level(info.node):
-        if not isinstance(node, ast.Name) or node.id not in (name, *ALIASING):
-            continue
-        if node.id != name:
-            return None
-        found = _reads_here(node, parents, info, entered) if isinstance(node.ctx, ast.Load) else None
-        if found is None:
-            return None
-        read |= found
-    return frozenset(read)
-
-
-def _reads_here(
-    node: ast.Name,
-    parents: Mapping[ast.AST, ast.AST],
-    info: FunctionInfo,
-    entered: set[tuple[FunctionInfo, str]],
-) -> frozenset[str] | None:
-    """What is read of a variable where it stands: None where more may be done with it."""
-    around = parents[node]
-    match around:
-        case ast.Attribute(ctx=ast.Load()):
-            call = parents[around]
-            if not isinstance(call, ast.Call) or call.func is not around:
-                return frozenset({around.attr})
-            if around.attr in QUIET:
-                return frozenset()
-            return _constant_key(call.args[:1]) if around.attr in KEY_READERS else None
-        case ast.Subscript(ctx=ast.Load()) if around.value is node:
-            return _constant_key([around.slice])
-        case ast.Compare() | ast.FormattedValue() | ast.UnaryOp(op=ast.Not()):
-            return frozenset()
-        case ast.BoolOp() | ast.If() | ast.IfExp() | ast.While() | ast.Assert():
-            return frozenset() if _is_test(node, parents) else None
-        case ast.Call(func=ast.Name()) if node in around.args:
-            return _passed_on(node, around, info, entered)
-    return None
-
-
-def _is_test(node: ast.expr, parents: Mapping[ast.AST, ast.AST]) -> bool:
-    """Whether an expression only decides, alone or among others, where to go on."""
-    around = parents[node]
-    while isinstance(around, (ast.BoolOp, ast.UnaryOp)):
-        node, around = around, parents[around]
-    return isinstance(around, (ast.If, ast.IfExp, ast.While, ast.Assert)) and around.test is node
-
-
-def _constant_key(arguments: Sequence[ast.expr]) -> frozenset[str] | None:
-    """The key that is read; none where there is none."""
-    if not arguments:
-        return frozenset()
-    key = arguments[0]
-    return frozenset({key.value}) if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
-
-
-def _passed_on(
-    node: ast.Name, call: ast.Call, info: FunctionInfo, entered: set[tuple[FunctionInfo, str]]
-) -> frozenset[str] | None:
-    assert isinstance(call.func, ast.Name)
-    place, known = call.args.index(node), info.module.functions.get(call.func.id)
-    if any(isinstance(argument, ast.Starred) for argument in call.args[:place]):
-        return None
-    if known is not None:
-        taken = [*known.node.args.posonlyargs, *known.node.args.args]
-        if known.cls is not None or known.node.decorator_list or place >= len(taken):
-            return None
-        return _only_reads(known, taken[place].arg, entered)
-    if call.func.id not in LOOKING or (place and call.func.id != "print"):
-        return None
-    return _constant_key(call.args[1:2]) if call.func.id == "getattr" else frozenset()
 
 
 def _called(function: FunctionInfo) -> Iterator[FunctionInfo]:
