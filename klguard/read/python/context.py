@@ -403,6 +403,8 @@ class ContextAnalysis:
         """A trainer trains on what it samples, unless nothing here trains it; likewise its configuration."""
         if expected_to_fail(module, call):
             return Verdict(Context.UNKNOWN, "a test that expects it to fail")
+        if any(word.arg == "learning_rate" and _is_zero(word.value) for word in call.keywords):
+            return Verdict(Context.EVALUATION, "it runs with learning_rate=0, which trains nothing")
         name = callee_name(call)
         origin = self.project.resolve(dotted(callee(call)), module) if dotted(callee(call)) else ""
         if isinstance(origin, str) and origin.startswith("trlx"):
@@ -434,6 +436,10 @@ class ContextAnalysis:
             if watcher.trained:
                 return True
         return False
+
+
+def _is_zero(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and type(node.value) in (int, float) and node.value == 0
 
 
 def _assigned(module: Module, call: ast.Call) -> Iterator[tuple[str, str]]:
