@@ -42,7 +42,6 @@ MODELLED = frozenset(
         "transformers.HfArgumentParser",
         "transformers.GenerationConfig",
         "dict-like",
-        "namespace",
         "open",
         "path",
     }

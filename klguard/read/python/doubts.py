@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from klguard.read.python.calls import Arguments, Calls
-from klguard.read.python.only_reads import only_reads
 from klguard.read.python.state import State
 from klguard.read.python.unfollowed import touched
+from klguard.read.python.uses import Uses, uses_of
 from klguard.read.python.values import (
+    MISSING,
     Abstract,
     ClassObj,
     Code,
@@ -52,7 +53,7 @@ class Doubts(Calls):
             else:
                 scope = next((s for s in callee.closure if name in state.variables(s)), None)
                 value = state.variables(scope).get(name) if scope is not None else None
-            if isinstance(value, Later) and value.kind == "import":
+            if isinstance(value, Later) and value.kind in ("import", "class"):
                 value = self.lookup(scope, name, state)
             if value is None or isinstance(value, Later):
                 continue
@@ -67,8 +68,8 @@ class Doubts(Calls):
     def _doubt_arguments(
         self, code: Code, bound: bool, arguments: Arguments, where: str, state: State
     ) -> None:
-        """Make unknown what a function may change of its arguments. Of one of which it only reads attributes or keys,
-        that is what these hold."""
+        """Make unknown what a function may change of its arguments. Of one of which it only reads and sets attributes
+        or keys, these are what it may change, and what those hold that it reads."""
         params = (*code.params.posonly_params, *code.params.params)[bound:]
         names = {param.name for param in (*params, *code.params.kwonly_params)}
         named = [(param.name, value) for param, value in zip(params, arguments.positional, strict=False)]
@@ -77,29 +78,49 @@ class Doubts(Calls):
         whole += [value for name, value in arguments.keywords.items() if name not in names]
         for name, value in named:
             plain = code.info is not None and not code.wrapped
-            read = only_reads(code.info, name) if plain and isinstance(value, Ref) else None
-            if read is None:
+            uses = uses_of(code.info, name) if plain and isinstance(value, Ref) else None
+            held = None if uses is None else self._held(value, uses, state)
+            if uses is None or held is None:
                 whole.append(value)
-            else:
-                self.escape(self._held(value, read, state), where, state)
+                continue
+            self.escape(held, where, state)
+            gone = Unk(Reason.ESCAPED, f"changed by {code.name}()")
+            self._doubt_entries(value, uses.attributes_set | uses.keys_set, gone, state)
         self.escape(whole, where, state)
 
-    def _held(self, owner: Abstract, names: Iterable[str], state: State) -> list[Abstract]:
-        """What attributes, or keys of a dict, hold; the owner itself where it is no such object, and where it may be
-        changed by what it gives: a method."""
-        obj = state.heap.get(owner.oid) if isinstance(owner, Ref) else None
+    def _held(self, owner: Ref, uses: Uses, state: State) -> list[Abstract] | None:
+        """What the attributes or keys hold that are read. None where the owner is no such object, or may change
+        otherwise by what is read or set: through a method, a property, a dunder method."""
+        obj = state.heap.get(owner.oid)
+        is_dict = isinstance(obj, DictObj)
         entries = state.heap.get(obj.attrs) if isinstance(obj, InstObj) else obj
-        if not isinstance(entries, DictObj):
-            return [owner]
+        if not isinstance(entries, DictObj) or (uses.attributes_set if is_dict else uses.keys_set):
+            return None
+        cls = obj.cls if isinstance(obj, InstObj) else None
+        if cls is not None and uses.attributes_set and self.class_attribute(cls, "__setattr__", state):
+            return None
+        plain = is_dict or isinstance(obj, InstObj) and obj.made_by == "namespace"
         found: list[Abstract] = []
-        for name in names:
+        for name in uses.read | uses.attributes_set:
             held = entries.entries.get(name)
-            if held is None and isinstance(obj, InstObj):
-                held = self.class_attribute(obj.cls, name, state) if obj.cls is not None else owner
-            if isinstance(held, Func) or (obj is entries and hasattr(dict, name)):
-                return [owner]
-            found += [] if held is None else [held]
+            if held is None and cls is not None:
+                held = self.class_attribute(cls, name, state)
+            elif held is None and not plain:
+                return None
+            if isinstance(held, Func) or (is_dict and hasattr(dict, name)):
+                return None
+            if held is not None and name in uses.read:
+                found.append(held)
         return found
+
+    def _doubt_entries(self, owner: Ref, names: Iterable[str], gone: Unk, state: State) -> None:
+        """Attributes of an object, or keys of a dict, may have other values."""
+        obj = state.heap[owner.oid]
+        oid = obj.attrs if isinstance(obj, InstObj) else owner.oid
+        entries = state.heap[oid]
+        if isinstance(entries, DictObj):
+            new = {name: join((entries.entries.get(name, MISSING), gone)) for name in names}
+            state.heap[oid] = DictObj({**entries.entries, **new}, entries.rest)
 
     def _doubt_attribute(
         self, owner: Abstract, name: str, gone: Unk | None, where: str, state: State

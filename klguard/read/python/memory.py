@@ -206,7 +206,16 @@ class Memory(Blocks):
                     present += self._without(owner, obj, name, state, frame)
                 if present:
                     return join(present)
+            rest = attrs.rest if isinstance(attrs, DictObj) else None
+            if rest is not None and rest.reason is Reason.ESCAPED:
+                return self._hidden(owner, obj, name, rest, state, frame)
         return self.instance_attribute(owner, obj, name, state, frame)
+
+    def _hidden(self, owner: Ref, obj: InstObj, name: str, rest: Unk, state: State, frame: Frame) -> Abstract:
+        """An attribute of an object that unseen code had: it may have been set there, and hide that of the class.
+        Methods are not taken to be."""
+        value = self.instance_attribute(owner, obj, name, state, frame)
+        return with_steps(rest, value.steps) if isinstance(value, (Const, Ref, Tup, Alt)) else value
 
     def _without(self, owner: Ref, obj: InstObj, name: str, state: State, frame: Frame) -> list[Abstract]:
         """What an attribute is where it was not set: that of the class, or of the library that made the object. A read

@@ -12,6 +12,7 @@ QUIET_PACKAGES = frozenset(
     "bitsandbytes huggingface_hub safetensors tensorboard tensorboardX mlflow comet_ml "
     "swanlab hydra omegaconf gc "
     "collections functools itertools dataclasses argparse warnings datetime statistics "
+    "abc enum inspect traceback platform subprocess glob tempfile csv io base64 socket signal textwrap numbers decimal "
     "string uuid hashlib pickle "
     "joblib scipy sklearn nltk rouge_score tiktoken sentencepiece ray unsloth loguru "
     "structlog click typer gradio "

@@ -278,3 +278,23 @@ def test_what_a_filter_may_let_through_is_changed_under_another_name(generated):
         f"for given in filter(None, [kw]):\n    given['top_p'] = 0.9\n{CALL}"
     )
     assert generated(source)["*"] == UNKNOWN
+
+
+def test_an_abstract_module_leaves_its_options_as_they_are(generated: Generated):
+    source = (
+        "import abc\nfrom torch import nn\nfrom recorder import model, ids\n"
+        "class Policy(nn.Module, abc.ABC):\n"
+        "    def __init__(self, options):\n        super().__init__()\n        self.options = options\n"
+        "    def respond(self):\n        return model.generate(ids, **self.options)\n"
+        "policy = Policy(dict(top_k=3))\npolicy.eval()\npolicy.respond()\n"
+    )
+    assert generated(source) == {"top_k": 3}
+
+
+def test_an_option_that_is_not_seen_gives_nothing_else_away(generated: Generated):
+    source = (
+        "import argparse\nfrom elsewhere import unseen, settings\nfrom recorder import model, ids\n"
+        "args = argparse.Namespace(top_k=3, **settings)\nunseen(args.other)\n"
+        "model.generate(ids, top_k=args.top_k)\n"
+    )
+    assert generated(source) == {"top_k": 3}

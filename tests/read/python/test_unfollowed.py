@@ -130,6 +130,43 @@ def test_what_it_only_reads_stays_as_it_was(body, generated, monkeypatch: pytest
     assert after_preparing(body, generated, monkeypatch, more=more) == {"top_k": 30, "top_p": 0.5}
 
 
+def test_what_it_sets_is_unknown_and_nothing_else(generated, monkeypatch: pytest.MonkeyPatch):
+    found = after_preparing("options.other = kw['seed'] = 3", generated, monkeypatch)
+    assert found == {"top_k": 30, "top_p": 0.5, "seed": "unknown"}
+    found = after_preparing("options.top_p = kw['top_k'] = 3", generated, monkeypatch)
+    assert found == {"top_k": "unknown", "top_p": "unknown"}
+
+
+@pytest.mark.parametrize(
+    "method",
+    (
+        "def __setattr__(self, name, value):\n        object.__setattr__(self, 'top_p', 0.1)",
+        "@property\n    def other(self):\n        return 0\n"
+        "    @other.setter\n    def other(self, value):\n        self.top_p = 0.1",
+    ),
+)
+def test_setting_an_attribute_may_run_code_of_the_class(method, generated, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(functions, "ASIDE_BUDGET", 1)
+    source = (
+        "from recorder import model, ids\nclass Options:\n    top_p = 0.5\n"
+        f"    {method}\n"
+        "def prepare(options):\n    1\n    options.other = 3\n"
+        "options = Options()\nprepare(options)\nmodel.generate(ids, top_p=options.top_p)\n"
+    )
+    assert generated(source) == {"top_p": "unknown"}
+
+
+def test_a_class_that_nobody_has_read_yet_is_changed_all_the_same(generated, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(functions, "ASIDE_BUDGET", 1)
+    source = (
+        "import enum\nfrom recorder import model, ids\n"
+        "class Mode(enum.Enum):\n    TRAIN = {'top_p': 1.0}\n"
+        "def prepare():\n    1\n    Mode.TRAIN.value['top_p'] = 0.5\n"
+        "prepare()\nmodel.generate(ids, **Mode.TRAIN.value)\n"
+    )
+    assert generated(source) == {"*": "unknown"}
+
+
 CHANGES = {
     "an attribute and a key": "options.top_p = 1; kw['top_k'] = 1",
     "another name": "held, given = kw, options\n    held['top_k'] = given.top_p = 1",

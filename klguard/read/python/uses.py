@@ -1,9 +1,10 @@
-"""What a function does with a parameter of which it only reads attributes or keys."""
+"""What a function does with a parameter of which it only reads and sets attributes or keys."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from klguard.read.python.memo import remembered
 from klguard.read.python.source import FunctionInfo
@@ -24,58 +25,87 @@ ALIASING = frozenset({"locals", "vars", "eval", "exec", "globals"})
 """Builtins by which code gets at a variable without writing its name."""
 
 
+@dataclass(frozen=True)
+class Uses:
+    """The attributes and keys of an object that are read, the attributes that are set, and the keys that are."""
+
+    read: frozenset[str] = frozenset()
+    attributes_set: frozenset[str] = frozenset()
+    keys_set: frozenset[str] = frozenset()
+
+    def __or__(self, other: Uses) -> Uses:
+        return Uses(
+            self.read | other.read,
+            self.attributes_set | other.attributes_set,
+            self.keys_set | other.keys_set,
+        )
+
+
+NOTHING = Uses()
+
+
 @remembered
-def only_reads(info: FunctionInfo, name: str) -> frozenset[str] | None:
-    """The attributes and keys that a function reads of its parameter `name`, where it does nothing else with it: it
-    gives it no other name and hands it to nobody, but other functions of its module that do nothing else either. None
-    where it may."""
-    return _only_reads(info, name, set())
+def uses_of(info: FunctionInfo, name: str) -> Uses | None:
+    """The attributes and keys that a function reads and sets of its parameter `name`, where it does nothing else with
+    it: it gives it no other name and hands it to nobody, but other functions of its module that do nothing else
+    either. None where it may."""
+    return _uses_of(info, name, set())
 
 
-def _only_reads(
-    info: FunctionInfo, name: str, entered: set[tuple[FunctionInfo, str]]
-) -> frozenset[str] | None:
+def _uses_of(info: FunctionInfo, name: str, entered: set[tuple[FunctionInfo, str]]) -> Uses | None:
     if (info, name) in entered:
-        return frozenset()
+        return NOTHING
     entered.add((info, name))
-    parents, read = info.module.parents, set()
+    parents, uses = info.module.parents, NOTHING
     for node in walk_level(info.node):
         if not isinstance(node, ast.Name) or node.id not in (name, *ALIASING):
             continue
         if node.id != name:
             return None
-        found = _reads_here(node, parents, info, entered) if isinstance(node.ctx, ast.Load) else None
+        found = _used_here(node, parents, info, entered) if isinstance(node.ctx, ast.Load) else None
         if found is None:
             return None
-        read |= found
-    return frozenset(read)
+        uses |= found
+    return uses
 
 
-def _reads_here(
+def _used_here(
     node: ast.Name,
     parents: Mapping[ast.AST, ast.AST],
     info: FunctionInfo,
     entered: set[tuple[FunctionInfo, str]],
-) -> frozenset[str] | None:
-    """What is read of a variable where it stands: None where more may be done with it."""
+) -> Uses | None:
+    """What is read and set of a variable where it stands: None where more may be done with it."""
     around = parents[node]
     match around:
         case ast.Attribute(ctx=ast.Load()):
             call = parents[around]
             if not isinstance(call, ast.Call) or call.func is not around:
-                return frozenset({around.attr})
+                return Uses(frozenset({around.attr}))
             if around.attr in QUIET:
-                return frozenset()
+                return NOTHING
             return _constant_key(call.args[:1]) if around.attr in KEY_READERS else None
+        case ast.Attribute(ctx=ast.Store()):
+            name = frozenset({around.attr})
+            return Uses(name if _is_augmented(around, parents) else frozenset(), attributes_set=name)
         case ast.Subscript(ctx=ast.Load()) if around.value is node:
             return _constant_key([around.slice])
+        case ast.Subscript(ctx=ast.Store()) if around.value is node:
+            key = _constant_key([around.slice])
+            augmented = _is_augmented(around, parents)
+            return key and Uses(key.read if augmented else frozenset(), keys_set=key.read)
         case ast.Compare() | ast.FormattedValue() | ast.UnaryOp(op=ast.Not()):
-            return frozenset()
+            return NOTHING
         case ast.BoolOp() | ast.If() | ast.IfExp() | ast.While() | ast.Assert():
-            return frozenset() if _is_test(node, parents) else None
+            return NOTHING if _is_test(node, parents) else None
         case ast.Call(func=ast.Name()) if node in around.args:
             return _passed_on(node, around, info, entered)
     return None
+
+
+def _is_augmented(target: ast.expr, parents: Mapping[ast.AST, ast.AST]) -> bool:
+    """Whether what is there is changed, as a list is by `+=`."""
+    return isinstance(parents[target], ast.AugAssign)
 
 
 def _is_test(node: ast.expr, parents: Mapping[ast.AST, ast.AST]) -> bool:
@@ -86,17 +116,19 @@ def _is_test(node: ast.expr, parents: Mapping[ast.AST, ast.AST]) -> bool:
     return isinstance(around, (ast.If, ast.IfExp, ast.While, ast.Assert)) and around.test is node
 
 
-def _constant_key(arguments: Sequence[ast.expr]) -> frozenset[str] | None:
-    """The key that is read; none where there is none."""
+def _constant_key(arguments: Sequence[ast.expr]) -> Uses | None:
+    """The key that is read; nothing where there is none."""
     if not arguments:
-        return frozenset()
+        return NOTHING
     key = arguments[0]
-    return frozenset({key.value}) if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
+    return (
+        Uses(frozenset({key.value})) if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
+    )
 
 
 def _passed_on(
     node: ast.Name, call: ast.Call, info: FunctionInfo, entered: set[tuple[FunctionInfo, str]]
-) -> frozenset[str] | None:
+) -> Uses | None:
     assert isinstance(call.func, ast.Name)
     place, known = call.args.index(node), info.module.functions.get(call.func.id)
     if any(isinstance(argument, ast.Starred) for argument in call.args[:place]):
@@ -105,7 +137,7 @@ def _passed_on(
         taken = [*known.node.args.posonlyargs, *known.node.args.args]
         if known.cls is not None or known.node.decorator_list or place >= len(taken):
             return None
-        return _only_reads(known, taken[place].arg, entered)
+        return _uses_of(known, taken[place].arg, entered)
     if call.func.id not in LOOKING or (place and call.func.id != "print"):
         return None
-    return _constant_key(call.args[1:2]) if call.func.id == "getattr" else frozenset()
+    return _constant_key(call.args[1:2]) if call.func.id == "getattr" else NOTHING
