@@ -103,7 +103,9 @@ class Functions(Doubts):
         applied = self.eval(decorator, state, frame)
         if isinstance(applied, Func) and isinstance(value, Func):
             call = nodes.Call(func=decorator, args=())
-            return self.call(applied, Arguments([value]), call, state, frame)
+            made = self.call(applied, Arguments([value]), call, state, frame)
+            if not isinstance(made, Unk) or made.oid not in self.unfollowed:
+                return made
         if isinstance(value, Func) and not self.harmless(applied, last):
             self._run_with_anything(value, state, frame)
             return replace(value, code=replace(value.code, wrapped=last))

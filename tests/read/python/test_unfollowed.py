@@ -252,3 +252,14 @@ def test_what_it_writes_to_another_module_is_unknown(
     )
     found = generated(source, {"presets.py": "KW = dict(top_k=30)\n"})
     assert found.get("top_k", found.get("*")) == "unknown"
+
+
+def test_what_a_long_decorator_is_given_is_looked_at(generated, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(functions, "ASIDE_BUDGET", 1)
+    source = (
+        "from recorder import model, ids\n"
+        "def hook(function):\n    1\n    return function\n"
+        "@hook\ndef rollout(**kwargs):\n    sample = model.generate\n    return sample(ids, top_k=3)\n"
+        "rollout()\n"
+    )
+    assert generated(source) == {"top_k": 3}
