@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 ENDINGS = (".py", ".ipynb")
 """Source that is picked up below a directory. Stubs (.pyi) hold no calls."""
 
-CONFIGS = (".yaml", ".yml", ".toml", ".sh", ".bash")
+SCRIPTS = (".sh", ".bash", ".slurm", ".sbatch")
+"""Shell scripts, those of a batch system among them."""
+
+CONFIGS = (".yaml", ".yml", ".toml", *SCRIPTS)
 """What may be the configuration of a training framework, likewise. JSON is read where it is named: below a directory
 most of it is data."""
 

@@ -1,14 +1,15 @@
 """Command lines in shell scripts: options and overrides, with variables that the script itself sets.
 
-No shell is run. A command is a line with those it is continued on; an array of arguments (`ARGS=(...)`) belongs to
-every command that names it. What a variable holds is known where the script assigns it once, or gives a default
-(`${TOP_P:-0.9}`); a value that is not known is left out.
+No shell is run. A command is a line with those it is continued on, or a part of the text that `bash -c`, `eval` and
+the like are given; an array of arguments (`ARGS=(...)`), and a text of several words, belongs to every command that
+names it. What a variable holds is known where the script assigns it once, or gives a default (`${TOP_P:-0.9}`); a
+value that is not known is left out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from klguard.read.configs.written import Written, literal
@@ -19,9 +20,19 @@ MAX_COMMANDS = 200
 MAX_VALUE = 1_000
 """Characters of a value."""
 
+MAX_DEPTH = 5
+"""Texts that stand in others."""
+
+SEPARATORS = ";&|()"
+QUOTES = "'\""
+SHELLS = frozenset({"-c", "-lc", "-ic", "-lic", "eval", "--wrap"})
+"""What stands before a text that is a script of its own."""
+
+_SCRIPT = re.compile(r"(?<!\S)(?:-l?i?c|eval|--wrap)[ \t]+[\"']")
 _WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|\$\{[^}]*\}|[^\s"'\\;&|()])+|[;&|()]+""", re.DOTALL)
 _ASSIGNMENT = re.compile(
-    r"^[ \t]*(?:export[ \t]+|local[ \t]+)?([A-Za-z_]\w*)=([^\s(]\S*|\"[^\"\n]*\")?[ \t]*(?:#.*)?$", re.M
+    r"^[ \t]*(?:export[ \t]+|local[ \t]+)?([A-Za-z_]\w*)(\+?)=(\"[^\"]*\"|'[^']*'|[^\s(\"']\S*)?[ \t]*(?:#.*)?$",
+    re.M,
 )
 _ARRAY = re.compile(r"^[ \t]*(?:export[ \t]+|local[ \t]+)?([A-Za-z_]\w*)\+?=\(", re.M)
 _OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_][\w.\-/@]*)=(.*)", re.DOTALL)
@@ -37,17 +48,18 @@ class _Word(NamedTuple):
 
 def commands(text: str, path: str) -> Iterator[Written]:
     """The commands of a script that have options, in their order."""
-    plain = _without_comments(text)
-    variables = _Variables(_assigned(plain))
-    arrays: dict[str, list[_Word]] = {}
+    plain = re.sub(r"\\\r?\n", lambda found: " " * len(found[0]), _without_comments(text))
+    assigned = list(_ASSIGNMENT.finditer(plain))
+    variables = _Variables(_assigned(assigned))
+    lists = _texts(assigned)
     found: list[list[_Word]] = []
-    for array, words in _statements(plain):
+    for array, words in _statements(plain, 0, len(plain)):
         if array:
-            arrays.setdefault(array, []).extend(words)
-        else:
+            lists.setdefault(array, []).extend(words)
+        elif len(found) < MAX_COMMANDS:
             found.append(words)
-    for words in found[:MAX_COMMANDS]:
-        spliced = [inner for word in words for inner in _spliced(word, arrays)]
+    for words in found:
+        spliced = [inner for word in words for inner in _spliced(word, lists)]
         written = _written(spliced, variables, text, path)
         if written is not None:
             yield written
@@ -58,39 +70,67 @@ def _without_comments(text: str) -> str:
     return re.sub(r"(?m)(?:^|(?<=\s))#[^\n]*", lambda found: " " * len(found[0]), text)
 
 
-def _assigned(text: str) -> dict[str, str | None]:
+def _assigned(assignments: Sequence[re.Match[str]]) -> dict[str, str | None]:
     """Name -> value of what is assigned; None where that differs."""
     found: dict[str, str | None] = {}
-    for name, value in _ASSIGNMENT.findall(text):
+    for name, added, value in (assignment.groups("") for assignment in assignments):
         bare = value.strip("'\"")
-        found[name] = bare if found.get(name, bare) == bare else None
+        found[name] = bare if not added and found.get(name, bare) == bare else None
     return found
 
 
-def _statements(text: str) -> Iterator[tuple[str, list[_Word]]]:
+def _texts(assignments: Sequence[re.Match[str]]) -> dict[str, list[_Word]]:
+    """Name -> words of the texts of several words, with what is added to them. One that is assigned twice is left
+    out."""
+    found: dict[str, list[_Word]] = {}
+    twice: set[str] = set()
+    for assignment in assignments:
+        name, start, end = assignment[1], assignment.start(3), assignment.end(3)
+        words = _words(assignment.string, start + 1, end - 1) if assignment[3] else []
+        words = [word for word in words if word.text[0] not in SEPARATORS]
+        grows = bool(words) and _names(words[0]) == name
+        if not assignment[2] and not grows and name in found:
+            twice.add(name)
+        found.setdefault(name, []).extend(words[grows:])
+    return {name: words for name, words in found.items() if len(words) > 1 and name not in twice}
+
+
+def _statements(text: str, start: int, end: int) -> Iterator[tuple[str, list[_Word]]]:
     """(name of the array, or "", words) for each array and each command."""
-    position = 0
-    joined = re.sub(r"\\\r?\n", lambda found: " " * len(found[0]), text)
-    while position < len(joined):
-        array = _ARRAY.match(joined, position)
+    position = start
+    while position < end:
+        array = _ARRAY.match(text, position, end)
         if array:
-            end = _closing(joined, array.end())
-            yield array[1], _words(joined, array.end(), end)
-            position = end + 1
+            closing = _closing(text, array.end())
+            yield array[1], _words(text, array.end(), closing)
+            position = closing + 1
             continue
-        end = joined.find("\n", position)
-        end = len(joined) if end < 0 else end
+        line = _end_of_line(text, position, end)
         words: list[_Word] = []
-        for word in _words(joined, position, end):
-            if word.text[0] in ";&|()":
+        for word in _words(text, position, line):
+            if word.text[0] in SEPARATORS:
                 if words:
                     yield "", words
                 words = []
+            elif words and words[-1].text in SHELLS and word.text[0] in QUOTES:
+                yield from _statements(text, word.start + 1, word.start + len(word.text) - 1)
             else:
                 words.append(word)
         if words:
             yield "", words
-        position = end + 1
+        position = line + 1
+
+
+def _end_of_line(text: str, start: int, end: int) -> int:
+    """Where a command ends: at the end of its line, or of the one on which a script that it is given ends."""
+    line = text.find("\n", start, end)
+    line = end if line < 0 else line
+    opened = _SCRIPT.search(text, start, line)
+    quoted = opened and _WORD.match(text, opened.end() - 1, end)
+    if not quoted or quoted.end() <= line:
+        return line
+    line = text.find("\n", quoted.end(), end)
+    return end if line < 0 else line
 
 
 def _closing(text: str, start: int) -> int:
@@ -105,9 +145,20 @@ def _words(text: str, start: int, end: int) -> list[_Word]:
     return [_Word(found[0], found.start()) for found in _WORD.finditer(text, start, end)]
 
 
-def _spliced(word: _Word, arrays: Mapping[str, list[_Word]]) -> list[_Word]:
+def _spliced(word: _Word, lists: Mapping[str, list[_Word]], depth: int = 0) -> list[_Word]:
+    """The words that stand for this one, with those of the arrays and texts that it names."""
     used = _USE.search(word.text)
-    return [word] if used is None else arrays.get(used[1], [])
+    name = _names(word) if used is None else used[1]
+    if used is None and name not in lists:
+        return [word]
+    inner = lists.get(name, []) if depth < MAX_DEPTH else []
+    return [found for each in inner for found in _spliced(each, lists, depth + 1)]
+
+
+def _names(word: _Word) -> str:
+    """The variable that is all of a word, "" where there is none."""
+    found = _VARIABLE.fullmatch(word.text.strip("'\""))
+    return "" if found is None else found[1] or found[3]
 
 
 def _written(words: list[_Word], variables: _Variables, text: str, path: str) -> Written | None:

@@ -10,6 +10,7 @@ from klguard.read.configs.framework import Framework
 from klguard.read.configs.frameworks import framework_of, whole_vocabulary
 from klguard.read.configs.shell import commands
 from klguard.read.configs.written import Written, from_tree
+from klguard.read.files import SCRIPTS
 from klguard.read.python.documents import MAX_DOCUMENT, items_of
 from klguard.settings import (
     Context,
@@ -26,7 +27,6 @@ from klguard.settings import (
 )
 
 KINDS = {".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
-SCRIPTS = (".sh", ".bash")
 GENERATION_CONFIG = "generation_config.json"
 LOSS_FACTS = frozenset({"kl_term"})
 

@@ -119,6 +119,7 @@ FAULTY = [
     ("KLG408", "verl.yaml", verl(in_reward="true")),
     ("KLG409", "verl.yaml", verl(n=1)),
     ("KLG103", "run.sh", "TOP_P=0.9\n" + MAIN_PPO.format("actor_rollout_ref.rollout.top_p=$TOP_P")),
+    ("KLG103", "run.slurm", "#SBATCH -N2\nsrun -N1 " + MAIN_PPO.format("actor_rollout_ref.rollout.top_p=0.9")),
     ("KLG107", "run.sh", MAIN_PPO.format("+actor_rollout_ref.rollout.repetition_penalty=1.1")),
     ("KLG201", "run.sh", MAIN_PPO.format("actor_rollout_ref.rollout.do_sample=False")),
     ("KLG303", "run.sh", MAIN_PPO.format("actor_rollout_ref.rollout.ignore_eos=True")),
@@ -203,6 +204,42 @@ def test_anchors_and_variables_that_stand_for_too_much_are_left():
     variables = "A0=x\n" + "".join(f"A{i}={f'$A{i - 1}' * 9}\n" for i in range(1, 12))
     script = variables + "A=$B\nB=$A\n" + MAIN_PPO.format("actor_rollout_ref.rollout.top_p=$A11 x.y=$A")
     assert check_source(script, "bomb.sh") == []
+
+
+PPO_LINE = "python3 -m verl.trainer.main_ppo algorithm.adv_estimator=gae"
+TOP_P = "actor_rollout_ref.rollout.top_p=0.9"
+TEXTS = {
+    "a script in a line": f'srun bash -c "cd /w && {PPO_LINE} {TOP_P}"\n',
+    "a script of several lines": "cat <<EOF\nDon't\nEOF\ndocker run it bash -lc '\n  set -e\n"
+    f"  {MAIN_PPO.format(TOP_P)}'\n",
+    "a command that is evaluated": f'CMD="{MAIN_PPO.format(TOP_P)}"\neval $CMD\n',
+    "options": f'ARGS="x.y=1 {TOP_P}"\n' + MAIN_PPO.format('"$ARGS"'),
+    "options that are added": f'ARGS="x.y=1"\nARGS="$ARGS {TOP_P}"\n' + MAIN_PPO.format("${ARGS}"),
+    "options that are added with +=": f'ARGS="x.y=1 z=2"\nARGS+=" {TOP_P}"\n' + MAIN_PPO.format("$ARGS"),
+    "a text in a text": f'INNER="x.y=1 {TOP_P}"\nARGS="a.b=1 $INNER"\n' + MAIN_PPO.format("$ARGS"),
+}
+
+
+@pytest.mark.parametrize("script", TEXTS.values(), ids=TEXTS)
+def test_the_words_of_a_text_belong_to_the_command_that_names_it(script):
+    (found,) = check_source(script, "run.sh")
+    assert found.code == "KLG103"
+    line = script.splitlines()[found.place.line - 1]
+    assert line[found.place.column - 1 :].startswith(TOP_P)
+
+
+LEFT = {
+    "assigned twice": f'if a; then\nARGS="x.y=1 {TOP_P}"\nelse\nARGS="x.y=1 z=2"\nfi\n'
+    + MAIN_PPO.format("$ARGS"),
+    "of itself": 'A="x $B"\nB="y $A"\n' + MAIN_PPO.format("$A"),
+    "only printed": f'echo "{PPO_LINE} {TOP_P}"\n',
+    "never closed": "bash -c 'echo\nx.y=1\n",
+}
+
+
+@pytest.mark.parametrize("script", LEFT.values(), ids=LEFT)
+def test_a_text_that_may_be_another_is_left(script):
+    assert check_source(script, "run.sh") == []
 
 
 def test_a_variable_of_variables_is_known():
