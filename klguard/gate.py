@@ -24,9 +24,10 @@ MARKERS = tuple(
 since most runs end here and importing the reader would take them longer than all the rest."""
 
 CONFIG_MARKERS = tuple(
-    b"actor_infer actor_rollout_ref gconfig gen_kwargs generation generation_kwargs grpo_fast grpo_vllm kl_coeff"
-    b" num_generations open_instruct/grpo open_instruct/ppo policy rlhf-type rlhf_type rollout rollout-batch-size"
-    b" rollout_batch_size sampling. sampling] sampling_params stage train_ppo verl.trainer".split()
+    b"actor_infer actor_rollout_ref gconfig gen_kwargs generation generation_kwargs grpo_fast"
+    b" grpo_full_finetune grpo_vllm kl_coeff length_params num_generations open_instruct/grpo"
+    b" open_instruct/ppo policy ppo_full_finetune reward_funcs rlhf-type rlhf_type rollout"
+    b" rollout-batch-size rollout_batch_size sampling. sampling] sampling_params stage train_ppo verl.trainer".split()
 )
 """Words without one of which a file is no configuration of a training framework: those of the reader of
 configurations, likewise."""

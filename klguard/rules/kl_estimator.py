@@ -33,6 +33,11 @@ _CONFIGURED = {
         "penalises half the square of log p - log ref, whose mean is not the KL once the models differ",
         'write `kl_penalty="kl"`, or `"full"` for the exact KL over the vocabulary',
     ),
+    ("use_absolute_kl", True): _Form(
+        Severity.WARNING,
+        "penalises |log p - log ref|, whose mean is above the KL",
+        "write `use_absolute_kl: False`",
+    ),
     ("kl_estimator", "k3"): _Form(
         Severity.NOTE,
         "takes k3 off the reward: its mean is the KL, but the policy gradient of it is not that of the KL",
@@ -118,7 +123,8 @@ class KlEstimator(Rule):
     def check(self, settings: Settings) -> Iterator[Hazard]:
         if settings.kind is SiteKind.TRAINER_CONFIG:
             for (name, form), about in _CONFIGURED.items():
-                yield from self._found(name, settings.values.get(name), form, about, f'`{name}="{form}"` ')
+                written = f'`{name}="{form}"` ' if isinstance(form, str) else f"`{name}={form}` "
+                yield from self._found(name, settings.values.get(name), form, about, written)
             yield from self._as_a_loss(settings)
         for form, about in _WRITTEN_BY_HAND.items():
             yield from self._found("", settings.facts.get("kl_estimator"), form, about, "")

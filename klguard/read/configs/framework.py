@@ -33,6 +33,7 @@ class Framework:
     mitigations  setting -> words, where the trainer itself makes a setting harmless for the ratio.
     defaults     what the framework itself sets where a setting is left alone, if that is not neutral.
     class_name   the class of a library in Python whose arguments these are, "" for a framework with names of its own.
+    section      what the arguments of the class stand below, "" where they stand at the top.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Framework:
     mitigations: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     class_name: str = ""
+    section: str = ""
 
 
 def under(prefix: str, *names: str) -> dict[str, tuple[str, ...]]:

@@ -84,14 +84,15 @@ def _sites(written: Written, versions: Mapping[str, str]) -> Iterator[Site]:
 
 
 def _of_a_class(framework: Framework, written: Written, versions: Mapping[str, str]) -> Site:
-    """The arguments of a trainer's configuration class, which its own script fills from a file."""
-    owner, kind = ENGINES[framework.name], SiteKind.TRAINER_CONFIG
-    given = {name: value for name, value in written.values.items() if name in owner.settings}
+    """The arguments of a trainer's configuration class, which a script of its library fills from a file."""
+    owner, kind = ENGINES["trl"], SiteKind.TRAINER_CONFIG
+    values = written.below(framework.section) if framework.section else written.values
+    given = {name: value for name, value in values.items() if name in owner.settings}
     layers = (Layer(LayerKind.KWARGS, given, place=written.place),)
     resolved = owner.resolve(layers, versions, kind=kind, class_name=framework.class_name)
     facts = {name: Known(value) for name, value in resolved.facts.items()}
     settings = Settings(
-        framework.name,
+        owner.name,
         kind,
         resolved.values,
         layers,
@@ -101,7 +102,9 @@ def _of_a_class(framework: Framework, written: Written, versions: Mapping[str, s
         Context.ROLLOUT,
         framework.class_name,
     )
-    return Site(written.place, framework.class_name, settings, "it is a configuration of GRPO in trl")
+    return Site(
+        written.place, framework.class_name, settings, f"it is a configuration of GRPO in {framework.name}"
+    )
 
 
 def _rollout(

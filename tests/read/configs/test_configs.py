@@ -69,6 +69,25 @@ alg:
 """
 TORCHTUNE = "kl_coeff: 0.01\nppo_epochs: 2\ntemperature: 0.7\ntop_k: {}\n"
 GRPO = "num_generations: 8\nmax_completion_length: 512\nbeta: 0.04\n{}\n"
+ALIGNER = """\
+trainer: {{ppo: {{initial_policy_kl_penalty: 0.01, use_absolute_kl: {absolute}}}}}
+model: {{ppo: {{
+  sampling_params: {{use_greedy: {greedy}, temperature: 1.0, top_k: 0, top_p: {top_p}, repetition_penalty: 1.0}},
+  length_params: {{max_length: 64, min_length: {shortest}}},
+}}}}
+"""
+
+
+def aligner(absolute=False, greedy=False, top_p=1.0, shortest=1):
+    return ALIGNER.format(absolute=absolute, greedy=greedy, top_p=top_p, shortest=shortest)
+
+
+AXOLOTL = "base_model: my/model\nrl: {}\ntrl: {{num_generations: 8, beta: 0.04, temperature: 0.7, {}}}\n"
+PRIME_LINE = "uv run {} @ rl.toml --orchestrator.sampling.temperature 0.7 --orchestrator.sampling.{}\n"
+AREAL_LINE = "python3 -m areal.launcher.local train.py --config grpo.yaml gconfig.temperature=0.7 {}\n"
+NEMO_LINE = "uv run examples/run_grpo_math.py --config grpo.yaml {}\n"
+TUNE_LINE = "tune run {} --config ppo.yaml {}\n"
+TRL_LINE = "trl {} --model_name_or_path my/model --reward_funcs accuracy_reward --top_p {}\n"
 OPEN_INSTRUCT = "python open_instruct/grpo_fast.py --beta 0.05 --temperature 0.7 {}\n"
 
 NEUTRAL = [
@@ -107,6 +126,15 @@ NEUTRAL = [
         "other.yaml",
         "rollout: {top_p: 0.7, top_k: 5}\npolicy: {stage: ppo}\nsampling_params: {temperature: 0}\n",
     ),
+    ("ppo.yaml", aligner()),
+    ("grpo.yaml", AXOLOTL.format("grpo", "top_p: 1.0")),
+    ("dpo.yaml", AXOLOTL.format("dpo", "top_p: 0.9")),
+    ("run.sh", PRIME_LINE.format("rl", "top-p 1.0")),
+    ("run.sh", PRIME_LINE.format("eval", "top-p 0.9")),
+    ("run.sh", AREAL_LINE.format("gconfig.n_samples=4")),
+    ("run.sh", NEMO_LINE.format("policy.generation.temperature=0.7")),
+    ("run.sh", TUNE_LINE.format("generate", "top_k=50")),
+    ("run.sh", TRL_LINE.format("sft", 0.9)),
     ("broken.yaml", "actor_rollout_ref: {rollout: [\n"),
 ]
 
@@ -150,6 +178,16 @@ FAULTY = [
     ("KLG301", "ppo.yml", RL4LMS.format(more=", min_length: 48")),
     ("KLG101", "ppo.yaml", TORCHTUNE.format(50)),
     ("KLG103", "recipe.yaml", GRPO.format("top_p: 0.9")),
+    ("KLG405", "ppo.yaml", aligner(absolute=True)),
+    ("KLG201", "ppo.yaml", aligner(greedy=True)),
+    ("KLG103", "ppo.yaml", aligner(top_p=0.9)),
+    ("KLG302", "ppo.yaml", aligner(shortest=16)),
+    ("KLG103", "grpo.yaml", AXOLOTL.format("grpo", "top_p: 0.9")),
+    ("KLG103", "run.sh", PRIME_LINE.format("rl", "top-p 0.9")),
+    ("KLG103", "run.sh", AREAL_LINE.format("gconfig.top_p=0.9")),
+    ("KLG103", "run.sh", NEMO_LINE.format("policy.generation.top_p=0.9")),
+    ("KLG101", "run.sh", TUNE_LINE.format("ppo_full_finetune_single_device", "top_k=50")),
+    ("KLG103", "run.sh", TRL_LINE.format("grpo", 0.9)),
     ("KLG405", "run.sh", OPEN_INSTRUCT.format("--kl_estimator 0")),
 ]  # fmt: skip
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from klguard.read.configs.framework import Framework
-from klguard.read.configs.frameworks.files import AREAL, NEMO_RL, PRIME_RL, RL4LMS, ROLL, TORCHTUNE, TRL, TRLX
+from klguard.read.configs.frameworks.files import (
+    AREAL,
+    AXOLOTL,
+    NEMO_ALIGNER,
+    NEMO_RL,
+    PRIME_RL,
+    RL4LMS,
+    ROLL,
+    TORCHTUNE,
+    TRL,
+    TRLX,
+)
 from klguard.read.configs.frameworks.launchers import LLAMA_FACTORY, MS_SWIFT, OPEN_INSTRUCT, OPENRLHF, SLIME
 from klguard.read.configs.frameworks.verl import EASYR1, SKYRL, VERL
 from klguard.read.configs.written import Written
@@ -15,7 +26,7 @@ OFF_FROM = 100_000
 
 FRAMEWORKS = (
     VERL, EASYR1, SKYRL, OPENRLHF, OPEN_INSTRUCT, LLAMA_FACTORY, MS_SWIFT, SLIME,
-    NEMO_RL, PRIME_RL, AREAL, ROLL, TRLX, RL4LMS, TORCHTUNE, TRL,
+    NEMO_RL, NEMO_ALIGNER, PRIME_RL, AREAL, ROLL, TRLX, RL4LMS, TORCHTUNE, TRL, AXOLOTL,
 )  # fmt: skip
 
 

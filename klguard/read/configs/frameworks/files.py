@@ -8,6 +8,7 @@ from klguard.read.configs.frameworks.common import (
     PENALTIES,
     divides,
     greedy,
+    runs,
     with_group,
     without_kl,
 )
@@ -32,7 +33,8 @@ NEMO_RL = Framework(
     "NeMo-RL",
     (b"policy", b"generation"),
     lambda written: bool(
-        written.below("policy.generation") and (written.below("loss_fn") or written.below("grpo"))
+        written.below("policy.generation")
+        and (written.below("loss_fn") or written.below("grpo") or runs(written, "run_grpo", "run_vlm_grpo"))
     ),
     rollout=under("policy.generation", *FILTERS, "ignore_eos"),
     loss={
@@ -56,17 +58,22 @@ def _prime_names(name: str) -> tuple[str, ...]:
 PRIME_RL = Framework(
     "prime-rl",
     (b"sampling]", b"sampling."),
-    lambda written: written.place.path.endswith(".toml") and any(map(written.below, _PRIME)),
+    lambda written: (
+        any(map(written.below, _PRIME))
+        and (written.place.path.endswith(".toml") or not {"rl", "orchestrator"}.isdisjoint(written.command))
+    ),
     rollout={name: _prime_names(name) for name in (*FILTERS, *PENALTIES, "min_tokens", "logit_bias")},
     mitigations=divides("prime-rl"),
 )
 
 
 def _areal_rollout(written: Written, values: dict[str, Value]) -> dict[str, Value]:
-    """AReaL divides by a temperature of the actor's own, 1 where it is left out."""
+    """AReaL divides by a temperature of the actor's own, 1 where it is left out. On a command line that is most often
+    the file's to say."""
     found = greedy(written, values, "gconfig.greedy", True)
     drawn, scored = found.get("temperature"), written.get("actor.temperature")
-    if isinstance(drawn, Known) and drawn.value == scored:
+    of_the_file = bool(written.command) and scored is None
+    if isinstance(drawn, Known) and drawn.value != 0 and (drawn.value == scored or of_the_file):
         found.pop("temperature")
     return found
 
@@ -74,7 +81,10 @@ def _areal_rollout(written: Written, values: dict[str, Value]) -> dict[str, Valu
 AREAL = Framework(
     "AReaL",
     (b"gconfig",),
-    lambda written: bool(written.below("gconfig") and (written.below("actor") or written.below("rollout"))),
+    lambda written: bool(
+        written.below("gconfig")
+        and (written.below("actor") or written.below("rollout") or runs(written, "areal"))
+    ),
     lambda written: "sglang",
     rollout=under("gconfig", *FILTERS, "frequency_penalty", "min_new_tokens"),
     loss={"kl_coef": ("actor.kl_ctl",)},
@@ -149,9 +159,10 @@ RL4LMS = Framework(
 
 TORCHTUNE = Framework(
     "torchtune",
-    (b"kl_coeff",),
+    (b"kl_coeff", b"ppo_full_finetune", b"grpo_full_finetune"),
     lambda written: (
-        written.has("kl_coeff") and written.has("forward_batch_size", "ppo_epochs", "ppo_batch_size")
+        (written.has("kl_coeff") and written.has("forward_batch_size", "ppo_epochs", "ppo_batch_size"))
+        or runs(written, "ppo_full_finetune", "grpo_full_finetune")
     ),
     lambda written: "vllm",
     rollout=same("top_k"),
@@ -159,12 +170,69 @@ TORCHTUNE = Framework(
     mitigations=divides("torchtune"),
 )
 
+_ALIGNER = ("model.ppo", "model.reinforce")
+
+
+def _aligner_names(table: str, name: str) -> tuple[str, ...]:
+    return tuple(f"{algorithm}.{table}.{name}" for algorithm in _ALIGNER)
+
+
+def _aligner_rollout(written: Written, values: dict[str, Value]) -> dict[str, Value]:
+    """A minimal length of 1, which NeMo-Aligner ships, only keeps responses from being empty."""
+    found = {"do_sample": Known(True), **values}
+    mode = written.first(*_aligner_names("sampling_params", "use_greedy"))
+    if mode is not None and mode.value is True:
+        found["do_sample"] = renamed(mode, False)
+    shortest = found.get("min_new_tokens")
+    if isinstance(shortest, Known) and shortest.value == 1:
+        found.pop("min_new_tokens")
+    return found
+
+
+def _aligner_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
+    coefficient = values.get("kl_coef")
+    return without_kl(values, isinstance(coefficient, Known) and coefficient.value == 0)
+
+
+NEMO_ALIGNER = Framework(
+    "NeMo-Aligner",
+    (b"sampling_params", b"length_params"),
+    lambda written: any(
+        written.below(f"{algorithm}.{table}")
+        for algorithm in _ALIGNER
+        for table in ("sampling_params", "length_params")
+    ),
+    lambda written: "transformers",
+    rollout={
+        **{name: _aligner_names("sampling_params", name) for name in (*FILTERS, "repetition_penalty")},
+        "min_new_tokens": _aligner_names("length_params", "min_length"),
+    },
+    loss={
+        "kl_coef": ("trainer.ppo.initial_policy_kl_penalty", "trainer.reinforce.initial_policy_kl_penalty"),
+        "use_absolute_kl": ("trainer.ppo.use_absolute_kl", "trainer.reinforce.use_absolute_kl"),
+    },
+    finish=_aligner_rollout,
+    wiring=_aligner_loss,
+    defaults={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0},
+)
+
 TRL = Framework(
     "trl",
-    (b"num_generations",),
+    (b"num_generations", b"reward_funcs"),
     lambda written: (
-        written.has("num_generations")
-        and written.has("max_completion_length", "max_prompt_length", "reward_funcs", "scale_rewards")
+        (
+            written.has("num_generations")
+            and written.has("max_completion_length", "max_prompt_length", "reward_funcs", "scale_rewards")
+        )
+        or written.command[:2] == ("trl", "grpo")
     ),
     class_name="trl.GRPOConfig",
+)
+
+AXOLOTL = Framework(
+    "axolotl",
+    (b"num_generations", b"reward_funcs"),
+    lambda written: written.get("rl") == "grpo" and bool(written.below("trl")),
+    class_name="trl.GRPOConfig",
+    section="trl",
 )
