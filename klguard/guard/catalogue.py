@@ -328,7 +328,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG841", "dead-gradient", 35, "optimiser",
         "the gradient is finite, and not zero for the trainable tensors",
-        "at least 0.95 of tensors within four updates (less is a warning, below 0.5 an error); finite in all", EVERY,
+        "at least 0.95 of tensors within four updates (less is a warning, below 0.5 an error); finite in all; 0 in two"
+        " steps with advantages that are not, or in the first 5 where they are not told (a warning)", EVERY,
         "part of the model does not learn, or the update is poisoned",
         "look for detached tensors and frozen modules; skip steps with a gradient that is not finite",
     ),
@@ -365,7 +366,8 @@ CATALOGUE: tuple[Entry, ...] = (
         "scheduler and optimizer have the same groups, a step changes weights by about the learning rate, and the"
         " schedule lasts as long as the run",
         "on Adam, max |change| of a weight w is 10 * lr + lr * weight decay * |w|; lr 0 for 3 steps after it was not,"
-        " or a schedule that is not stepped in 20: a warning", EVERY,
+        " or for the first 10, a schedule that is not stepped in 20, what was not taken up after a restart: warnings",
+        EVERY,
         "the scheduler drives another optimizer or runs ahead, or the weights are changed by something else",
         "make the scheduler from the very optimizer that steps; step both once per update",
     ),

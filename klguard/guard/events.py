@@ -174,7 +174,8 @@ class Advantages(Event):
                 entered the recursion with gamma and lam.
     whitened    the loop means them to have mean 0 and variance 1 over valid tokens.
     groups      (B,) prompt number of each row for group baselines; scores (B,) what they are made from.
-    group_size  responses for each prompt.
+    group_size  responses for each prompt, where their rewards are compared with each other; without `groups`,
+                rows of a prompt follow each other or lie in as many parts of the batch.
     """
 
     advantages: Tensor
@@ -222,6 +223,14 @@ class Minibatch(Event):
     kl_loss_requires_grad: bool | None = None
     new_requires_grad: bool | None = None
     dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped(Event):
+    """A watched rollout is over: () from the prompts of how many of its rows, none of which the policy scored, it scored
+    other tokens."""
+
+    rewritten: Tensor | float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,10 +159,12 @@ class Listening(Telling):
             self._pairs(None, logprobs, reference_logprobs, mask)
 
     @shielded()
-    def dropped(self, rows: Tensor | float) -> None:
-        """So many rows of a rollout, (), were never scored although others were, and the rollout is over."""
+    def dropped(self, rows: Tensor | float, rewritten: Tensor | float) -> None:
+        """So many rows of a rollout, (), were never scored although others were, and the rollout is over; from the
+        prompts of so many a pass went on with other tokens."""
         if "score" not in self._by_hand:
             self._works.ledger.add("unscored_rows", rows)
+            self._works.dispatch(events.Dropped(rewritten=rewritten))
 
     @shielded()
     def boundary(self) -> None:

@@ -285,8 +285,12 @@ class PadIsStop(Loop):
         ended = (responses == EOS).cumsum(1) > 0
         return torch.where(ended, EOS, responses)
 
-    def tell_scoring(self, batch):
+    def guard_arguments(self):
         """The first token is not always the policy's."""
+        return {**super().guard_arguments(), "ignore": ["KLG867"]}
+
+    def tell_scoring(self, batch):
+        """Nor is the evidence."""
 
 
 class MaskByPad(PadIsStop):

@@ -144,7 +144,7 @@ class Recorder:
         self.order.append("paired")
         self.pairs.append((logprobs, reference_logprobs, mask))
 
-    def dropped(self, rows: Tensor | float) -> None:
+    def dropped(self, rows: Tensor | float, rewritten: Tensor | float) -> None:
         self.rows_dropped += int(rows)
 
     def boundary(self) -> None:

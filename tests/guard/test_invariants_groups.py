@@ -8,6 +8,7 @@ from klguard.findings import Severity  # noqa: E402
 from klguard.guard.events import Advantages, Rollout  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.groups import CompleteGroups, GroupSpread, bucket_of  # noqa: E402
+from klguard.guard.invariants.implied_groups import ImpliedGroups  # noqa: E402
 
 from .harness import Player, play  # noqa: E402
 
@@ -215,3 +216,86 @@ def test_the_window_survives_a_restart():
         assert player.step(spread_step(9, 10)) == []
     fresh.invariant.load_state_dict(player.invariant.state_dict())
     assert len(fresh.step(spread_step(9, 10))) == 1
+
+
+# --- only the size is known -----------------------------------------------------------------------------------
+
+
+def lying(values, apart):
+    """Rows of groups (groups, size) one group after the other, or every group's first row, then every second."""
+    return values.T.flatten() if apart else values.flatten()
+
+
+def implied(values, scores, *, prompts=None, size=4, apart=False, **details):
+    mask = details.pop("mask", torch.ones(values.numel(), 3, dtype=torch.bool))
+    events = [
+        Advantages(
+            advantages=lying(values, apart),
+            mask=mask,
+            scores=lying(scores, apart),
+            group_size=size,
+            **details,
+        )
+    ]
+    if prompts is not None:
+        events.insert(0, Rollout(responses=torch.zeros(values.numel(), 3, dtype=torch.long), prompts=prompts))
+    return found(ImpliedGroups, *events, run=Run(group_size=size))
+
+
+def six_by_four():
+    _, scores, advantages = grouped(scaled=True)
+    return advantages.view(6, 4), scores.view(6, 4)
+
+
+def prompts_of(apart):
+    """A prompt for each of six groups, four times, in either order."""
+    one = torch.randint(2, 50, (6, 5), generator=torch.Generator().manual_seed(3))
+    return one.repeat(4, 1) if apart else one.repeat_interleave(4, 0)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_rows_of_a_group_may_lie_together_or_apart(apart):
+    advantages, scores = six_by_four()
+    assert implied(advantages, scores, apart=apart, prompts=prompts_of(apart)) == []
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_prompts_that_lie_otherwise_than_the_rewards_are_grouped_are_found(apart):
+    advantages, scores = six_by_four()
+    (breach,) = implied(advantages, scores, apart=apart, prompts=prompts_of(not apart))
+    assert (breach.key, breach.severity) == ("prompts", Severity.WARNING)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda advantages, scores: scores,  # no baseline
+        lambda advantages, scores: (scores - scores[:, :1]) / 1e-4,  # the first row's alone
+        lambda advantages, scores: advantages * torch.rand(6, 4, generator=torch.Generator().manual_seed(2)),
+    ],
+)
+def test_advantages_that_add_up_in_neither_order_are_found(wrong):
+    advantages, scores = six_by_four()
+    (breach,) = implied(wrong(advantages, scores), scores)
+    assert (breach.key, breach.severity) == ("sum", Severity.WARNING) and "groups" in breach.help
+
+
+def test_what_cannot_be_grouped_is_left():
+    advantages, scores = six_by_four()
+    assert implied(scores, scores, size=5) == [] and implied(scores, scores, size=1) == []
+    assert implied(scores, scores, whitened=True) == []
+    assert found(ImpliedGroups, event(torch.arange(24) // 4, scores.flatten(), scores.flatten())) == []
+    empty = torch.ones(24, 3, dtype=torch.bool)
+    empty[3] = False
+    by_token = scores.flatten()[:, None].expand(-1, 3)
+    told = Advantages(advantages=by_token, mask=empty, scores=scores.flatten(), group_size=4)
+    assert found(ImpliedGroups, told, run=Run(group_size=4)) == []
+
+
+def test_equal_rewards_are_found_where_only_the_size_is_known():
+    scores = torch.ones(48)
+    events = [
+        [Advantages(advantages=scores * 0, mask=torch.ones(48, 3).bool(), scores=scores, group_size=4)]
+        for _ in range(6)
+    ]
+    assert {breach.key for _, breach in play(GroupSpread, events, None)} == {"all"}

@@ -105,6 +105,31 @@ def test_a_tensor_that_never_gets_a_gradient_is_named():
     assert breach.severity.value == "warning"
 
 
+class Clipped(Training):
+    """Clips to a norm of 0, until `released`."""
+
+    released = False
+
+    def prepare(self):
+        if not self.released:
+            nn.utils.clip_grad_norm_(self.policy.parameters(), 0.0)
+
+
+def test_a_gradient_that_is_0_from_the_start_is_found():
+    training = Clipped(DeadGradient)
+    assert found(training, steps=4) == []
+    (breach,) = found(training, steps=3)
+    assert (breach.key, breach.severity.value) == ("zero", "warning") and "clip" in breach.help
+
+
+def test_a_gradient_of_0_after_others_is_not():
+    training = Clipped(DeadGradient)
+    training.released = True
+    assert found(training, steps=1) == []
+    training.released = False
+    assert found(training, steps=8) == []
+
+
 def test_experts_may_wait_for_tokens():
     class Routed(Training):
         def loss(self):
@@ -430,6 +455,34 @@ def test_a_schedule_that_has_come_to_its_end():
     assert at_rates([1e-3, 1e-9, 1e-9, 1e-9, 1e-9]) == [[]] * 5
 
 
+def test_a_rate_that_is_zero_from_the_start():
+    assert at_rates([0.0] * 12) == [[]] * 9 + [["never"], ["never"], ["never"]]
+
+
+def resumed(first, *, states=()):
+    """The keys of a run that takes up the state of the guard after `first`, and that of `states`."""
+    second = Training(Scheduling)
+    second.player.run.scheduler = torch.optim.lr_scheduler.LambdaLR(second.optimizer, decay)
+    second.invariant.load_state_dict(first.invariant.state_dict())
+    if "optimizer" in states:
+        second.optimizer.load_state_dict(first.optimizer.state_dict())
+    if "scheduler" in states:
+        second.player.run.scheduler.load_state_dict(first.player.run.scheduler.state_dict())
+    return [breach.key for breach in found(second, steps=3)]
+
+
+def test_what_is_not_taken_up_after_a_restart():
+    first = Training(Scheduling)
+    first.player.run.scheduler = torch.optim.lr_scheduler.LambdaLR(first.optimizer, decay)
+    assert resumed(first) == []  # saved before the first update
+    for _ in range(3):
+        assert found(first, steps=1) == []
+        first.player.run.scheduler.step()
+    assert resumed(first, states=("optimizer", "scheduler")) == []
+    assert resumed(first, states=("optimizer",)) == ["fresh schedule"]
+    assert resumed(first, states=("scheduler",)) == ["fresh optimizer"]
+
+
 def test_a_rate_of_zero_of_one_group_is_no_end():
     training = Training(Scheduling)
     training.optimizer.add_param_group({"params": nn.Linear(2, 2).parameters(), "lr": 0.0})
@@ -442,6 +495,7 @@ def test_an_end_is_found_across_a_restart():
         first.optimizer.param_groups[0]["lr"] = rate
         assert found(first, steps=1) == []
     second.invariant.load_state_dict(first.invariant.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
     second.optimizer.param_groups[0]["lr"] = 0.0
     assert [breach.key for breach in found(second, steps=1)] == ["spent"]
 

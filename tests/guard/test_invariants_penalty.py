@@ -1,9 +1,12 @@
 """KLG825 to KLG827: score, penalty and controller."""
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from klguard.findings import Severity  # noqa: E402
 from klguard.guard.events import KL, Preflight, Rewards, StepEnd  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.penalty import ControllerInput, PenaltySign, ScorePlacement  # noqa: E402
@@ -69,6 +72,20 @@ def moved(rewards, scores, mask, last):
 def test_each_misplacement_has_its_name(change, key):
     (breach,) = found(ScorePlacement, reward_event(change))
     assert breach.key == key
+
+
+def test_a_reward_where_a_tool_wrote_is_found():
+    """Between valid tokens; behind the last one, in the padding, anything may stand."""
+    event = reward_event()
+    mask = event.mask.clone()
+    mask[6, 2:4] = False
+    told = replace(event, mask=mask, token_rewards=event.token_rewards.masked_fill(~mask & event.mask, 0.0))
+    assert found(ScorePlacement, told) == []
+    leaking = told.token_rewards.clone()
+    leaking[6, 2] = 0.05
+    (breach,) = found(ScorePlacement, replace(told, token_rewards=leaking))
+    assert (breach.key, breach.severity) == ("between", Severity.WARNING)
+    assert breach.value == pytest.approx(0.05)
 
 
 def test_empty_rows_pass_and_missing_arguments_mean_nothing_to_check():

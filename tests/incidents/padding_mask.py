@@ -142,6 +142,10 @@ class MaskCutAsTheLogits(Loop):
 class ToolOutputInTheLoss(Loop):
     """The rollout's mask leaves tool output out; the fused loss is given the mask of the completion."""
 
+    def guard_arguments(self):
+        """Some tokens are not the policy's: `sample` puts others in their place."""
+        return {**super().guard_arguments(), "ignore": ["KLG867"]}
+
     def response_mask(self, responses):
         return super().response_mask(responses) & ~self.written_by_tool(responses)
 

@@ -9,6 +9,9 @@ token, whose successor nobody knows, or pad rows of several rollouts to one leng
 were padded on the left for generate() are often scored without that padding, or with less of it. What both have of a
 row's own tokens is compared. To know only rows of full length, or only rows in their old place, would be to choose rows
 by what was drawn, and such tokens are no test of the sampler.
+
+A row of the policy's pass that is none of these, but goes on from the prompt of a row that no pass scored with other
+tokens than were drawn, is that row written anew: decoded and encoded again, most often.
 """
 
 from __future__ import annotations
@@ -95,13 +98,18 @@ class Recognised:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass as its rows are compared: `prefix_sums` (B', L' + 1) of its ids, the padding before them (B',), its
-    length L', and `first`, the column from which on it has logits."""
+    """A forward pass as its rows are compared: its ids (B', L'), their `prefix_sums` (B', L' + 1), the padding before
+    them (B',), and `first`, the column from which on it has logits."""
 
+    ids: Tensor
     sums: Tensor
     starts: Tensor
-    length: int
     first: int = 0
+
+    @property
+    def length(self) -> int:
+        """L'."""
+        return self.ids.shape[1]
 
 
 class Group:
@@ -124,6 +132,7 @@ class Group:
         self.logprobs: dict[str, Tensor] = {}
         self.scored: dict[str, Tensor] = {}
         self.starts: Tensor | None = None
+        self.altered: Tensor | None = None
         self._sums: Tensor | None = None
 
     @property
@@ -139,6 +148,13 @@ class Group:
             return 0.0
         missing = self.mask.any(1).to(done.device, non_blocking=True) & ~done
         return missing.sum() * done.any()
+
+    def rewritten(self) -> Tensor | float:
+        """() number of rows that no pass of the policy scored, while one went on from their prompt with other tokens."""
+        done = self.done.get(POLICY)
+        if done is None or self.altered is None:
+            return 0.0
+        return (self.altered & ~done.to(self.altered.device, non_blocking=True)).sum()
 
     @property
     def nbytes(self) -> int:
@@ -168,6 +184,8 @@ class Group:
         self.mask = torch.cat((self.mask, mask.to(device, non_blocking=True)))
         self.starts = torch.cat((self.starts, starts.to(device, non_blocking=True)))
         rows, time = mask.shape
+        if self.altered is not None:
+            self.altered = torch.cat((self.altered, self.altered.new_zeros(rows)))
         for role, done in self.done.items():
             self.done[role] = torch.cat((done, done.new_zeros(rows)))
         for kept in (self.logprobs, self.scored):
@@ -183,32 +201,63 @@ class Group:
             self.starts = self.starts.to(device, non_blocking=True)
             self._sums = None
 
-    def open(self, there: Pass, role: str) -> tuple[Tensor, Tensor]:
+    def open(self, there: Pass, role: str) -> tuple[Tensor, Tensor, Tensor]:
         """(B', N) bool: which rows not yet scored in `role` a pass scores; and which of them where they stood in the
-        rollout. A pass over prompts alone scores the rows that have one token, and says nothing of others."""
+        rollout. (B',) bool: which rows of the pass score any, be it again. A pass over prompts alone scores the rows
+        that have one token, and says nothing of others."""
         self._move(there.sums.device)
         assert self.starts is not None
         unmoved = self._matches(there, torch.zeros_like(self.starts), torch.zeros_like(there.starts))
         padded = not at_hand(self.starts.device) or bool(self.starts.any() or there.starts.any())
         equal = unmoved | self._matches(there, self.starts, there.starts) if padded else unmoved
-        done = self.done.get(role)
+        done, known = self.done.get(role), equal.any(1)
         if done is not None:
             equal = equal & ~done.to(equal.device, non_blocking=True)[None, :]
-        return equal, unmoved
+        return equal, unmoved, known
 
     def _matches(self, there: Pass, starts: Tensor, theirs: Tensor) -> Tensor:
         """(B', N) bool: where the ids from `starts` (N,) on, up to the last that was sampled, are those of the pass from
         `theirs` (B',) on, as far as it goes, and its logits say something of the response."""
-        assert self.sequences is not None and self.mask is not None
-        if self._sums is None:
-            self._sums = prefix_sums(self.sequences)
-        sampled = self.mask.sum(1)
-        prompt = self.prompt_length - starts
-        common = torch.minimum((prompt + sampled)[None, :], (there.length - theirs)[:, None])
+        assert self.mask is not None
+        sampled, prompt, common = self._extent(there, starts, theirs)
         long_enough = (common > prompt) | ((common == prompt) & (sampled <= 1))
         scored = prompt[None, :] + theirs[:, None] > there.first
-        equal = windows(there.sums, theirs, common) == windows(self._sums, starts, common.T).T
-        return equal & long_enough & scored
+        return self._equal(there, starts, theirs, common) & long_enough & scored
+
+    def _extent(self, there: Pass, starts: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) tokens sampled, (N,) ids of the prompt, and (B', N) how many ids of the two a row has in a pass."""
+        assert self.mask is not None
+        sampled = self.mask.sum(1)
+        prompt = self.prompt_length - starts
+        return sampled, prompt, torch.minimum((prompt + sampled)[None, :], (there.length - theirs)[:, None])
+
+    def _equal(self, there: Pass, starts: Tensor, theirs: Tensor, lengths: Tensor) -> Tensor:
+        """(B', N) bool: whether the first `lengths` (B', N) ids are the same."""
+        assert self.sequences is not None
+        if self._sums is None:
+            self._sums = prefix_sums(self.sequences)
+        return windows(there.sums, theirs, lengths) == windows(self._sums, starts, lengths.T).T
+
+    def notice_altered(self, there: Pass, strange: Tensor, fillers: Tensor) -> None:
+        """Mark the rows from whose prompt a `strange` (B',) row of a pass goes on with another token than was drawn: of
+        several those it has most in common with. Tokens of `fillers` are no other token: a response may have been cut,
+        and padded or ended there."""
+        assert self.sequences is not None and self.starts is not None
+        _, prompt, common = self._extent(there, self.starts, there.starts)
+        prompts = torch.minimum(prompt[None, :].expand_as(common), common)
+        alike = strange[:, None] & (common > prompt) & self._equal(there, self.starts, there.starts, prompts)
+        low, high = prompts, common  # how many ids are the same: found by halving
+        for _ in range((self.length - self.prompt_length).bit_length()):
+            middle = (low + high + 1) // 2
+            equal = self._equal(there, self.starts, there.starts, middle)
+            low, high = torch.where(equal, middle, low), torch.where(equal, high, middle - 1)
+        place = (there.starts[:, None] + low).clamp(max=there.length - 1)
+        other = ~torch.isin(there.ids.gather(1, place), fillers)
+        least_apart = low == torch.where(alike, low, -1).amax(1, keepdim=True)
+        found = (alike & least_apart & (low < common) & other).any(0)
+        self.altered = (
+            found if self.altered is None else self.altered.to(found.device, non_blocking=True) | found
+        )
 
     def take(self, pick: Tensor, unmoved: Tensor, there: Pass, role: str) -> Recognised:
         """Mark the rows of `pick` (B', N) as scored in `role` by a pass; `unmoved` as of `open`."""
@@ -282,12 +331,20 @@ class Memory:
             del self.groups[0]
 
     def recognise(
-        self, ids: Tensor, groups: list[Group], role: str, *, starts: Tensor | None = None, first: int = 0
+        self,
+        ids: Tensor,
+        groups: list[Group],
+        role: str,
+        *,
+        starts: Tensor | None = None,
+        first: int = 0,
+        fillers: Tensor | None = None,
     ) -> list[Recognised]:
         """The rows of `ids` (B', L') that score rows of `groups` for the first time in `role`, as far as both go.
 
         starts  (B',) how many ids of padding a row begins with; 0 where not known.
         first   the column from which on the pass has logits.
+        fillers (n,) ids that may stand behind a response; without them, nobody looks for rows written anew.
 
         Of equal rows the k-th of the pass is the k-th that is still open, so that each is counted exactly
         once whatever its tokens: to count equal rows once would favour what is rare. A row that several
@@ -296,11 +353,13 @@ class Memory:
         """
         if starts is None:
             starts = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-        there = Pass(prefix_sums(ids), starts.clamp(max=ids.shape[1] - 1), ids.shape[1], first)
+        there = Pass(ids, prefix_sums(ids), starts.clamp(max=ids.shape[1] - 1), first)
         newest_first = groups[::-1]
         picks, places = [], []
+        strange = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         for group in newest_first:
-            free, unmoved = group.open(there, role)
+            free, unmoved, known = group.open(there, role)
+            strange = strange & ~known
             alike = (free.float() @ free.float().T > 0).tril(-1)
             picks.append(free & (free.cumsum(1) == alike.sum(1)[:, None] + 1))
             places.append(unmoved)
@@ -308,5 +367,8 @@ class Memory:
             claims = torch.stack([pick.any(1) for pick in picks])
             winner = (claims * claims.sum(1, keepdim=True)).argmax(0)
             picks = [pick & (winner == n)[:, None] for n, pick in enumerate(picks)]
+        if fillers is not None:
+            for group in newest_first:
+                group.notice_altered(there, strange, fillers)
         found = zip(newest_first, picks, places, strict=True)
         return [group.take(pick, unmoved, there, role) for group, pick, unmoved in found]

@@ -24,6 +24,7 @@ from klguard.guard.frameworks.taps import CompiledTap, Generate, Tap
 from klguard.guard.frameworks.wrappers import adapter_layer, adapters_in_use, chain, generator, hookable
 from klguard.guard.kl import token_log_probs_at
 from klguard.guard.plain import as_ids
+from klguard.guard.rows import constants
 from klguard.settings import Site
 
 
@@ -58,8 +59,9 @@ class Listener(Protocol):
     def paired(self, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> None:
         """Both models have scored these tokens; (B, T) each, each token once."""
 
-    def dropped(self, rows: Tensor | float) -> None:
-        """() how many rows of a rollout that is over were never scored, where others were."""
+    def dropped(self, rows: Tensor | float, rewritten: Tensor | float) -> None:
+        """() how many rows of a rollout that is over were never scored, where others were; and from the prompts of how
+        many a pass went on with other tokens."""
 
     def boundary(self) -> None:
         """A new rollout begins under new weights, after one that was scored: a step is over. May raise."""
@@ -154,7 +156,7 @@ class Watcher:
         with _aside():
             for group in self.memory.groups:
                 if group.version != version and group.seen:
-                    self.listener.dropped(group.dropped())
+                    self.listener.dropped(group.dropped(), group.rewritten())
         self.memory.forget(keep_version=version)
 
     @staticmethod
@@ -233,14 +235,25 @@ class Watcher:
             return
         role, ids, logits, groups = found
         with _aside():
-            for recognised in self._recognised(ids, logits, groups, role, kwargs):
+            late = any(group.version != self.listener.version for group in self.memory.groups)
+            for recognised in self._recognised(ids, logits, groups, role, kwargs, alone=not late):
                 self._tell(role, logits, recognised)
 
     def _recognised(
-        self, ids: Tensor, logits: Tensor, groups: list, role: str, kwargs: dict
+        self, ids: Tensor, logits: Tensor, groups: list, role: str, kwargs: dict, *, alone: bool
     ) -> list[Recognised]:
+        """alone: no other rollouts are remembered that the pass may score."""
         starts = self._starts(ids, kwargs.get("attention_mask"))
-        return self.memory.recognise(ids, groups, role, starts=starts, first=ids.shape[1] - logits.shape[1])
+        first = ids.shape[1] - logits.shape[1]
+        fillers = self._fillers(ids.device) if alone and role == POLICY else None
+        return self.memory.recognise(ids, groups, role, starts=starts, first=first, fillers=fillers)
+
+    def _fillers(self, device: torch.device) -> Tensor | None:
+        """(n,) the ids that may stand behind a response, None where they are not known."""
+        if self.stop_ids is None:
+            return None
+        known = {*self.stop_ids, *(() if self.pad_id is None else (self.pad_id,))}
+        return constants(tuple(map(float, sorted(known))), device).long()
 
     def _starts(self, ids: Tensor, attention_mask: Any) -> Tensor | None:
         """(B,) how many ids of padding the rows of `ids` (B, L) begin with, by the attention mask, else by the
@@ -281,7 +294,7 @@ class Watcher:
         ids = ids.detach().to(logits.device, non_blocking=True)
         if late:  # no evidence, but their rows have been used
             with _aside():
-                self._recognised(ids, logits, late, role, kwargs)
+                self._recognised(ids, logits, late, role, kwargs, alone=False)
         return (role, ids, logits.detach(), groups) if groups else None
 
     def _ids(self, args: tuple, kwargs: dict) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from klguard.findings import Severity
-from klguard.guard.events import Event, Minibatch, Rollout, Scoring, StepEnd
+from klguard.guard.events import Dropped, Event, Minibatch, Rollout, Scoring, StepEnd
 from klguard.guard.invariants.invariant import Breach, Invariant, Run
 from klguard.guard.invariants.measuring import Consecutive, ids
 from klguard.guard.kl import valid_tokens
@@ -203,14 +203,30 @@ class ReorderedRows(_Rows):
 
 
 class OtherTokens(_Rows):
-    """The valid tokens of a row in a minibatch are those of the same row in the rollout, id by id."""
+    """The valid tokens of a row in a minibatch are those of the same row in the rollout, id by id. In a loop that is
+    watched, a row that no pass scored was written anew if one went on from its prompt with other tokens: a warning,
+    since nothing names the row."""
 
     code = "KLG867"
+    watches = (Rollout, Minibatch, Dropped)
+    sums = (*_Rows.sums, "rewritten")
+
+    def measure(self, event: Event) -> None:
+        if isinstance(event, Dropped):
+            self.add("rewritten", event.rewritten)
+        else:
+            super().measure(event)
 
     def wrong(self, found: Comparison) -> Tensor:
         return found.others
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
+        if readings["rewritten"]:
+            yield Breach(
+                f"the policy scored other tokens than were sampled after the prompts of {readings['rewritten']:.0f} rows"
+                " of a rollout, and these rows never",
+                value=readings["rewritten"], limit=0.0, key="rewritten", severity=Severity.WARNING,
+            )  # fmt: skip
         if readings["wrong"]:
             yield Breach(
                 f"{readings['wrong']:.0f} of {readings['rows']:.0f} rows in the minibatches have other tokens than"

@@ -44,6 +44,32 @@ def ends_of(values: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     return lowest, torch.full_like(values, -math.inf).scatter_reduce(0, number, values, "amax")
 
 
+def one_each(advantages: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The advantage of each row (B,) in float64, of one for each row (B,) or each token (B, T); how many tokens have
+    another than the first of their row; how many rows have no token."""
+    if advantages.dim() == 1:
+        none = torch.zeros((), device=advantages.device)
+        return torch.where(advantages.isfinite(), advantages.double(), 0.0), none, none
+    one = kept(advantages, valid & (valid.cumsum(1) == 1)).sum(1)
+    differs = (advantages.double() - one[:, None]).abs() > 1e-6 * (1 + one[:, None].abs())
+    return one, (differs & valid).sum(), (~valid.any(1)).sum()
+
+
+def hashed(prompts: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """(B,) a number for each prompt (B, P) that is the same wherever padding is put."""
+    tokens = prompts.long()
+    real = torch.ones_like(tokens) if attention_mask is None else attention_mask.long()[:, : tokens.shape[1]]
+    place = real.cumsum(1)
+    # a polynomial in each token's own place: wraps around modulo 2^64
+    code = ((tokens + 1) * 0x5851F42D4C957F2D ^ (place * 0x2545F4914F6CDD1D)) * 0x5851F42D4C957F2D
+    return ((code ^ (code >> 29)) * real).sum(1)
+
+
+def rounding(absolute: float, rows: float, half: bool) -> float:
+    """How far from 0 the mean of a group's advantages may be."""
+    return (1e-2 if half else 1e-4) * max(1.0, absolute / rows)
+
+
 class CompleteGroups(Invariant):
     """A group may be spread over calls and ranks, and its rows over the batch. So rows and advantages are
     added up in 64 buckets by group id: if all groups are complete, each bucket holds a multiple of the group
@@ -109,14 +135,9 @@ class CompleteGroups(Invariant):
 
     def _measure_sums(self, advantages: Tensor, valid: Tensor, buckets: Tensor) -> None:
         self.exercised = True
-        if advantages.dim() == 2:
-            first = valid & (valid.cumsum(1) == 1)
-            one = kept(advantages, first).sum(1)
-            differs = (advantages.double() - one[:, None]).abs() > 1e-6 * (1 + one[:, None].abs())
-            self.add("inconstant", (differs & valid).sum())
-            self.add("empty", (~valid.any(1)).sum())
-        else:
-            one = torch.where(advantages.isfinite(), advantages.double(), 0.0)
+        one, inconstant, empty = one_each(advantages, valid)
+        self.add("inconstant", inconstant)
+        self.add("empty", empty)
         self.add("absolute", one.abs().sum())
         self.add("half", float(advantages.dtype in HALF))
         self._spread("sum", buckets, one)
@@ -130,19 +151,12 @@ class CompleteGroups(Invariant):
             self.add(f"{slot}.{bucket}", figure)
 
     def _measure_prompts(self, event: Rollout) -> None:
-        """Rows of one group whose prompts differ, by a hash of each prompt that ignores padding's place."""
+        """Rows of one group whose prompts differ."""
         if event.prompts is None or not event.prompts.numel():
             return
         self.exercised = True
-        prompts = event.prompts.long()
-        real = torch.ones_like(prompts) if event.attention_mask is None else event.attention_mask.long()
-        real = real[:, : prompts.shape[1]]
-        place = real.cumsum(1)
-        # a polynomial in each token's own place: wraps around modulo 2^64
-        code = ((prompts + 1) * 0x5851F42D4C957F2D ^ (place * 0x2545F4914F6CDD1D)) * 0x5851F42D4C957F2D
-        code = (code ^ (code >> 29)) * real
-        hashes = code.sum(1)
-        groups = ids(event.groups, prompts.device)
+        hashes = hashed(event.prompts, event.attention_mask)
+        groups = ids(event.groups, hashes.device)
         order = groups.argsort(stable=True)
         groups, hashes = groups[order], hashes[order]
         differ = (groups[1:] == groups[:-1]) & (hashes[1:] != hashes[:-1])
@@ -198,8 +212,7 @@ class CompleteGroups(Invariant):
         rows = sum(readings[f"scored.{bucket}"] for bucket in range(_BUCKETS))
         if not rows:
             return
-        scale = max(1.0, readings["absolute"] / rows)
-        limit = (1e-2 if readings["half"] else 1e-4) * scale
+        limit = rounding(readings["absolute"], rows, bool(readings["half"]))
         means = [
             readings[f"sum.{bucket}"] / readings[f"scored.{bucket}"]
             for bucket in range(_BUCKETS)
@@ -219,10 +232,11 @@ class CompleteGroups(Invariant):
 
 class GroupSpread(Invariant):
     """Group-relative advantages are 0 where all rewards of a group are equal. Counted are groups that are
-    complete inside a call. A warning when more than 0.8 of at least 10 groups in five steps in a row have no
-    spread; an error when since the start of the run none of at least 32 groups has had any, for five steps or
-    more. Hard prompts alone can make groups of equal rewards common, so fewer groups say nothing, and a run whose
-    rewards once differed may have solved its task: it is warned, and not ended."""
+    complete inside a call; where only their size was given, rows that follow each other. A warning when more than
+    0.8 of at least 10 groups in five steps in a row have no spread; an error when since the start of the run none of
+    at least 32 groups has had any, for five steps or more. Hard prompts alone can make groups of equal rewards
+    common, so fewer groups say nothing, and a run whose rewards once differed may have solved its task: it is warned,
+    and not ended."""
 
     code = "KLG823"
     watches = (Advantages,)
@@ -236,14 +250,19 @@ class GroupSpread(Invariant):
         self._spread_seen = False
 
     def measure(self, event: Event) -> None:
-        if event.groups is None or event.scores is None:
+        expected = event.group_size or self.run.group_size
+        if event.scores is None:
+            return
+        scores = event.scores.double().flatten()
+        if event.groups is not None:
+            groups = ids(event.groups, scores.device)
+        elif expected and expected > 1 and len(scores) % expected == 0:
+            groups = torch.arange(len(scores), device=scores.device) // expected
+        else:
             return
         self.exercised = True
-        scores = event.scores.double().flatten()
-        groups = ids(event.groups, scores.device)
         order, number, size = numbered(groups)
         lowest, highest = ends_of(scores[order], number)
-        expected = event.group_size or self.run.group_size
         whole = size == expected if expected and expected > 1 else size > 1
         # a standard deviation of s needs a range of at least 2 s
         flat = whole & (highest - lowest < 2 * self.SPREAD)

@@ -37,8 +37,8 @@ class DeadGradient(Invariant):
     the other has moved. Experts of a mixture may wait longer for their tokens and are left out, and so are
     optimizers that own nothing of the policy: those are for KLG842. Updates whose
     gradient is 0 altogether (every advantage 0) say nothing about single tensors; two steps in a row of them
-    are a breach where the advantages are not 0. Above 50 million parameters the first four updates and every
-    tenth are looked at.
+    are a breach where the advantages are not 0, and the first five of a run a warning where nothing tells the
+    advantages. Above 50 million parameters the first four updates and every tenth are looked at.
     """
 
     code = "KLG841"
@@ -46,9 +46,11 @@ class DeadGradient(Invariant):
     sums = ("updates", "broken", "silent")
     maxima = ("signal", "dead", "index")
     CHANCES, SETTLED, LIMIT, MOST = 4, 100, 0.05, 0.5
+    MUTE = 5
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
+        self._mute: float = 0  # steps from the first without any gradient; inf once there was one
         self._alive: WeakKeyDictionary[torch.optim.Optimizer, tuple[Tensor, Tensor]] = WeakKeyDictionary()
         self._updates: WeakKeyDictionary[torch.optim.Optimizer, int] = WeakKeyDictionary()
         self._names: list[str] = []
@@ -110,11 +112,19 @@ class DeadGradient(Invariant):
                 f"the gradient is not finite at {broken:.0f} of {updates:.0f} calls of optimizer.step()",
                 value=broken, limit=0.0, key="not finite",
             )  # fmt: skip
-        signal = readings.maximum("signal") or 0.0
-        if self._silence.see(signal > 1e-6 and readings["silent"] == updates):
+        told = readings.maximum("signal")
+        silent, signal = readings["silent"] == updates, told or 0.0
+        self._mute += 1 if silent else math.inf
+        if self._silence.see(signal > 1e-6 and silent):
             yield Breach(
                 f"the gradient is 0 at every optimizer.step() of two steps, with advantages up to {signal:.3g}",
                 value=0.0, key="zero",
+            )  # fmt: skip
+        elif told is None and self._mute == self.MUTE:
+            yield Breach(
+                f"the gradient was 0 at every optimizer.step() of the first {self.MUTE} steps: nothing is trained",
+                value=0.0, key="zero", severity=Severity.WARNING,
+                help="look whether every reward is the same, and whether a clip to a norm of 0 takes the gradient away",
             )  # fmt: skip
         dead = readings.maximum("dead") or 0.0
         if dead > self.LIMIT:
@@ -127,10 +137,11 @@ class DeadGradient(Invariant):
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"silence": self._silence.state_dict()}
+        return {"silence": self._silence.state_dict(), "mute": self._mute}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._silence.load_state_dict(state["silence"])
+        self._mute = state.get("mute", math.inf)
 
 
 class OptimizerParameters(Invariant):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klguard.findings import Severity
 from klguard.guard.events import KL, Event, Preflight, Rewards, StepEnd
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
 from klguard.guard.invariants.measuring import Consecutive, home, kept, last_valid, scalar
@@ -19,12 +20,13 @@ from klguard.guard.ledger import Readings
 class ScorePlacement(Invariant):
     """token_rewards + beta * kl is the score at the last valid token and 0 before it. Needs token_rewards, kl
     and the mask of `guard.rewards`, before any whitening or clipping, and a coefficient. A penalty of the
-    other sign is KLG826's: a row passes when one sign of beta explains it."""
+    other sign is KLG826's: a row passes when one sign of beta explains it. Between valid tokens, where a tool wrote,
+    it is 0 as well: what stands there enters the returns of the tokens before, unless the recursion leaves it out."""
 
     code = "KLG825"
     watches = (Rewards,)
-    sums = ("rows", "wrong", "half", "missing", "doubled", "moved")
-    maxima = ("error",)
+    sums = ("rows", "wrong", "half", "missing", "doubled", "moved", "between")
+    maxima = ("error", "leak")
     EXACT, ROUNDED = 1e-4, 1e-2
 
     def measure(self, event: Event) -> None:
@@ -36,6 +38,11 @@ class ScorePlacement(Invariant):
         valid = valid_tokens(event.mask)
         half = any(one.dtype in HALF for one in (rewards, kl, event.scores))
         score = event.scores.double().flatten()
+        if rewards.shape == valid.shape:
+            between = ~valid & (valid.cumsum(1) > 0) & (valid.flip(1).cumsum(1).flip(1) > 0)
+            leak = torch.where(between & rewards.isfinite(), rewards.double().abs(), 0.0)
+            self.add("between", (leak > (self.ROUNDED if half else self.EXACT)).sum())
+            self.highest("leak", leak)
         rewards, penalty = kept(rewards, valid), scalar(coefficient) * kept(kl, valid)
         if kl.dim() == 2 and penalty.shape == rewards.shape:
             self._compare(score, rewards, penalty, valid, self.ROUNDED if half else self.EXACT)
@@ -66,6 +73,16 @@ class ScorePlacement(Invariant):
         self.highest("error", torch.where(wrong, error, 0.0))
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
+        if readings["between"]:
+            yield Breach(
+                f"the rewards are up to {readings['leak']:.3g} from 0 at {readings['between']:,.0f} tokens between valid"
+                " ones, which the policy did not draw; that is harmless only where the recursion leaves these out",
+                value=readings["leak"],
+                limit=self.ROUNDED if readings["half"] else self.EXACT,
+                key="between",
+                severity=Severity.WARNING,
+                help="multiply the KL by the mask before it is taken off the rewards",
+            )
         wrong = readings["wrong"]
         if not wrong:
             return

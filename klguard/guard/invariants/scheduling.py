@@ -29,8 +29,12 @@ class Scheduling(Invariant):
     half precision rounds.
 
     A schedule that has come to its end, a learning rate of 0 for three steps after it was above 0, is stepped more
-    often than it was made for, or the run goes on for longer. One that was not stepped once in 20 steps is forgotten,
-    or made for epochs of a data set; one whose learning rate would not change is left alone.
+    often than it was made for, or the run goes on for longer; one that is 0 for the first ten steps has no warm-up,
+    which is 0 once. One that was not stepped once in 20 steps is forgotten, or made for epochs of a data set; one whose
+    learning rate would not change is left alone.
+
+    A run that takes up the guard's state takes up those of the optimizer and the schedule as well: an Adam without
+    moments, and a schedule before the step at which it was left, begin anew.
     """
 
     code = "KLG846"
@@ -39,6 +43,7 @@ class Scheduling(Invariant):
     maxima = ("excess",)
     TENSORS, ELEMENTS, FACTOR = 8, 16384, 10.0
     PATIENCE = 20
+    WARM = 10
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -50,10 +55,17 @@ class Scheduling(Invariant):
         self._moved, self._spent = False, Consecutive(3)
         self._forgotten = Consecutive(self.PATIENCE)
         self._varying: bool | None = None
+        self._never = Consecutive(self.WARM)
+        self._updates = 0
+        self._resumed: dict[str, Any] | None = None
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         if not event.after:
+            left, self._resumed = self._resumed, None
+            if left is not None:
+                yield from self._taken_up(event.optimizer, left)
             return
+        self._updates += 1
         self._stepped.add(event.optimizer)
         if self._first_step is None:
             self._first_step = self.run.step
@@ -63,6 +75,30 @@ class Scheduling(Invariant):
             driven = unwrapped(getattr(inner, "optimizer", None))
             if isinstance(driven, torch.optim.Optimizer) and id(inner) not in self._looked:
                 yield from self._look(inner, driven, event.optimizer)
+
+    def _taken_up(self, optimizer: torch.optim.Optimizer, left: dict[str, Any]) -> Iterator[Breach]:
+        """What of the optimizer and the schedule was not taken up with the guard's state."""
+        if left["updates"] and isinstance(optimizer, _ADAM) and not optimizer.state:
+            yield Breach(
+                f"the run goes on after {left['updates']} updates, and the {type(optimizer).__name__} has no moments: it"
+                " begins anew",
+                key="fresh optimizer", severity=Severity.WARNING,
+                help="load the optimizer's state from the same checkpoint as the weights and the guard's",
+            )  # fmt: skip
+        now = self._place()
+        if left["place"] is not None and now is not None and now < left["place"]:
+            yield Breach(
+                f"the run goes on, and its schedule is at step {now}, where it was left at step {left['place']}",
+                value=float(now), limit=float(left["place"]), key="fresh schedule", severity=Severity.WARNING,
+                help="load the scheduler's state from the same checkpoint as the weights and the guard's",
+            )  # fmt: skip
+
+    def _place(self) -> int | None:
+        """Steps of the schedule so far, None where there is none that counts them."""
+        given = self.run.scheduler
+        all_of = given if isinstance(given, (list, tuple)) else [given]
+        counts = [getattr(getattr(one, "scheduler", one), "last_epoch", None) for one in all_of]
+        return max((count for count in counts if isinstance(count, int)), default=None)
 
     def _look(
         self, scheduler: Any, driven: torch.optim.Optimizer, stepped: torch.optim.Optimizer
@@ -170,7 +206,12 @@ class Scheduling(Invariant):
                 help="step the scheduler as often as its number of steps was counted: once for each update, or once for"
                 " each iteration, and not both",
             )  # fmt: skip
-
+        if self._never.see(not self._moved and readings["idle"] > 0):
+            yield Breach(
+                f"the learning rate has been 0 for the first {self._never.steps} steps: nothing is trained",
+                value=0.0, key="never", severity=Severity.WARNING,
+                help="look at the learning rate that the optimizer was made with, and at the schedule's warm-up",
+            )  # fmt: skip
         if self._forgotten.see(readings["forgotten"] > 0):
             yield Breach(
                 f"the scheduler was not stepped once in {self.PATIENCE} steps in which the optimizer was: the learning"
@@ -185,6 +226,9 @@ class Scheduling(Invariant):
             "moved": self._moved,
             "spent": self._spent.state_dict(),
             "forgotten": self._forgotten.state_dict(),
+            "never": self._never.state_dict(),
+            "updates": self._updates,
+            "place": self._place(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,6 +236,10 @@ class Scheduling(Invariant):
         self._spent.load_state_dict(state["spent"])
         if "forgotten" in state:
             self._forgotten.load_state_dict(state["forgotten"])
+        if "updates" in state:
+            self._never.load_state_dict(state["never"])
+            self._updates = state["updates"]
+            self._resumed = {"updates": state["updates"], "place": state["place"]}
 
 
 def _varies(scheduler: Any) -> bool:
