@@ -51,6 +51,12 @@ MODELLED = frozenset(
 DICT_BASES = frozenset({"builtins.dict", "collections.OrderedDict", "collections.UserDict", "typing.Dict"})
 """Bases that make a class a dict, most often one whose items are attributes too."""
 
+PLAIN_BASES = frozenset(
+    "builtins.object abc.ABC typing.Generic typing.Protocol torch.nn.Module torch.nn.modules.module.Module"
+    " torch.utils.data.Dataset transformers.Trainer transformers.trainer.Trainer".split()
+)
+"""Bases whose attributes are none that decide how text is generated."""
+
 MODEL_BASES = ("BaseModel", "NamedTuple", "BaseSettings", "TrainingArguments")
 
 
@@ -220,6 +226,11 @@ class Classes(Functions):
             for base in self.mro(cls, state)
         )
 
+    def _has_plain_bases(self, cls: Abstract, state: State) -> bool:
+        """Whether an attribute that the project sets on one path alone is not there on the other."""
+        foreign = [base for base in self.mro(cls, state) if not isinstance(base, Ref)]
+        return all(isinstance(base, Ext) and base.name in PLAIN_BASES for base in foreign)
+
     def instance_attribute(  # type: ignore[override]
         self, owner: Ref, obj: Object | None, name: str, state: State, frame: Frame
     ) -> Abstract:
@@ -295,7 +306,8 @@ class Classes(Functions):
             return self._enum_member(obj, arguments, state)
         text = self.text(node) if node is not None else f"{obj.info.name}(...)"
         foreign = self.has_foreign_base(cls, state)
-        rest = Unk(Reason.RUNTIME, obj.info.name) if foreign and obj.flavour != "dataclass" else None
+        open_ended = foreign and obj.flavour != "dataclass" and not self._has_plain_bases(cls, state)
+        rest = Unk(Reason.RUNTIME, obj.info.name) if open_ended else None
         if any(isinstance(base, Ext) and base.name in DICT_BASES for base in self.mro(cls, state)) and (
             not isinstance(self.class_attribute(cls, "__init__", state), Func)
         ):
