@@ -300,6 +300,7 @@ VLLM = Vllm(
         "BeamSearchParams": SiteKind.SAMPLING_PARAMS,
         "generate": SiteKind.GENERATE,
         "chat": SiteKind.GENERATE,
+        "fast_generate": SiteKind.GENERATE,
         "beam_search": SiteKind.GENERATE,
     },
     settings=SETTINGS,
@@ -311,6 +312,7 @@ VLLM = Vllm(
         "BeamSearchParams": ("beam_width", "max_tokens", "ignore_eos", "temperature", "length_penalty"),
         "generate": ("prompts", "sampling_params"),
         "chat": ("messages", "sampling_params"),
+        "fast_generate": ("prompts", "sampling_params"),
         "beam_search": ("prompts", "params"),
     },
 )

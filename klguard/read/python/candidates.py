@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from klguard.engines import ENGINES
-from klguard.read.python.source import ClassInfo, Module
+from klguard.read.python.source import ClassInfo, Module, dotted
 from klguard.settings import SiteKind
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 METHODS = frozenset({"generate", "respond_to_batch"})
 """Callee names that sample, whatever they are called on."""
+
+ENGINE_METHODS = frozenset({"chat", "fast_generate"})
+"""Callee names that sample where they are given an engine's sampling parameters: vLLM's, and Unsloth's for vLLM."""
 
 CLASS_KINDS = {
     name: kind for engine in ENGINES.values() for name, kind in engine.sites.items() if name[:1].isupper()
@@ -48,6 +51,8 @@ class Candidates:
                 kind = CLASS_KINDS.get(real, SiteKind.TRAINER)
             elif name in METHODS or real in METHODS or name in self.functions:
                 kind = SiteKind.GENERATE
+            elif name in ENGINE_METHODS:
+                calls, kind = [c for c in calls if _takes_parameters(c)], SiteKind.GENERATE
             elif name[:1].isupper() and (inherited := self._inherited_kind(name, module)) is not None:
                 kind = inherited
             elif name == "train" and "trlx" in module.imports:
@@ -100,6 +105,15 @@ def references(module: Module) -> list[ast.expr]:
         for node in module.mentions.get(name, ())
         if isinstance(node, ast.Attribute) and id(node) not in called
     ]
+
+
+def _takes_parameters(call: ast.Call) -> bool:
+    """`llm.chat(messages, sampling_params)`, by the name of what it is given."""
+    if any(keyword.arg == "sampling_params" for keyword in call.keywords):
+        return True
+    second = call.args[1] if len(call.args) > 1 else None
+    named = dotted(second) if isinstance(second, (ast.Name, ast.Attribute)) else ""
+    return "sampling" in named or named.endswith("params")
 
 
 def _remote_generate(call: ast.Call) -> bool:

@@ -13,7 +13,7 @@ from klguard.engines import ENGINES
 from klguard.read.python import nodes
 from klguard.read.python.arrivals import Arrivals, join_layers
 from klguard.read.python.calls import Arguments
-from klguard.read.python.candidates import CLASS_KINDS, METHODS
+from klguard.read.python.candidates import CLASS_KINDS, ENGINE_METHODS, METHODS
 from klguard.read.python.control import Frame
 from klguard.read.python.source import ClassInfo, FunctionInfo, Module, Unit
 from klguard.read.python.state import State
@@ -272,9 +272,12 @@ class Observer(Arrivals):
             return name, "transformers", SiteKind.GENERATE, text
         if name in CLASS_KINDS and callee.owner is None:
             return self._unbound_class(name, frame)
+        owner = callee.owner
+        if name in ENGINE_METHODS:
+            engine = self._engine_of(owner, node, arguments, state, frame)
+            return name, engine, SiteKind.GENERATE if engine == "vllm" else None, name
         if name not in METHODS:
             return name, "", None, ""
-        owner = callee.owner
         if (
             owner is not None
             and isinstance(owner, Ref)

@@ -124,7 +124,7 @@ SENDING = frozenset("post put put_nowait send send_pyobj rpush lpush publish".sp
 """Calls that hand a value to another process."""
 
 GENERATORS = frozenset(
-    "generate respond_to_batch chat generate_stream stream_generate beam_search greedy_search "
+    "generate respond_to_batch chat fast_generate generate_stream stream_generate beam_search greedy_search "
     "sample_sequence generate_text batch_generate".split()
 )
 
