@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,8 +53,9 @@ class Candidates:
                 kind = SiteKind.GENERATE
             elif name in ENGINE_METHODS:
                 calls, kind = [c for c in calls if _takes_parameters(c)], SiteKind.GENERATE
-            elif name[:1].isupper() and (inherited := self._inherited_kind(name, module)) is not None:
-                kind = inherited
+            elif name[:1].isupper() and any(part in name for part in ("Trainer", "Config", "Params")):
+                yield from self._inherited(calls, module)
+                continue
             elif name == "train" and "trlx" in module.imports:
                 kind = SiteKind.TRAINER
             elif name == "remote":
@@ -67,10 +68,19 @@ class Candidates:
                 if kind is not SiteKind.TRAINER or name != "train" or _on_trlx(call)
             )
 
+    def _inherited(self, calls: Iterable[ast.Call], module: Module) -> Iterator[Candidate]:
+        """Calls of classes of the project that are trainers or configs by what they inherit."""
+        kinds: dict[str, SiteKind | None] = {}
+        for call in calls:
+            name = dotted(call.func)
+            if name not in kinds:
+                kinds[name] = self._inherited_kind(name, module)
+            kind = kinds[name]
+            if kind is not None:
+                yield Candidate(call, kind)
+
     def _inherited_kind(self, name: str, module: Module) -> SiteKind | None:
         """The kind of a project's subclass of a trainer or config."""
-        if not any(part in name for part in ("Trainer", "Config", "Params")):
-            return None
         todo, seen = [(name, module)], set()
         while todo and len(seen) < 20:
             current, home = todo.pop()

@@ -36,6 +36,7 @@ from klguard.read.python.watchers import (
     SettingsWatcher,
     TokenWatcher,
     TrainerWatcher,
+    overridden_hook,
     written,
 )
 from klguard.settings import Context, SiteKind
@@ -394,6 +395,9 @@ class ContextAnalysis:
             return Verdict(
                 Context.EVALUATION, f"passed to {written(m, callee(evaluation))}() {where}, by its name"
             )
+        hook = overridden_hook(self.graph, module, call)
+        if hook is not None:
+            return Verdict(Context.ROLLOUT, f"made in {hook}(), which hands tokens to the trainer it overrides")
         unknown = Verdict(Context.UNKNOWN, "no call that samples with it is visible")
         return self._by_name(module, call, chain) or unknown
 

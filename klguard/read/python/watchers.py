@@ -162,13 +162,25 @@ class TokenWatcher:
     def uncalled(self, spot: Spot, info: FunctionInfo) -> None:
         """Nobody visible calls the function: it may be one that a trainer's base class calls."""
         self.uncalled_functions.append(info)
-        if info.cls is None or not HOOKS.search(info.name) or LOOKING_HOOKS.search(info.name):
-            return
-        bases = self.graph.external_bases(info.cls)
-        if any(OFFLINE_TRAINERS.search(name) for name in (info.cls.name, *bases)):
-            return
-        if any(base.endswith("Trainer") for base in bases):
+        if _is_overridden_hook(self.graph, info):
             self._hit(spot, spot.node, f"{info.qualname}() hands the tokens to the trainer it overrides")
+
+
+def overridden_hook(graph: CallGraph, module: Module, call: ast.Call) -> str | None:
+    """The method around a call whose result a trainer's base class consumes, by its name."""
+    info = module.enclosing(call)
+    while info is not None and info.parent is not None:
+        info = info.parent
+    return info.qualname if info is not None and _is_overridden_hook(graph, info) else None
+
+
+def _is_overridden_hook(graph: CallGraph, info: FunctionInfo) -> bool:
+    if info.cls is None or not HOOKS.search(info.name) or LOOKING_HOOKS.search(info.name):
+        return False
+    bases = graph.external_bases(info.cls)
+    if any(OFFLINE_TRAINERS.search(name) for name in (info.cls.name, *bases)):
+        return False
+    return any(base.endswith("Trainer") for base in bases)
 
 
 class SettingsWatcher:
