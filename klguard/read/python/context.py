@@ -397,7 +397,9 @@ class ContextAnalysis:
             )
         hook = overridden_hook(self.graph, module, call)
         if hook is not None:
-            return Verdict(Context.ROLLOUT, f"made in {hook}(), which hands tokens to the trainer it overrides")
+            return Verdict(
+                Context.ROLLOUT, f"made in {hook}(), which hands tokens to the trainer it overrides"
+            )
         unknown = Verdict(Context.UNKNOWN, "no call that samples with it is visible")
         return self._by_name(module, call, chain) or unknown
 

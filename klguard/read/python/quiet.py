@@ -22,8 +22,8 @@ QUIET_PACKAGES = frozenset(
 
 QUIET_METHODS = frozenset(
     "log info debug warning warn error exception critical print write append add update_config define_metric "
-    "set_postfix set_description generate step train eval to forward put get send save save_pretrained "
-    "from_pretrained from_config init watch record emit dump dumps log_metrics log_params "
+    "set_postfix set_description generate chat fast_generate step train eval to forward put get send save "
+    "save_pretrained from_pretrained from_config init watch record emit dump dumps log_metrics log_params "
     "log_param track report init_trackers trainer_config_process trainer_config_finalize add_hparams add_text "
     "log_hyperparams log_hyperparameters save_hyperparameters log_config".split()
 )
