@@ -36,11 +36,15 @@ PIT_MEMORY = 0.9
 """Share of the adaptive bet's counts that is kept from one step to the next."""
 BANNED_PRIOR = 0.05
 
-FIGURES = 8
+FIGURES = 10
 """Sums beside the components': surplus, its squares, how many; how far the engine's log-probs are from those at the
-position before and from the scored ones, and the same with the position after; the entropy of the tested rows."""
+position before and from the scored ones, and the same with the position after; the tokens' own surplus and its
+squares; the entropy of the tested rows."""
 SURPLUS_ERRORS, SURPLUS_NATS = 4.0, 0.1
 """How far the mean surplus may be from 0, in standard errors plus nats, when the logits really are one off."""
+OWN_ERRORS, OWN_SHARE = 2.0, 0.5
+"""How far the mean of the tokens' own surplus is below 0 then at least, in standard errors; and what share of it the
+other, with its standard error, may be."""
 
 FITS = 0.2
 """A neighbouring position explains the engine's log-probs when it leaves at most this share of their distance
@@ -262,23 +266,27 @@ class Evidence:
 
     @staticmethod
     def _figures(rows: Rows) -> Tensor:
-        """(FIGURES,) sums: surplus, its square, rows that have one, four distances, entropy.
+        """(FIGURES,) sums: surplus, its square, rows that have one, four distances, own surplus, its square, entropy.
 
         The surplus of a row is log p_t(x_{t-1}) + H(p_t): what the logits say of the token before them, measured
         against what they say of their own draws. Its mean is 0 when x_{t-1} was drawn from p_t, which is what
-        `shift+1` claims. It is not when a policy merely likes to repeat itself.
+        `shift+1` claims. It is not when a policy merely likes to repeat itself. The row's own surplus is that of x_t,
+        for the same rows: its mean is far below 0 when x_t was drawn from other logits, as a shift claims too.
 
         The distances, in nats, are |log p_{t-1}(x_t) - s_t| and |log p_t(x_t) - s_t| where both are known, and the
         same with p_{t+1}, where s is the log-prob that the engine reported.
         """
         entropy = torch.where(rows.usable, rows.entropy, 0.0).sum()[None]
-        surplus = entropy.new_zeros(3)
+        surplus, own = entropy.new_zeros(3), entropy.new_zeros(2)
         if rows.before is not None:
             told = rows.usable & rows.before.isfinite()
             each = torch.where(told, rows.before.to(torch.float64) + rows.entropy, 0.0)
             surplus = torch.stack([each.sum(), each.square().sum(), told.sum().to(torch.float64)])
+            each = rows.log_prob.to(torch.float64).clamp(min=-FARTHEST) + rows.entropy
+            each = torch.where(told, each, 0.0)
+            own = torch.stack([each.sum(), each.square().sum()])
         apart = [_apart(rows, one) for one in (rows.earlier, rows.later)]
-        return torch.cat([surplus, *apart, entropy])
+        return torch.cat([surplus, *apart, own, entropy])
 
     def _density_on(self, device: torch.device) -> Tensor:
         """(PIT_BINS,) the adaptive bet of this step, fixed by the counts of previous steps; its mean is 1."""
@@ -409,13 +417,14 @@ class Evidence:
         return out
 
     def _one_off(self) -> bool:
-        """Whether the mean surplus (see `_figures`) is 0 up to chance."""
+        """Whether the mean surplus (see `_figures`) is 0 up to chance, and the tokens' own below it."""
         total, squares, count = self._neighbours[:3]
         if count < 2:
             return True
-        mean = total / count
-        error = math.sqrt(max(squares / count - mean**2, 0.0) / count)
-        return abs(mean) <= SURPLUS_ERRORS * error + SURPLUS_NATS
+        mean, error = _mean_and_error(total, squares, count)
+        own, own_error = _mean_and_error(*self._neighbours[7:9], count)
+        near = abs(mean) <= SURPLUS_ERRORS * error + SURPLUS_NATS
+        return near and own < -OWN_ERRORS * own_error and abs(mean) + error <= -OWN_SHARE * own
 
     @property
     def blind(self) -> dict[str, str]:
@@ -465,7 +474,8 @@ class Evidence:
         self._pending = state["pending"].to(device).clone()
         self._pit_counts = state["pit_counts"].clone()
         self._density = None
-        self._neighbours = tuple(state["neighbours"])
+        known = tuple(state["neighbours"])
+        self._neighbours = known + (0.0,) * (FIGURES - 1 - len(known))
         self.aligned = bool(state["aligned"])
         self.closed = bool(state.get("closed", False))
         self.tokens = int(state["tokens"])
@@ -491,6 +501,12 @@ def _apart(rows: Rows, neighbour: Tensor | None) -> Tensor:
         for one in (neighbour, rows.log_prob)
     ]
     return torch.stack(distances)
+
+
+def _mean_and_error(total: float, squares: float, count: float) -> tuple[float, float]:
+    """The mean of `count` numbers and its standard error, from their sum and the sum of their squares."""
+    mean = total / count
+    return mean, math.sqrt(max(squares / count - mean**2, 0.0) / count)
 
 
 def _log1p(eps: float) -> float:
