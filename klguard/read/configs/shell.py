@@ -20,8 +20,8 @@ MAX_COMMANDS = 200
 MAX_VALUE = 1_000
 """Characters of a value."""
 
-MAX_DEPTH = 5
-"""Texts that stand in others."""
+MAX_WORDS = 5_000
+"""Words of a command, with those of the arrays and texts that it names."""
 
 SEPARATORS = ";&|()"
 QUOTES = "'\""
@@ -31,7 +31,7 @@ SHELLS = frozenset({"-c", "-lc", "-ic", "-lic", "eval", "--wrap"})
 _SCRIPT = re.compile(r"(?<!\S)(?:-l?i?c|eval|--wrap)[ \t]+[\"']")
 _WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|\$\{[^}]*\}|[^\s"'\\;&|()])+|[;&|()]+""", re.DOTALL)
 _ASSIGNMENT = re.compile(
-    r"^[ \t]*(?:export[ \t]+|local[ \t]+)?([A-Za-z_]\w*)(\+?)=(\"[^\"]*\"|'[^']*'|[^\s(\"']\S*)?[ \t]*(?:#.*)?$",
+    r"^[ \t]*(?:export[ \t]+|local[ \t]+)?([A-Za-z_]\w*)(\+?)=(\"[^\"]*\"|'[^']*'|[^\s(]\S*)?[ \t]*(?:#.*)?$",
     re.M,
 )
 _ARRAY = re.compile(r"^[ \t]*(?:export[ \t]+|local[ \t]+)?([A-Za-z_]\w*)\+?=\(", re.M)
@@ -58,9 +58,9 @@ def commands(text: str, path: str) -> Iterator[Written]:
             lists.setdefault(array, []).extend(words)
         elif len(found) < MAX_COMMANDS:
             found.append(words)
+    known = _Lists(lists)
     for words in found:
-        spliced = [inner for word in words for inner in _spliced(word, lists)]
-        written = _written(spliced, variables, text, path)
+        written = _written(known.splice(words), variables, text, path)
         if written is not None:
             yield written
 
@@ -86,7 +86,8 @@ def _texts(assignments: Sequence[re.Match[str]]) -> dict[str, list[_Word]]:
     twice: set[str] = set()
     for assignment in assignments:
         name, start, end = assignment[1], assignment.start(3), assignment.end(3)
-        words = _words(assignment.string, start + 1, end - 1) if assignment[3] else []
+        quoted = (assignment[3] or "")[:1] in ("'", '"')
+        words = _words(assignment.string, start + quoted, end - quoted) if assignment[3] else []
         words = [word for word in words if word.text[0] not in SEPARATORS]
         grows = bool(words) and _names(words[0]) == name
         if not assignment[2] and not grows and name in found:
@@ -145,14 +146,29 @@ def _words(text: str, start: int, end: int) -> list[_Word]:
     return [_Word(found[0], found.start()) for found in _WORD.finditer(text, start, end)]
 
 
-def _spliced(word: _Word, lists: Mapping[str, list[_Word]], depth: int = 0) -> list[_Word]:
-    """The words that stand for this one, with those of the arrays and texts that it names."""
-    used = _USE.search(word.text)
-    name = _names(word) if used is None else used[1]
-    if used is None and name not in lists:
-        return [word]
-    inner = lists.get(name, []) if depth < MAX_DEPTH else []
-    return [found for each in inner for found in _spliced(each, lists, depth + 1)]
+class _Lists:
+    """Arrays and texts of several words: name -> words, with those of others that they name."""
+
+    def __init__(self, lists: Mapping[str, list[_Word]]) -> None:
+        self._lists = lists
+        self._known: dict[str, list[_Word]] = {}
+
+    def splice(self, words: Sequence[_Word]) -> list[_Word]:
+        """The words, and in place of each that names a list the words of that; at most `MAX_WORDS`."""
+        found: list[_Word] = []
+        for word in words:
+            used = _USE.search(word.text)
+            name = _names(word) if used is None else used[1]
+            found += [word] if used is None and name not in self._lists else self._of(name)
+            if len(found) > MAX_WORDS:
+                break
+        return found[:MAX_WORDS]
+
+    def _of(self, name: str) -> list[_Word]:
+        if name not in self._known:
+            self._known[name] = []  # for one that is made of itself
+            self._known[name] = self.splice(self._lists.get(name, []))
+        return self._known[name]
 
 
 def _names(word: _Word) -> str:

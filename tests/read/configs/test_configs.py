@@ -266,6 +266,16 @@ def test_the_words_of_a_text_belong_to_the_command_that_names_it(script):
     assert line[found.place.column - 1 :].startswith(TOP_P)
 
 
+def test_texts_that_stand_for_too_much_are_cut():
+    texts = 'A0="x y"\n' + "".join(f'A{i}="{f"$A{i - 1} " * 90}"\n' for i in range(1, 12))
+    assert check_source(f"{texts}{PPO_LINE} $A11\n", "run.sh") == []
+
+
+def test_a_text_with_more_behind_it_is_another_value():
+    script = f'P="1.0"\nP="$1"x\n{PPO_LINE} actor_rollout_ref.rollout.top_p=$P\n'
+    assert check_source(script.replace("1.0", "0.9"), "run.sh") == []
+
+
 LEFT = {
     "assigned twice": f'if a; then\nARGS="x.y=1 {TOP_P}"\nelse\nARGS="x.y=1 z=2"\nfi\n'
     + MAIN_PPO.format("$ARGS"),
