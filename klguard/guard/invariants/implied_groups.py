@@ -10,6 +10,7 @@ from klguard.findings import Severity
 from klguard.guard.events import Advantages, Event, Rollout
 from klguard.guard.invariants.groups import hashed, one_each, rounding
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant
+from klguard.guard.invariants.updates import world
 from klguard.guard.kl import valid_tokens
 from klguard.guard.ledger import Readings
 
@@ -20,7 +21,7 @@ class ImpliedGroups(Invariant):
     """B rows in groups of n lie together (n rows for the first prompt, then n for the next) or apart (every prompt
     once, n times over). Advantages that are relative to the group add up to 0 in one of the two, and there the
     prompts have to be the same. Judged where the scores were given and every row has one advantage, unless it was
-    whitened over the batch afterwards.
+    whitened over the batch afterwards; under several ranks not at all, since a group may be spread over them.
     """
 
     code = "KLG822"
@@ -37,7 +38,7 @@ class ImpliedGroups(Invariant):
 
     def measure(self, event: Event) -> None:
         size = (event.group_size if isinstance(event, Advantages) else None) or self.run.group_size
-        if event.groups is not None or not size or size < 2:
+        if event.groups is not None or not size or size < 2 or world() > 1:
             return
         if isinstance(event, Rollout):
             self._measure_prompts(event, size)
@@ -53,7 +54,7 @@ class ImpliedGroups(Invariant):
         self.add("implied.rows", float(len(one)))
         self.add("implied.absolute", one.abs().sum())
         self.add("implied.half", float(event.advantages.dtype in HALF))
-        self.highest("implied.size", one.new_tensor(float(size)))
+        self.highest("implied.size", float(size))
         self.highest("together.mean", one.view(-1, size).mean(1).abs())
         self.highest("apart.mean", one.view(size, -1).mean(0).abs())
 
