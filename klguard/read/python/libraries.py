@@ -4,6 +4,7 @@ calls."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from klguard.read.python.documents import load_document
 from klguard.read.python.generators import STACKS
 from klguard.read.python.methods import READING
 from klguard.read.python.quiet import ECHOES, QUIET_METHODS, QUIET_PACKAGES
-from klguard.read.python.state import State, join_states, truth
+from klguard.read.python.state import State, join_states, reachable, truth
 from klguard.read.python.values import (
     MISSING,
     Abstract,
@@ -158,14 +159,24 @@ class Libraries(DataclassParsers):
             return self.dict_like(merged, state)
         if name in ("to_container", "to_object") and args.positional:
             return self._plain_dict(args.positional[0], state)
-        if (
-            name in ("update", "set_struct", "set_readonly", "resolve", "clear_resolvers")
-            and name != "set_readonly"
-        ):
-            if name in ("update", "resolve"):
-                self.escape(args.positional[:1], f"{self.text(node.func)}()", state)
-            return Const(None)
-        return None
+        if name == "update":
+            self.escape(args.positional[:1], f"{self.text(node.func)}()", state)
+        elif name == "resolve":
+            self._resolve_interpolations(args.positional[:1], f"{self.text(node.func)}()", state)
+        return Const(None) if name in ("update", "resolve", "set_struct", "clear_resolvers") else None
+
+    def _resolve_interpolations(self, values: Sequence[Abstract], where: str, state: State) -> None:
+        """What is written as `${another.value}` becomes that value; all else stays."""
+        for oid in list(reachable(values, state)):
+            obj = state.heap[oid]
+            if isinstance(obj, DictObj):
+                entries = {
+                    key: Unk(Reason.ESCAPED, where) if _has_interpolation(value) else value
+                    for key, value in obj.entries.items()
+                }
+                state.heap[oid] = DictObj(entries, obj.rest)
+            elif isinstance(obj, ListObj) and any(map(_has_interpolation, obj.items or ())):
+                state.heap[oid] = ListObj(None)
 
     def _merged(self, left: Abstract, right: Abstract, text: str, state: State) -> Abstract:
         """A dict with the contents of both, the right one's first, level by level."""
@@ -505,6 +516,11 @@ class Libraries(DataclassParsers):
         if method in QUIET_METHODS or method in READING:
             return True
         return kind.split(".")[0] in QUIET_PACKAGES and _CHANGES.match(method) is None or kind in _STEADY
+
+
+def _has_interpolation(value: Abstract) -> bool:
+    """Whether a value may be text with an OmegaConf interpolation in it."""
+    return any(isinstance(m, Const) and isinstance(m.value, str) and "${" in m.value for m in members(value))
 
 
 def _is_a_default(value: Abstract) -> bool:

@@ -298,3 +298,12 @@ def test_an_option_that_is_not_seen_gives_nothing_else_away(generated: Generated
         "model.generate(ids, top_k=args.top_k)\n"
     )
     assert generated(source) == {"top_k": 3}
+
+
+def test_resolving_a_configuration_changes_its_interpolations_alone(generated: Generated):
+    source = (
+        "from omegaconf import OmegaConf\nfrom recorder import model, ids\n"
+        "cfg = OmegaConf.create({'g': {'top_k': 3, 'top_p': '${p}'}, 'p': 0.5})\nOmegaConf.resolve(cfg)\n"
+        "model.generate(ids, top_k=cfg.g.top_k, top_p=cfg.g.top_p)\n"
+    )
+    assert generated(source) == {"top_k": 3, "top_p": UNKNOWN}
