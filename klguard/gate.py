@@ -36,6 +36,9 @@ METHODS = (b"generate", b"respond_to_batch")
 """Those of the words that are functions. A call of one is written with the very word, while a class may be
 called by a longer one, that of a subclass."""
 
+_SUBCLASS = re.compile(rb"(?:GRPO|PPO|RLOO|OnlineDPO)\w+Trainer\b")
+"""Classes of the project's own that sound as if they inherited from one of the trainers (GRPOMultiTurnTrainer)."""
+
 _STRINGS_AND_COMMENTS = (
     rb'""'
     rb'(?:"[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*""")?'
@@ -102,6 +105,7 @@ class Gate:
     def has_site(self, content: bytes, path: str = "") -> bool:
         """Whether the file may hold a site. `path` says whether it is Python or a notebook."""
         found = [marker for marker in self.markers if marker in content]
+        found += {*_SUBCLASS.findall(content)} if b"Trainer" in content else ()
         if not found or path.endswith(".ipynb"):
             return bool(found)
         return _in_code(content, found, self._functions)

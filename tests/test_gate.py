@@ -53,6 +53,7 @@ def test_words_in_documentation_are_no_site(source: str):
         'print(f"""\n{model.generate(x)}\n""")\n',
         "def generate(self):\n    return self.model.generate()\n",
         "from mine import OwnGRPOTrainer\nOwnGRPOTrainer(model)\n",
+        "from mine import GRPOMultiTurnTrainer\nGRPOMultiTurnTrainer(model)\n",
         "class A:\n    def generate(self):\n        self.model.generation_config.top_k = 5\n",
         "x = 'never closed\nmodel.generate(x)\n",
     ],
