@@ -326,6 +326,15 @@ CATALOGUE: tuple[Entry, ...] = (
         "take them from log_softmax in fp32 at the sampled token",
     ),
     Entry(
+        "KLG839", "loss-gradient", None, "ratio",
+        "the gradient of the loss at the log-probs is that of the surrogate: against the advantages, 0 where the mask or"
+        " the clip cuts, weighed alike in all micro-batches of an update",
+        "masked: exactly 0; direction: cosine above -0.9; at clipped tokens 1e-2 of the whole gradient; rows with their"
+        " own advantages, weights of micro-batches and padding in a mean: 3 steps, where the rest fits to 3 %", EVERY,
+        "the objective that is trained is not the one that the figures are about",
+        "hold the loss against its formula: the mask, the sign, min(), the indices of rows, what it is divided by",
+    ),
+    Entry(
         "KLG841", "dead-gradient", 35, "optimiser",
         "the gradient is finite, and not zero for the trainable tensors",
         "at least 0.95 of tensors within four updates (less is a warning, below 0.5 an error); finite in all; 0 in two"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from klguard.guard.gradients import Arrival
 from klguard.settings import Place, Settings
 
 
@@ -204,7 +205,9 @@ class Minibatch(Event):
     reported    the loop's own figures: any of ratio, approx_kl (k3 of old and new), entropy (its mean), kl (the
                 mean of kl_term), clip_fraction.
     entropy     (B, T) exact entropy per token, where the loop has it.
-    kl_term     (B, T) the KL term as it enters the loss, detached; kl_loss_requires_grad its gradient flag.
+    kl_term     (B, T) the KL term as it enters the loss, detached; kl_loss_requires_grad its gradient flag, kl_slope
+                (B, T) its derivative by the new log-probs.
+    arrival     what backward() will bring to the loop's own tensor of new log-probs; None where it has no gradient.
     """
 
     new: Tensor
@@ -222,6 +225,8 @@ class Minibatch(Event):
     kl_term: Tensor | None = None
     kl_loss_requires_grad: bool | None = None
     new_requires_grad: bool | None = None
+    kl_slope: Tensor | None = None
+    arrival: Arrival | None = None
     dtype: torch.dtype = torch.float32
 
 

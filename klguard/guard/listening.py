@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from klguard.findings import Finding
 from klguard.guard import events, kl
 from klguard.guard.frameworks.accelerate import mixed_precision
+from klguard.guard.gradients import Arrivals
 from klguard.guard.hooks import OptimizerHooks
 from klguard.guard.invariants.invariant import HALF
 from klguard.guard.live import caller, findings
@@ -75,8 +76,8 @@ class Listening(Telling):
         self._said_blind = False
         self._watcher: Any = None
         self._hooks = OptimizerHooks(self)
+        self._arrivals = Arrivals()
         self._sends = 0
-        self.told_by_adapter = False
         self._by_hand: set[str] = set()
         self._temperatures = Temperatures()
         self._first_step_over = False
@@ -93,10 +94,15 @@ class Listening(Telling):
 
     def told_by(self) -> None:
         """An adapter knows the loop from inside and tells of everything: the models themselves are not watched."""
-        self.told_by_adapter = True
+        self._works.run.adapter = True
         self._by_hand |= {"rollout", "score", "step"}
 
     # ------------------------------------------------------------------------------- transformers' side speaks
+
+    @property
+    def told_by_adapter(self) -> bool:
+        """Whether an adapter tells of the loop."""
+        return self._works.run.adapter
 
     @property
     def version(self) -> int:

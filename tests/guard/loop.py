@@ -338,6 +338,10 @@ class Loop:
         kl = self.kl_loss(new, batch.reference)
         return loss if kl is None else loss + self.beta * kl
 
+    def mean(self, loss: Tensor, batch: Batch) -> Tensor:
+        """Of the token losses (B, T) of a minibatch."""
+        return masked_mean(loss, batch.mask)
+
     def accumulate(self, micro_batches: Sequence[Sequence[int]]) -> None:
         """Backward over micro-batches of the probing batch: token losses over all valid tokens."""
         whole = self.probe.mask[[row for rows in micro_batches for row in rows]].sum()
@@ -371,7 +375,7 @@ class Loop:
         logits, new, values = self.rescore(batch)
         entropy = self.entropy(logits.detach())
         self.tell_minibatch(batch, new, entropy, epoch)
-        loss = masked_mean(self.token_loss(batch, new, values), batch.mask)
+        loss = self.mean(self.token_loss(batch, new, values), batch)
         self.zero_gradient()
         loss.backward()
         norm = self.clip_gradient()

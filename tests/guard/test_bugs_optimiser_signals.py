@@ -232,8 +232,13 @@ class MaskOfAnother(Loop):
     """Row 55: the loss of a minibatch uses masks in the rollout's order."""
 
     def tell_minibatch(self, batch, new, entropy, epoch):
-        first = self.response_mask(self.whole.responses)[: len(batch.rows)]
-        super().tell_minibatch(replace(batch, mask=first), new, entropy, epoch)
+        super().tell_minibatch(self.mistaken(batch), new, entropy, epoch)
+
+    def mean(self, loss, batch):
+        return super().mean(loss, self.mistaken(batch))
+
+    def mistaken(self, batch):
+        return replace(batch, mask=self.response_mask(self.whole.responses)[: len(batch.rows)])
 
     def advantages(self, batch):
         self.whole = super().advantages(batch)

@@ -224,6 +224,9 @@ class FirstTokenNotInTheLoss(Loop):
         mask = late(batch.mask)
         self.guard.minibatch(new, batch.old, mask, tokens=batch.responses, rows=batch.rows, epoch=epoch)
 
+    def mean(self, loss, batch):
+        return super().mean(loss, dataclasses.replace(batch, mask=late(batch.mask)))
+
 
 def late(mask):
     """The mask without the first token of each row."""

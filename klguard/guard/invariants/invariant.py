@@ -64,6 +64,7 @@ class Run:
     version    updates of the policy's weights so far, as far as the guard can see them.
     forward    (model, input_ids, attention_mask, **kwargs) -> logits (B, L, V): one extra forward pass that
                leaves random state, modes and hooks as they were. Costs time: for rare checks only.
+    adapter    a trainer's adapter tells the events, whose loss is the trainer's own.
     notes      what several invariants work out together, by name.
     """
 
@@ -85,6 +86,7 @@ class Run:
     step: int = 0
     version: int = 0
     forward: Callable[..., Tensor] | None = None
+    adapter: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
 
