@@ -359,9 +359,10 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG844", "accumulation", 38, "optimiser",
         "accumulated micro-batches give the gradient of the large batch",
-        "1e-3 (fp32), 5e-2 (half precision, autocast, TF32), relative", BEFORE,
-        "means of means: short micro-batches weigh more, or the division is missing",
-        "sum token losses and divide by the number of valid tokens of the whole batch",
+        "before training 1e-3 (fp32), 5e-2 (half precision, autocast, TF32), relative; then a gradient that is gone"
+        " before its update, in 2 steps", EVERY,
+        "means of means: short micro-batches weigh more, or the division is missing, or all but the last are lost",
+        "sum token losses and divide by the number of valid tokens of the whole batch; one zero_grad() for each update",
     ),
     Entry(
         "KLG845", "leftover-gradient", 39, "optimiser",

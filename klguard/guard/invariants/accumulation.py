@@ -1,4 +1,4 @@
-"""KLG844: micro-batches accumulate to the gradient of the large batch. Tried before training."""
+"""KLG844: micro-batches accumulate to the gradient of the large batch. Tried before training, and watched."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from klguard.guard.events import Event, Preflight
+from klguard.guard.events import Event, Preflight, Update
 from klguard.guard.hooks import NAMED_OPTIMIZERS
-from klguard.guard.invariants.invariant import HALF, Breach, Invariant
+from klguard.guard.invariants.backwards import Backwards
+from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
+from klguard.guard.invariants.measuring import Consecutive
 from klguard.guard.invariants.updates import called, names, parameters_of, sample
+from klguard.guard.ledger import Readings
 from klguard.guard.randomness import kept_randomness
 
 
@@ -26,14 +29,73 @@ class Accumulation(Invariant):
 
     In half precision the gradient of each micro-batch is rounded to 8 or 11 bits. Whether that happens is seen
     where the loop's own `accumulate` runs the modules: autocast is often switched on only there.
+
+    In training, what one backward() left in `.grad` is still there when the next one before the same update begins.
     """
 
     code = "KLG844"
-    watches = (Preflight,)
+    watches = (Preflight, Update)
+    sums = ("looked", "gone")
     ELEMENTS = 4096
     EXACT, ROUGH = 1e-3, 5e-2
+    STEPS = 2
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._backwards = Backwards(run, self._before, self._after)
+        self._sizes: dict[int, Tensor] = {}
+        self._armed: set[int] = set()
+        self._gone = Consecutive(self.STEPS)
+
+    def measure(self, event: Event) -> None:
+        if isinstance(event, Update) and event.after:
+            numbers = self._backwards.of(event.optimizer)
+            self._armed.update(numbers)
+            for number in numbers:
+                self._sizes.pop(number, None)
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        self._backwards.close()
+        self._armed.clear()
+        self._sizes.clear()
+
+    def _after(self, number: int, parameter: Tensor) -> None:
+        """The first backward after an update has left its gradient."""
+        if number in self._armed and parameter.grad is not None:
+            if (left := sample(parameter.grad, self.ELEMENTS)) is not None:
+                self._armed.discard(number)
+                self._sizes[number] = left.abs().amax()
+
+    def _before(self, number: int, parameter: Tensor) -> None:
+        """The second backward is about to add its own."""
+        if (size := self._sizes.pop(number, None)) is None:
+            return
+        self.exercised = True
+        kept = None if parameter.grad is None else sample(parameter.grad, self.ELEMENTS)
+        self.add("looked", size > 0)
+        self.add("gone", size > 0 if kept is None else (size > 0) & (kept.abs().amax() == 0))
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        self._backwards.check()
+        looked = readings["looked"]
+        if looked and self._gone.see(readings["gone"] == looked, looked):
+            yield Breach(
+                "what one backward() left in the gradients was gone when the next one before the same optimizer.step()"
+                f" began, in each of {self.STEPS} steps: the last micro-batch alone is trained on",
+                value=readings["gone"], limit=0.0, key="gone",
+                help="call zero_grad() once for each optimizer.step(), and not for each micro-batch",
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._gone.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._gone.load_state_dict(state)
 
     def inspect(self, event: Event) -> Iterator[Breach]:
+        if not isinstance(event, Preflight):
+            return
         policy, accumulate = self.run.policy, event.accumulate
         if policy is None or accumulate is None or event.rows < 2:
             return
