@@ -126,15 +126,17 @@ class Scoring(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Event):
-    """Sampled tokens with their log-probs (B, T) under policy and reference: each token once in a step.
+    """Sampled tokens with their log-probs (B, T) under policy and reference: each token once in a step, but for `again`.
 
-    eps is the tolerance for numeric noise, in nats per token.
+    eps is the tolerance for numeric noise, in nats per token. `again`: the models were seen to score these tokens
+    before the loop told what it made of it, and they have been counted.
     """
 
     logprobs: Tensor
     reference_logprobs: Tensor
     mask: Tensor
     eps: float
+    again: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

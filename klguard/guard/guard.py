@@ -399,8 +399,8 @@ class Guard(Around):
             self._begin()
             self._works.dispatch(event)
             # a term of the loss is computed in every epoch: its tokens have been counted, or the weights have moved
-            if not event.requires_grad and self._pair("kl") and self._in_time():
-                self._pairs(place, event.logprobs, event.reference_logprobs, event.mask)
+            if not event.requires_grad and self._in_time():
+                self._pairs("kl", place, event.logprobs, event.reference_logprobs, event.mask)
             self._step_open = True
         return answer
 

@@ -50,6 +50,13 @@ class OptimizerHooks:
         """Whether the policy's updates are seen."""
         return bool(self._global) or bool(self._named)
 
+    def updates(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a step of it changes the policy: it owns a parameter of it, or it was named and nobody is known who
+        does, as where it owns the masters in full precision that the loop copies into the policy."""
+        if self.owns(optimizer):
+            return True
+        return self.named(optimizer) and not any(map(self.owns, self._named)) and not any(self._own.values())
+
     def install(self) -> None:
         """See all optimizers of the policy."""
         if not self._global:

@@ -161,8 +161,8 @@ class Listening(Telling):
     @shielded()
     def paired(self, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> None:
         """Both models have scored these tokens: log-probs and mask (B, T)."""
-        if "score" not in self._by_hand and self._pair("watcher"):
-            self._pairs(None, logprobs, reference_logprobs, mask)
+        if "score" not in self._by_hand:
+            self._pairs("watcher", None, logprobs, reference_logprobs, mask)
 
     @shielded()
     def dropped(self, rows: Tensor | float, rewritten: Tensor | float) -> None:
@@ -185,17 +185,17 @@ class Listening(Telling):
     @shielded(parting=lambda self, optimizer, after: self._part_at(optimizer, after))
     def updated(self, optimizer: torch.optim.Optimizer, after: bool) -> None:
         """step() of an optimizer is about to run, or has run."""
-        run, owns = self._works.run, self._hooks.owns(optimizer)
-        if not owns and not self._hooks.named(optimizer):
+        run, changes = self._works.run, self._hooks.updates(optimizer)
+        if not changes and not self._hooks.named(optimizer):
             return
         if not any(one is optimizer for one in run.optimizers):
             run.optimizers.append(optimizer)
         self._begin()
-        run.version += after and owns
+        run.version += after and changes
         self._works.dispatch(events.Update(optimizer=optimizer, after=after))
-        if after and owns:
+        if after and changes:
             self._notice_silence()
-        if self._ends_step(after, owns):
+        if self._ends_step(after, changes):
             self._settle(self._end_step(caller()))
 
     def _notice_silence(self) -> None:
@@ -222,12 +222,14 @@ class Listening(Telling):
         return outcome
 
     def _part_at(self, optimizer: torch.optim.Optimizer, after: bool) -> None:
-        if self._ends_step(after, self._hooks.owns(optimizer)):
+        if self._ends_step(after, self._hooks.updates(optimizer)):
             self._take_part()
 
-    def _ends_step(self, after: bool, owns: bool) -> bool:
+    def _ends_step(self, after: bool, changes: bool) -> bool:
         """Whether this update ends the step: under several ranks, in a loop that tells the guard nothing."""
-        return after and owns and self._watcher is not None and not self._by_hand and self._works.ranks.active
+        return (
+            after and changes and self._watcher is not None and not self._by_hand and self._works.ranks.active
+        )
 
     def failed(self, error: BaseException) -> None:
         """The watching itself failed."""
@@ -270,8 +272,8 @@ class Listening(Telling):
             self._works.dispatch(event)
         if self._scored_by == source:
             self._works.score(event, self._eps(event.dtype, event.sampler_logprobs is not None))
-        if event.reference_logprobs is not None and self._pair(source):
-            self._pairs(event.place, event.logprobs, event.reference_logprobs, event.mask)
+        if event.reference_logprobs is not None:
+            self._pairs(source, event.place, event.logprobs, event.reference_logprobs, event.mask)
 
     def _in_time(self) -> bool:
         """Whether the weights are still those under which this step's first tokens were scored."""
@@ -291,7 +293,16 @@ class Listening(Telling):
         the watcher saw is evidence then, but no event, or invariants would count rows twice."""
         return self._first_step_over and what not in self._by_hand
 
-    def _pairs(self, place: Place | None, logprobs: Tensor, reference: Tensor, mask: Tensor) -> None:
+    def _pairs(
+        self, source: str, place: Place | None, logprobs: Tensor, reference: Tensor, mask: Tensor
+    ) -> None:
+        """Pairs of log-probs from one source. The first source of a step counts, so that no token counts twice; what
+        the loop itself tells is looked at all the same."""
+        if self._paired_by is None:
+            self._paired_by = source
+        again = self._paired_by != source
+        if again and self._paired_by != "watcher":
+            return
         self._works.dispatch(
             events.Pairs(
                 place=place,
@@ -299,15 +310,9 @@ class Listening(Telling):
                 reference_logprobs=reference,
                 mask=mask,
                 eps=self._eps(self._precision(logprobs), False),
+                again=again,
             )
         )
-
-    def _pair(self, source: str) -> bool:
-        """Whether pairs of log-probs from this call count: the first source of a step does, so that no token
-        counts twice."""
-        if self._paired_by is None:
-            self._paired_by = source
-        return self._paired_by == source
 
     def _weights(self) -> tuple[int, int]:
         """Changes whenever the policy's weights do, as far as it can be seen without looking at them: by the

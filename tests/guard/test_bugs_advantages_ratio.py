@@ -246,7 +246,8 @@ class DetachedLoss(GroupLoop):
 
 
 class ForeignReference(Loop):
-    """The KL is computed against a reference that cannot stop. The guard is given no reference logits to see it by."""
+    """The KL is computed, after the first step, against a reference that cannot stop. The guard is given no reference
+    logits to see it by."""
 
     def tell_scoring(self, batch):
         self.guard.logprobs(batch.logits, batch.responses, batch.mask)
@@ -255,7 +256,7 @@ class ForeignReference(Loop):
         return logprobs - reference
 
     def tell_kl(self, batch):
-        wrong = torch.where(batch.responses == EOS, -30.0, batch.reference)
+        wrong = torch.where((batch.responses == EOS) & (self.number > 0), -30.0, batch.reference)
         self.guard.kl(batch.old, wrong, batch.mask, estimator="k3")
 
 
@@ -291,7 +292,7 @@ BUGS = [
     (K1Loss, "KLG835", 1),
     (K3Loss, "KLG835", 1),
     (DetachedLoss, "KLG836", 1),
-    (ForeignReference, "KLG837", 2),
+    (ForeignReference, "KLG837", 3),
     (NegativeLogLikelihood, "KLG838", 1),
 ]
 

@@ -430,3 +430,44 @@ def test_the_bug_is_found_and_nothing_else(kind, code):
 def test_pad_is_zero_in_the_plain_loop():
     """The loops above tell padding from the stop token."""
     assert PAD != EOS
+
+
+class ShiftedReference(Loop):
+    """The reference's logits are cut one position off. Both models were watched while they scored, rightly."""
+
+    def tell_scoring(self, batch):
+        shifted = batch.reference_logits.roll(-1, 1)
+        told = dict(reference_logits=shifted, context_ids=batch.prompts)
+        self.guard.logprobs(batch.logits, batch.responses, batch.mask, **told)
+
+
+def test_what_is_told_of_the_first_rollout_counts_beside_what_was_seen():
+    assert "KLG801" in codes(ShiftedReference)
+    assert "KLG801" not in codes(Loop)
+
+
+class Masters(Loop):
+    """The optimizer has weights in full precision, which are copied into the policy after each step."""
+
+    def make_optimizer(self):
+        self.masters = [p.detach().clone().requires_grad_() for p in self.parameters()]
+        return torch.optim.AdamW(self.masters, lr=self.learning_rate)
+
+    def clip_gradient(self):
+        for master, parameter in zip(self.masters, self.parameters(), strict=True):
+            master.grad = parameter.grad
+        return torch.nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
+
+    def zero_gradient(self):
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def apply(self):
+        super().apply()
+        with torch.no_grad():
+            for master, parameter in zip(self.masters, self.parameters(), strict=True):
+                parameter.copy_(master)
+
+
+def test_the_steps_of_masters_are_updates_of_the_policy():
+    assert codes(Masters, steps=4) == set()

@@ -209,6 +209,18 @@ def test_without_gamma_nothing_is_claimed():
     assert found(GAETerminal, event) == []
 
 
+def test_returns_without_values_are_sums_of_later_rewards():
+    mask = prefix_mask()
+    rewards = draw(mask.shape, 1) * mask
+    right = torch.zeros_like(rewards, dtype=torch.float64)
+    for t in reversed(range(mask.shape[1])):
+        later = right[:, t + 1] if t + 1 < mask.shape[1] else 0.0
+        right[:, t] = rewards[:, t] + GAMMA * later
+    for returns, count in ((right * mask, 0), (rewards, 1), (right * mask + 0.01 * mask, 1)):
+        told = Advantages(advantages=returns, returns=returns, mask=mask, rewards=rewards, gamma=GAMMA)
+        assert len(found(GAETerminal, told)) == count
+
+
 def test_preflight_tells_a_function_that_reads_padding_from_one_that_expects_it_masked():
     def bootstraps(rewards, values, mask):
         after = torch.nn.functional.pad(values[:, 1:], (0, 1))

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.functional import pad  # noqa: E402
 
 from klguard.findings import Severity  # noqa: E402
-from klguard.guard.events import Minibatch, Rollout, Scoring, StepEnd  # noqa: E402
+from klguard.guard.events import Advantages, Minibatch, Rollout, Scoring, StepEnd  # noqa: E402
 from klguard.guard.invariants.carried import (  # noqa: E402
     FilteredFirst,
     MinibatchCoverage,
@@ -68,6 +68,19 @@ def test_a_loop_may_train_on_fewer_tokens_than_it_sampled():
     mask[:, 1::2] = False
     mask[3] = False
     assert told(rollout(), minibatch(list(range(ROWS)), TOKENS, mask)) == ([], True)
+
+
+def test_a_whole_batch_needs_no_numbers_where_its_tokens_are_the_rollouts():
+    zeros = torch.zeros(MASK.shape)
+
+    def whole(tokens, mask):
+        return Minibatch(new=zeros, old=zeros, mask=mask, tokens=tokens)
+
+    assert told(rollout(), whole(TOKENS, MASK)) == ([], True)
+    assert told(rollout(), whole(TOKENS, ~MASK)) == (["KLG866"], True)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    assert told(rollout(), whole(TOKENS[order], MASK[order])) == ([], True)
+    assert told(rollout(), whole(TOKENS[:, :4], MASK[:, :4])) == ([], False)
 
 
 def test_masks_and_rows_of_others():
@@ -140,11 +153,25 @@ def test_rows_that_come_twice_never_or_are_dropped():
     assert coverage(minibatch(ALL[:4]), minibatch(ALL[:4])) == [(0, "twice", None)]
     missing = coverage(minibatch(ALL[:3]), minibatch(ALL, epoch=1))
     assert missing == [(0, "missing", Severity.WARNING)]
-    assert coverage(minibatch([0]), minibatch([1], epoch=1)) == [(0, "missing", Severity.ERROR)]
+    assert coverage(minibatch([0]), minibatch([1], epoch=1)) == [(0, "missing", Severity.WARNING)]
     assert coverage(minibatch(ALL[:3]), minibatch(ALL[3:6]), steps=4) == [
         (2, "missing", Severity.WARNING),
         (3, "missing", Severity.WARNING),
     ]
+
+
+def advantages(values):
+    return Advantages(advantages=torch.tensor(values), mask=MASK[: len(values)])
+
+
+def test_rows_left_out_on_purpose_are_no_news():
+    """Groups without spread have nothing to teach; other filters drop rows before advantages are made."""
+    some = minibatch(ALL[:4]), minibatch(ALL[:4], epoch=1)
+    assert coverage(advantages([1.0, -1.0, 0.5, -0.5, 0.0, 0.0, 0.0, 0.0]), *some) == []
+    assert coverage(advantages([1.0, -1.0, 0.5, -0.5]), *some) == []
+    told = coverage(advantages([1.0, -1.0, 0.5, -0.5, 0.0, 0.0, 0.0, 0.1]), *some)
+    assert told == [(0, "missing", Severity.WARNING)]
+    assert coverage(advantages([1.0, -1.0, 0.5, -0.5, 0.1]), *some) == [(0, "missing", Severity.WARNING)]
 
 
 # --- KLG869 ---------------------------------------------------------------------------------------------------

@@ -299,3 +299,26 @@ def test_equal_rewards_are_found_where_only_the_size_is_known():
         for _ in range(6)
     ]
     assert {breach.key for _, breach in play(GroupSpread, events, None)} == {"all"}
+
+
+def against_others(scores, biased):
+    """(groups, size) scores minus the mean of the other rows, over the standard deviation of these."""
+    size = scores.shape[1]
+    others = torch.stack([scores[:, [j for j in range(size) if j != i]] for i in range(size)], 1)
+    spread = others.std(2, correction=0 if biased else 1)
+    return torch.where(spread > 0, (scores - others.mean(2)) / (spread + 1e-6), scores - others.mean(2))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_standard_deviation_of_the_others_need_not_add_up_to_0(biased, apart):
+    _, scores = six_by_four()
+    scores[0], scores[1, 1:] = 1.0, 0.5  # a flat group, and one in which one row differs
+    advantages = against_others(scores, biased)
+    assert implied(advantages, scores, apart=apart) == []
+    (breach,) = implied(advantages + 0.1, scores, apart=apart)
+    assert breach.key == "sum"
+    values = dict(scores=scores.flatten(), groups=torch.arange(6).repeat_interleave(4), group_size=4)
+    mask = torch.ones(24, 3, dtype=torch.bool)
+    assert found(CompleteGroups, Advantages(advantages=advantages.flatten(), mask=mask, **values)) == []
+    assert found(CompleteGroups, Advantages(advantages=advantages.flatten() + 0.1, mask=mask, **values)) != []

@@ -216,6 +216,20 @@ def test_each_other_figure_is_named_after_three_steps(key):
     assert [(step, breach.key) for step, breach in result] == [(2, key), (3, key)]
 
 
+def test_what_the_penalty_leaves_of_the_reward_is_no_kl():
+    """A tensor that is changed in place: the penalty and the score are in it by the time it is logged."""
+    steps = []
+    for seed in range(4):
+        event = kl_event(seed=seed)
+        shaped = torch.where(event.mask, 0.7 / 5 - 0.05 * event.values.nan_to_num(), 0.0)
+        rewards = Rewards(scores=torch.ones(len(shaped)), token_rewards=shaped, mask=event.mask)
+        steps.append([event, rewards, StepEnd(kl=shaped.sum(1).mean())])
+    assert [(step, b.key) for step, b in play(LoggedKL, steps, Run(kl_coef=0.05))] == [
+        (2, "shaped"),
+        (3, "shaped"),
+    ]
+
+
 def test_kl_of_zero_passes():
     event = kl_event(noise=0.0)
     assert play(LoggedKL, [[event, StepEnd(kl=0.0)]] * 5) == []

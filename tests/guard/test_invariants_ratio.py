@@ -3,13 +3,14 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from klguard.findings import Severity  # noqa: E402
-from klguard.guard.events import KL, Minibatch, Scoring  # noqa: E402
+from klguard.guard.events import KL, Minibatch, Rollout, Scoring  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.ratio import (  # noqa: E402
     ClipFraction,
@@ -70,6 +71,29 @@ def test_a_single_token_beyond_rounding_is_found():
     one = torch.zeros(SHAPE)
     one[3, 4] = 1.5
     assert len(found(FirstRatio, minibatch(one, dtype=torch.bfloat16, first=True))) == 1
+
+
+def test_old_log_probs_of_an_engine_that_may_lag_behind_are_no_recomputation():
+    event = minibatch(0.3 * draw(seed=1), first=True)
+    responses = torch.zeros(SHAPE, dtype=torch.long)
+    scoring = Scoring(logprobs=event.new, mask=event.mask, sampler_logprobs=event.old)
+    order = torch.randperm(SHAPE[0], generator=torch.Generator().manual_seed(2))
+    part = order[:5]
+    shuffled = replace(event, new=event.new[part], old=event.old[part], mask=event.mask[part], rows=part)
+    for told in (event, shuffled):
+        assert found(FirstRatio, Rollout(responses=responses, allowed_lag=1), scoring, told) == []
+        assert len(found(FirstRatio, Rollout(responses=responses), scoring, told)) == 1
+        other = replace(scoring, sampler_logprobs=event.old + 0.1)
+        assert len(found(FirstRatio, Rollout(responses=responses, allowed_lag=1), other, told)) == 1
+
+
+def test_a_ratio_that_stays_1_over_epochs_is_told_without_a_clip_range():
+    def steps(**told):
+        later = minibatch(0.0, by_construction=True, **told)
+        return [breach.key for _, breach in play(ClipFraction, [[later]] * 3)]
+
+    assert steps(epoch=1) == ["still"]
+    assert steps(epoch=0) == [] and steps() == []
 
 
 def test_later_minibatches_and_ratios_by_construction_are_not_looked_at():

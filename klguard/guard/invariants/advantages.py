@@ -127,7 +127,8 @@ class GAETerminal(Invariant):
     """The recursion of up to 2^18 tokens of a call is done again in float64, with the value after the last
     valid token 0. Only rows that ended before the batch did are judged: one that was cut off at full length
     may well be bootstrapped from a value that the guard does not know. So are only masks without holes.
-    Needs rewards and values as they entered the recursion, gamma and lam, and the raw advantages or returns.
+    Needs rewards and values as they entered the recursion, gamma and lam, and the raw advantages or returns. Returns
+    without values are sums of later rewards, each times a power of gamma.
 
     Returns are advantages before whitening plus values. Where the ones before whitening are told as well, returns that
     are the whitened ones plus values, at every valid token, are a warning: the value head is taught another scale.
@@ -147,23 +148,24 @@ class GAETerminal(Invariant):
         if isinstance(event, Preflight):
             return
         self._compare_returns(event)
-        given = (event.values, event.rewards, event.gamma, event.lam)
-        if any(one is None for one in given):
+        if event.rewards is None or event.gamma is None:
             return
-        raw = event.raw
-        if raw is None and event.returns is not None:
-            raw = event.returns.double() - event.values.double()
-        if raw is None or raw.dim() != 2:
+        values, raw, lam = event.values, event.raw, event.lam
+        if values is None and event.returns is not None and event.returns.shape == event.rewards.shape:
+            values, raw, lam = torch.zeros_like(event.returns), event.returns, 1.0
+        elif values is not None and raw is None and event.returns is not None:
+            raw = event.returns.double() - values.double()
+        if values is None or lam is None or raw is None or raw.dim() != 2:
             return
         self.exercised = True
         rows = max(1, self.BUDGET // max(1, raw.shape[1]))
         start = self.run.step * rows % max(1, raw.shape[0])
         part = slice(start, start + rows)
-        tensors = (raw[part], event.rewards[part], event.values[part])
+        tensors = (raw[part], event.rewards[part], values[part])
         half = any(one.dtype in HALF for one in tensors)
         self.add("half", float(half))
         valid = valid_tokens(event.mask[part])
-        self._compare(*tensors, valid, event.gamma, event.lam, self.HALF if half else self.EXACT)
+        self._compare(*tensors, valid, event.gamma, lam, self.HALF if half else self.EXACT)
 
     def _compare_returns(self, event: Advantages) -> None:
         """Count the valid tokens at which returns minus values are not the whitened advantages, and not the raw ones."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from klguard.findings import Severity
-from klguard.guard.events import Dropped, Event, Minibatch, Rollout, Scoring, StepEnd
+from klguard.guard.events import Advantages, Dropped, Event, Minibatch, Rollout, Scoring, StepEnd
 from klguard.guard.invariants.invariant import Breach, Invariant, Run
 from klguard.guard.invariants.measuring import Consecutive, ids
 from klguard.guard.kl import valid_tokens
@@ -81,10 +81,23 @@ class RowTable:
             return self._answer
         self._last, self._answer = event, None
         joined = self._join() if step == self._step else None
-        if joined is not None and event.rows is not None and event.tokens is not None:
-            if event.tokens.shape == event.mask.shape:
-                self._answer = self._compared(event, *joined)
+        if joined is not None and event.tokens is not None and event.tokens.shape == event.mask.shape:
+            if event.rows is not None:
+                self._answer = self._compared(event, ids(event.rows, joined[0].device), *joined)
+            elif event.tokens.shape == joined[1].shape:
+                self._answer = self._whole(event, *joined)
         return self._answer
+
+    def _whole(
+        self, event: Minibatch, numbers: Tensor, tokens: Tensor, mask: Tensor | None
+    ) -> Comparison | None:
+        """All rows at once, without their ids: the same rows where all of their tokens are the same."""
+        found = self._compared(event, numbers, numbers, tokens, mask)
+        if found is None:
+            return None
+        same = (event.tokens == tokens).all()
+        return replace(found, looked=found.looked & same, exchanged=found.exchanged & same,
+                       others=found.others & same, exceeds=found.exceeds & same)  # fmt: skip
 
     def _join(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """Ids (N,), tokens (N, T) and masks (N, T) of all rollouts, the last None where one lacks it."""
@@ -108,9 +121,8 @@ class RowTable:
         return self._joined
 
     def _compared(
-        self, event: Minibatch, numbers: Tensor, tokens: Tensor, mask: Tensor | None
+        self, event: Minibatch, rows: Tensor, numbers: Tensor, tokens: Tensor, mask: Tensor | None
     ) -> Comparison | None:
-        rows = ids(event.rows, numbers.device)
         if len(rows) != len(event.tokens):
             return None
         match = rows[:, None] == numbers[None]
@@ -239,11 +251,13 @@ class MinibatchCoverage(Invariant):
     """In each epoch no row comes twice, and in the first epoch every row comes.
 
     Epochs may be stopped early, so a row missing from the first one counts where another epoch followed, or in
-    three steps in a row. Where every rank has the rows of all and trains on a part of them, none is missing.
+    three steps in a row. Where every rank has the rows of all and trains on a part of them, none is missing. Rows may
+    be left out on purpose, so that this is a warning, and nothing is said of rows whose advantages are 0, or were never
+    made.
     """
 
     code = "KLG868"
-    watches = (Rollout, Minibatch, StepEnd)
+    watches = (Rollout, Advantages, Minibatch, StepEnd)
     sums = ("twice", "missing", "rolled", "seen", "followed", "ranks")
     maxima = ("largest",)
 
@@ -251,14 +265,17 @@ class MinibatchCoverage(Invariant):
         super().__init__(run)
         self._step: int | None = None
         self._counts: dict[int, Tensor] = {}
+        self._advantages: list[Tensor] = []
         self._missing = Consecutive(3)
 
     def measure(self, event: Event) -> None:
         table, step = _table(self.run), self.run.step
         if step != self._step:
-            self._step, self._counts = step, {}
+            self._step, self._counts, self._advantages = step, {}, []
         if isinstance(event, Rollout):
             table.see(event, step)
+        elif isinstance(event, Advantages):
+            self._advantages.append(event.advantages)
         elif isinstance(event, Minibatch):
             numbers = table.ids(step)
             if numbers is not None and event.rows is not None and event.epoch is not None:
@@ -280,11 +297,22 @@ class MinibatchCoverage(Invariant):
         first = self._counts[min(self._counts)]
         once = ((numbers[:, None] == numbers[None]).sum(1) == 1).all()  # else ids are not those of rows
         self.add("twice", torch.stack([(counts > 1).sum() for counts in self._counts.values()]).sum() * once)
-        self.add("missing", (first == 0).sum() * once)
+        missing = ((first == 0) & self._pushed(numbers)).sum()
+        chosen = sum(len(one) for one in self._advantages)
+        if 0 < chosen < numbers.numel():  # rows were dropped before the loop made its advantages
+            missing = (chosen - (first > 0).sum()).clamp(min=0)
+        self.add("missing", missing * once)
         self.add("seen", (first > 0).sum() * once)
         self.add("rolled", float(numbers.numel()))
         self.add("followed", float(len(self._counts) > 1))
         self.add("ranks", 1.0)
+
+    def _pushed(self, numbers: Tensor) -> Tensor:
+        """(N,) rows with an advantage other than 0, as far as advantages are told of all rows at once."""
+        everyone = torch.ones_like(numbers, dtype=torch.bool)
+        if len(self._advantages) != 1 or len(self._advantages[0]) != len(numbers):
+            return everyone
+        return (self._advantages[0].reshape(len(numbers), -1) != 0).any(1).to(numbers.device)
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         if not readings["ranks"]:
@@ -304,10 +332,10 @@ class MinibatchCoverage(Invariant):
             return
         remainder = missing < readings["largest"] * ranks
         why = ": the last minibatch, which would be smaller, is dropped" if remainder else ""
+        leave = "where rows are left out on purpose, ignore KLG868; else split one permutation of all rows"
         yield Breach(
             f"{missing:.0f} of {rolled:.0f} rows came in no minibatch of the first epoch{why}",
-            value=missing, limit=0.0, key="missing",
-            severity=Severity.WARNING if remainder else Severity.ERROR,
+            value=missing, limit=0.0, key="missing", severity=Severity.WARNING, help="" if remainder else leave,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

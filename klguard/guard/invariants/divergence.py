@@ -31,7 +31,8 @@ PER_TOKEN = 0.5
 sequence: 10 nats over 20 tokens. Long responses reach 10 nats at a distance per token that harms nothing."""
 
 _HARM_WINDOW = 20
-_CLEAR = 4.0
+_CLEAR, _ROUNDING = 4.0, 1e-5
+"""Standard errors, and nats per token, by which a bias has to clear 0."""
 
 
 def _k1(event: Pairs) -> Tensor:
@@ -56,6 +57,8 @@ class CumulativeKL(Invariant):
         self.tokens = 0.0
 
     def measure(self, event: Event) -> None:
+        if event.again:
+            return
         count = event.mask.sum()
         self.add("k1", _k1(event))
         self.add("tokens", count)
@@ -107,6 +110,8 @@ class KLRange(Invariant):
         self._steps = 0
 
     def measure(self, event: Event) -> None:
+        if event.again:
+            return
         per_sequence = _k1(event).sum(1)
         counted = event.mask.any(1)
         self.add("k1", per_sequence)
@@ -170,6 +175,8 @@ class KLBias(Invariant):
         self._window: deque[tuple[float, ...]] = deque(maxlen=_HARM_WINDOW)
 
     def measure(self, event: Event) -> None:
+        if event.again:
+            return
         per_sequence = _k1(event).sum(1)
         self.add("all_k1", per_sequence)
         self.add("all_squares", per_sequence.square())
@@ -188,7 +195,7 @@ class KLBias(Invariant):
         bias = self._bias()
         self.exercised = self.exercised or bias is not None
         self.run.harm = self._harm(*bias) if bias else self._negative_estimate()
-        if bias is None or not self.run.rejected or abs(bias[0]) <= _CLEAR * bias[1]:
+        if bias is None or not self.run.rejected or not self.run.harm.certain:
             return
         mean, error = self.run.harm.nats_per_sequence, self.run.harm.standard_error
         yield Breach(
@@ -212,7 +219,7 @@ class KLBias(Invariant):
     def _harm(self, bias: float, error: float) -> Harm:
         total = self._totals()
         length = total["tokens"] / total["sequences"] if total["sequences"] else 1.0
-        return self._priced(bias * length, error * length)
+        return self._priced(bias * length, error * length, _ROUNDING * length)
 
     def _negative_estimate(self) -> Harm | None:
         total = self._totals()
@@ -220,11 +227,13 @@ class KLBias(Invariant):
         if not count or total["all_k1"] >= 0:
             return None
         mean = total["all_k1"] / count
-        return self._priced(mean, math.sqrt(max(total["all_squares"] / count - mean**2, 0.0) / count))
+        error = math.sqrt(max(total["all_squares"] / count - mean**2, 0.0) / count)
+        return self._priced(mean, error, _ROUNDING * total["tokens"] / count)
 
-    def _priced(self, nats: float, error: float) -> Harm:
+    def _priced(self, nats: float, error: float, rounding: float) -> Harm:
         coefficient = self.run.kl_coef
-        return Harm(nats, error, None if coefficient is None else -coefficient * nats)
+        reward = None if coefficient is None else -coefficient * nats
+        return Harm(nats, error, reward, abs(nats) > max(_CLEAR * error, rounding))
 
     def state_dict(self) -> dict[str, Any]:
         return {"window": [list(entry) for entry in self._window]}
@@ -244,7 +253,7 @@ class FreeReward(Invariant):
         self.exercised = self.exercised or (harm is not None and harm.reward is not None)
         if harm is None or harm.reward is None or not self.run.rejected or harm.reward <= 0:
             return
-        if harm.standard_error is not None and abs(harm.nats_per_sequence) <= _CLEAR * harm.standard_error:
+        if not harm.certain:
             return
         yield Breach(
             f"the policy is paid {harm.reward:.3g} per sequence for something the reward model never saw:"

@@ -65,6 +65,25 @@ def hashed(prompts: Tensor, attention_mask: Tensor | None) -> Tensor:
     return ((code ^ (code >> 29)) * real).sum(1)
 
 
+def against_others(one: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
+    """(B,) rows of groups in which every advantage is the row's score minus the mean of the others, over the standard
+    deviation of these: the one usual baseline under which a group does not add up to 0."""
+    order, number, size = numbered(groups)
+    values = torch.where(scores.isfinite(), scores.detach().double(), 0.0).to(one.device)[order]
+    total = torch.zeros_like(size).index_add(0, number, values)[number]
+    squares = torch.zeros_like(size).index_add(0, number, values.square())[number]
+    others = (size[number] - 1).clamp(min=1)
+    mean = (total - values) / others
+    variance = ((squares - values.square()) / others - mean.square()).clamp(min=0)
+    unbiased = variance * others / (others - 1).clamp(min=1)
+    advantages, found = one[order], torch.zeros_like(values, dtype=torch.bool)
+    for spread in (variance.sqrt(), unbiased.sqrt()):
+        expected = torch.where(spread > 1e-6, (values - mean) / spread.clamp(min=1e-6), values - mean)
+        found |= (advantages - expected).abs() <= 1e-2 * expected.abs() + 1e-6
+    wrong = torch.zeros_like(size).index_add(0, number, (~found | (size[number] < 3)).double())
+    return torch.empty_like(found).index_copy(0, order, wrong[number] == 0)
+
+
 def rounding(absolute: float, rows: float, half: bool) -> float:
     """How far from 0 the mean of a group's advantages may be."""
     return (1e-2 if half else 1e-4) * max(1.0, absolute / rows)
@@ -74,7 +93,8 @@ class CompleteGroups(Invariant):
     """A group may be spread over calls and ranks, and its rows over the batch. So rows and advantages are
     added up in 64 buckets by group id: if all groups are complete, each bucket holds a multiple of the group
     size, and if each group adds up to 0, so does each bucket. Baselines with and without the row itself and
-    with or without a division by the standard deviation all add up to 0.
+    with or without a division by the standard deviation all add up to 0, but for a division by that of the other
+    rows alone: rows that come out so are taken for 0.
 
     Sums are judged where the scores were given and every row has one advantage, unless it was whitened over
     the batch afterwards. Prompts are compared inside a rollout's call.
@@ -114,7 +134,7 @@ class CompleteGroups(Invariant):
             self.add("size", float(size))
             self.add("calls", 1.0)
         if event.scores is not None and not event.whitened:
-            self._measure_sums(event.advantages, valid, buckets)
+            self._measure_sums(event, valid, groups, buckets)
             self._measure_spread(event.advantages, event.scores, groups)
 
     def _measure_spread(self, advantages: Tensor, scores: Tensor, groups: Tensor) -> None:
@@ -133,13 +153,15 @@ class CompleteGroups(Invariant):
         self.add("blown_up", (spreads[0] > limit).sum())
         self.highest("spread", spreads[0])
 
-    def _measure_sums(self, advantages: Tensor, valid: Tensor, buckets: Tensor) -> None:
+    def _measure_sums(self, event: Advantages, valid: Tensor, groups: Tensor, buckets: Tensor) -> None:
         self.exercised = True
-        one, inconstant, empty = one_each(advantages, valid)
+        one, inconstant, empty = one_each(event.advantages, valid)
+        if event.scores.shape == one.shape:
+            one = torch.where(against_others(one, event.scores, groups), 0.0, one)
         self.add("inconstant", inconstant)
         self.add("empty", empty)
         self.add("absolute", one.abs().sum())
-        self.add("half", float(advantages.dtype in HALF))
+        self.add("half", float(event.advantages.dtype in HALF))
         self._spread("sum", buckets, one)
         self._spread("scored", buckets, torch.ones_like(one))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from klguard.findings import Severity
 from klguard.guard.events import Advantages, Event, Rollout
-from klguard.guard.invariants.groups import hashed, one_each, rounding
+from klguard.guard.invariants.groups import against_others, hashed, one_each, rounding
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant
 from klguard.guard.invariants.updates import world
 from klguard.guard.kl import valid_tokens
@@ -55,8 +56,13 @@ class ImpliedGroups(Invariant):
         self.add("implied.absolute", one.abs().sum())
         self.add("implied.half", float(event.advantages.dtype in HALF))
         self.highest("implied.size", float(size))
-        self.highest("together.mean", one.view(-1, size).mean(1).abs())
-        self.highest("apart.mean", one.view(size, -1).mean(0).abs())
+        place = torch.arange(len(one), device=one.device)
+        for lie, groups in (("together", place // size), ("apart", place % (len(one) // size))):
+            rest = one
+            if event.scores.shape == one.shape:
+                rest = torch.where(against_others(one, event.scores, groups), 0.0, one)
+            parts = rest.view(-1, size) if lie == "together" else rest.view(size, -1).T
+            self.highest(f"{lie}.mean", parts.mean(1).abs())
 
     def _measure_prompts(self, event: Rollout, size: int) -> None:
         if event.prompts is None or not event.prompts.numel() or len(event.prompts) % size:

@@ -47,11 +47,13 @@ class Breach:
 @dataclass(frozen=True, slots=True)
 class Harm:
     """How far the KL estimate is off: nats per sequence, its standard error, and the reward it is worth (minus
-    the KL coefficient times the bias; None where the coefficient is not known)."""
+    the KL coefficient times the bias; None where the coefficient is not known). `certain`: chance and rounding do
+    not explain it."""
 
     nats_per_sequence: float
     standard_error: float | None = None
     reward: float | None = None
+    certain: bool = True
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klguard.guard.events import KL, Event, Minibatch, StepEnd
+from klguard.guard.events import KL, Event, Minibatch, Rewards, StepEnd
 from klguard.guard.invariants.invariant import Breach, Invariant, Run
 from klguard.guard.invariants.measuring import kept, scalar
 from klguard.guard.invariants.updates import world
@@ -156,13 +156,14 @@ class LoggedKL(Invariant):
     Loops reduce in several right ways (over tokens, over sequences, means of micro-batches), and a loop may log
     the KL of its minibatches and have computed another one at the rollout. So a difference is reported only
     when the logged figure *is* something else that can be named, three steps in a row: another estimator,
-    another unit, the other sign, a mean over padding, or a KL times its coefficient.
+    another unit, the other sign, a mean over padding, a KL times its coefficient, or what the penalty leaves of the
+    reward.
     """
 
     code = "KLG834"
-    watches = (KL, StepEnd)
+    watches = (KL, Rewards, StepEnd)
     sums = (
-        "tokens", "positions", "sequences", "rows", "calls", "half",
+        "shaped", "shaped_rows", "tokens", "positions", "sequences", "rows", "calls", "half",
         "logged", "logs", "coefficient", "per_token", "per_sequence",
         *(
             f"{name}.{part}"
@@ -179,6 +180,11 @@ class LoggedKL(Invariant):
     def measure(self, event: Event) -> None:
         if isinstance(event, StepEnd):
             self._measure_log(event)
+            return
+        if isinstance(event, Rewards):
+            if event.token_rewards is not None and event.mask is not None:
+                self.add("shaped", kept(event.token_rewards, event.mask))
+                self.add("shaped_rows", float(len(event.token_rewards)))
             return
         valid = valid_tokens(event.mask)
         lengths = valid.sum(1)
@@ -269,6 +275,10 @@ class LoggedKL(Invariant):
         self, readings: Readings, names: list[str], units: list[str], coefficient: float
     ) -> Iterator[tuple[float, str, str]]:
         """Figures that are something else, what they are, and a short name."""
+        if readings["shaped_rows"] and coefficient:
+            what = "the reward that is left after the penalty"
+            yield readings["shaped"] / readings["shaped_rows"], f"{what}, per sequence", "shaped"
+            yield readings["shaped"] / readings["tokens"], f"{what}, per token", "shaped"
         for unit in units:
             for other in (one for one in ESTIMATORS if one not in names):
                 for figure in self._right(readings, other, unit):

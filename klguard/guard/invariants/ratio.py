@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from klguard.findings import Severity
-from klguard.guard.events import KL, Event, Minibatch, Scoring
+from klguard.guard.events import KL, Event, Minibatch, Rollout, Scoring
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
-from klguard.guard.invariants.measuring import Consecutive, kept, scalar
+from klguard.guard.invariants.measuring import Consecutive, ids, kept, scalar
 from klguard.guard.kl import irregular, k3, valid_tokens
 from klguard.guard.ledger import Readings
 
@@ -38,20 +38,39 @@ class FirstRatio(Invariant):
 
     In fp32 two passes with other batch shapes differ by some 1e-5 nats. In half precision, under autocast and
     in TF32 they differ by thousandths on average, with a tail: there the mean and k3 decide, and the maximum
-    only where it is far beyond rounding. Where `old` is `new` itself there is nothing to compare.
+    only where it is far beyond rounding. Where `old` is `new` itself there is nothing to compare, nor where it is what
+    the engine returned of earlier weights: of a rollout that may lag behind, rows are left out whose old log-probs
+    are the engine's.
     """
 
     code = "KLG831"
-    watches = (Minibatch,)
+    watches = (Rollout, Scoring, Minibatch)
     sums = ("tokens", "absolute", "k3")
     maxima = ("exact", "coarse")
     EXACT, MEAN, K3, MAXIMUM = 1e-4, 1e-2, 1e-3, 1.0
 
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._step: int | None = None
+        self._lags = False
+        self._engine: Tensor | None = None
+
     def measure(self, event: Event) -> None:
-        if not event.first or event.by_construction:
-            return
+        if self.run.step != self._step:
+            self._step, self._lags, self._engine = self.run.step, False, None
+        if isinstance(event, Rollout):
+            self._lags = self._lags or bool(event.allowed_lag)
+        elif isinstance(event, Scoring):
+            self._engine = event.sampler_logprobs if self._lags else None
+        elif event.first and not event.by_construction:
+            self._compare(event)
+
+    def _compare(self, event: Minibatch) -> None:
         self.exercised = True
         d = _log_ratio(event)
+        foreign = self._from_engine(event)
+        if foreign is not None:
+            d = torch.where(foreign[:, None], 0.0, d)
         if not self._rough(event):
             self.highest("exact", d.abs())
             return
@@ -59,6 +78,19 @@ class FirstRatio(Invariant):
         self.add("tokens", valid_tokens(event.mask).sum())
         self.add("absolute", d.abs().sum())
         self.add("k3", k3(torch.zeros_like(d), d.clamp(max=_LARGEST)).sum())
+
+    def _from_engine(self, event: Minibatch) -> Tensor | None:
+        """(B,) rows whose old log-probs are those that the engine returned; None where these are not known."""
+        engine = self._engine
+        if engine is None or engine.shape[1] != event.old.shape[1]:
+            return None
+        if event.rows is not None:
+            rows = ids(event.rows, engine.device)
+            engine = engine[rows.clamp(0, len(engine) - 1)]
+        if engine.shape != event.old.shape:
+            return None
+        engine = engine.to(event.old.device)
+        return ((engine.to(event.old.dtype) == event.old) | ~valid_tokens(event.mask)).all(1)
 
     def _rough(self, event: Minibatch) -> bool:
         """Whether the two passes may differ by more than the rounding of fp32."""
@@ -160,12 +192,15 @@ class ClipFraction(Invariant):
 
     def measure(self, event: Event) -> None:
         d, valid = _log_ratio(event), valid_tokens(event.mask)
-        if event.clip_range is None:
-            return
+        again = event.epoch is not None and event.epoch > 0
+        if event.clip_range is None and not again:
+            return  # without a clip and a second look at the rows, a loop may do without the ratio
         self.exercised = True
         if not event.first:
             self.add("later", valid.sum())
             self.highest("moved", d.abs())
+        if event.clip_range is None:
+            return
         below, above = event.clip_range
         off = d.clamp(max=_LARGEST).exp() - 1
         clipped = ((off < -below) | (off > above)) & valid
@@ -188,7 +223,7 @@ class ClipFraction(Invariant):
         if readings["later"] and self._still.see(readings["moved"] == 0, readings["later"]):
             yield Breach(
                 f"the ratio is exactly 1 at all {sum(self._still.figures):,.0f} tokens that came after an update,"
-                f" for {self.STEPS} steps: nothing is ever clipped",
+                f" for {self.STEPS} steps: nothing corrects for them, and nothing is ever clipped",
                 value=0.0,
                 limit=0.0,
                 key="still",
