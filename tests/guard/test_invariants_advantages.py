@@ -184,6 +184,32 @@ def test_rows_that_were_cut_off_and_masks_with_holes_are_not_judged():
     assert found(GAETerminal, recursion(draw(mask.shape), rewards, values, mask)) == []
 
 
+def over_holes(rewards, values, mask, how):
+    """The recursion row by row: from one valid token to the next, or through the others ("through"), or "anew"."""
+    answer = torch.zeros_like(rewards, dtype=torch.float64)
+    for row in range(rewards.shape[0]):
+        after, total = 0.0, 0.0
+        last = int(mask[row].nonzero().max())
+        for t in reversed(range(last + 1)):
+            if not mask[row, t] and how != "through":
+                after, total = (0.0, 0.0) if how == "anew" else (after, total)
+                continue
+            total = float(rewards[row, t]) + GAMMA * after - float(values[row, t]) + GAMMA * LAM * total
+            answer[row, t], after = total, float(values[row, t])
+    return answer
+
+
+@pytest.mark.parametrize(("how", "key"), [("right", None), ("through", "through"), ("anew", "anew")])
+def test_tool_tokens_are_no_steps(how, key):
+    mask = prefix_mask(8, 20)
+    mask[:, -1] = False
+    mask[:, 0], mask[:, 2:4], mask[:, 5] = True, False, True
+    rewards, values = draw(mask.shape, 1) * mask, draw(mask.shape, 2)
+    told = over_holes(rewards, values, mask, how)
+    breaches = found(GAETerminal, recursion(told, rewards, values, mask))
+    assert [breach.key for breach in breaches] == ([] if key is None else [key])
+
+
 def test_bootstrapping_from_padding_is_found_and_named():
     mask = prefix_mask()
     rewards, values = draw(mask.shape, 1) * mask, draw(mask.shape, 2)

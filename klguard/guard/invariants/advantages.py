@@ -126,7 +126,11 @@ def generalised_advantages(deltas: Tensor, decay: float) -> Tensor:
 class GAETerminal(Invariant):
     """The recursion of up to 2^18 tokens of a call is done again in float64, with the value after the last
     valid token 0. Only rows that ended before the batch did are judged: one that was cut off at full length
-    may well be bootstrapped from a value that the guard does not know. So are only masks without holes.
+    may well be bootstrapped from a value that the guard does not know.
+
+    Where a tool wrote, the recursion goes on from one sampled token to the next. Rows with such holes are judged only
+    where the loop's figures are those of something else that is known: tool tokens taken for steps of their own, a
+    warning, or the sum begun anew at each hole, so that what comes behind a tool is not credited before it.
     Needs rewards and values as they entered the recursion, gamma and lam, and the raw advantages or returns. Returns
     without values are sums of later rewards, each times a power of gamma.
 
@@ -139,7 +143,9 @@ class GAETerminal(Invariant):
 
     code = "KLG824"
     watches = (Advantages, Preflight)
-    sums = ("rows", "wrong", "half", "padded", "returned", "not_whitened", "not_raw")
+    sums = (
+        "rows", "wrong", "half", "padded", "returned", "not_whitened", "not_raw", "holed", "through", "anew",
+    )  # fmt: skip
     maxima = ("error",)
     BUDGET, EXACT, HALF = 2**18, 1e-4, 3e-2
     TOKENS = 16
@@ -165,7 +171,9 @@ class GAETerminal(Invariant):
         half = any(one.dtype in HALF for one in tensors)
         self.add("half", float(half))
         valid = valid_tokens(event.mask[part])
-        self._compare(*tensors, valid, event.gamma, lam, self.HALF if half else self.EXACT)
+        limit = self.HALF if half else self.EXACT
+        self._compare(*tensors, valid, event.gamma, lam, limit)
+        self._compare_with_holes(*tensors, valid, event.gamma, lam, limit)
 
     def _compare_returns(self, event: Advantages) -> None:
         """Count the valid tokens at which returns minus values are not the whitened advantages, and not the raw ones."""
@@ -219,7 +227,50 @@ class GAETerminal(Invariant):
             close = torch.where(valid, (raw - padded).abs(), 0.0).amax(1) < near
             self.add("padded", (close & wrong).sum())
 
+    def _compare_with_holes(
+        self,
+        raw: Tensor,
+        rewards: Tensor,
+        values: Tensor,
+        valid: Tensor,
+        gamma: float,
+        lam: float,
+        limit: float,
+    ) -> None:
+        place = torch.arange(valid.shape[1], device=valid.device)
+        span = (valid.cumsum(1) > 0) & (valid.flip(1).cumsum(1).flip(1) > 0)
+        judged = (span & ~valid).any(1) & ~valid[:, -1]
+        raw, rewards, values = (kept(one, torch.ones_like(valid)) for one in (raw, rewards, values))
+
+        def recursion(rewards: Tensor, values: Tensor, steps: Tensor) -> Tensor:
+            inside = torch.where(steps, values, 0.0)
+            following = torch.nn.functional.pad(inside[:, 1:], (0, 1))
+            return generalised_advantages(
+                torch.where(steps, rewards + gamma * following - inside, 0.0), gamma * lam
+            )
+
+        order = (
+            (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+        )  # the sampled tokens, one after the other
+        packed = recursion(*(one.gather(1, order) for one in (rewards, values, valid)))
+        right = torch.zeros_like(packed).scatter(1, order, packed)
+        through = recursion(rewards, values, span)
+        own = recursion(torch.where(valid, rewards, 0.0), values, valid)
+        hole = torch.where(valid, valid.shape[1], place).flip(1).cummin(1).values.flip(1)  # the next one
+        behind = torch.nn.functional.pad(own, (0, 1)).gather(1, hole)
+        anew = own - (gamma * lam) ** (hole - place) * behind
+        scale = torch.where(valid, right.abs() + values.abs(), 0.0).amax(1).clamp(min=1)
+
+        def apart(other: Tensor) -> Tensor:
+            return torch.where(valid, (raw - other).abs(), 0.0).amax(1) / scale
+
+        wrong = judged & (apart(right) > 10 * limit)
+        self.add("holed", judged.sum())
+        self.add("through", (wrong & (apart(through) < limit)).sum())
+        self.add("anew", (wrong & (apart(anew) < limit) & (apart(through) >= limit)).sum())
+
     def judge(self, readings: Readings) -> Iterator[Breach]:
+        yield from self._judge_holes(readings)
         tokens, not_raw = readings["returned"], readings["not_raw"]
         if tokens >= self.TOKENS and not readings["not_whitened"] and not_raw > tokens / 2:
             yield Breach(
@@ -243,6 +294,29 @@ class GAETerminal(Invariant):
             limit=self.HALF if readings["half"] else self.EXACT,
             key="recursion",
         )
+
+    @staticmethod
+    def _judge_holes(readings: Readings) -> Iterator[Breach]:
+        holed = readings["holed"]
+        if readings["anew"]:
+            yield Breach(
+                f"in {readings['anew']:,.0f} of {holed:,.0f} rows with tokens that nobody sampled in their midst, the"
+                " sum of rewards begins anew there: what comes behind them is not credited to what comes before",
+                value=readings["anew"],
+                limit=0.0,
+                key="anew",
+                help="carry the sum over tool tokens, and set it to 0 behind the last token of a row alone",
+            )
+        if readings["through"]:
+            yield Breach(
+                f"in {readings['through']:,.0f} of {holed:,.0f} rows with tokens that nobody sampled in their midst, the"
+                " recursion takes these for steps of their own: their values and their number change the credit",
+                value=readings["through"],
+                limit=0.0,
+                key="through",
+                severity=Severity.WARNING,
+                help="go from one sampled token to the next, with its value as the next value",
+            )
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         if not isinstance(event, Preflight) or event.gae is None:
