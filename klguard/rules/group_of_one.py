@@ -22,7 +22,8 @@ class GroupOfOne(Rule):
 
     ## What it does
     Reports a configuration that asks for GRPO, RLOO or another estimator over groups and for one response to each
-    prompt (`actor_rollout_ref.rollout.n` of verl, `n_samples_per_prompt` of OpenRLHF, slime and SkyRL).
+    prompt (`actor_rollout_ref.rollout.n` of verl, `n_samples_per_prompt` of OpenRLHF, slime and SkyRL,
+    `num_generations_per_prompt` of NeMo-RL).
 
     ## Why it breaks the KL
     The mean of a group of one is the response's own reward. Either every advantage is 0 and nothing is learnt but

@@ -19,7 +19,8 @@ class PaddingSide(Rule):
 
     ## What it does
     Reports right padding for a decoder-only model, and left padding that is forced on an encoder-decoder,
-    where several prompts go in at once.
+    where several prompts go in at once; and right padding of the tokenizer that TRL's `PPOTrainer` is given, which
+    pads its prompts by it.
 
     ## Why it breaks the KL
     A decoder-only model continues from its last position. With padding on the right that position is a
@@ -49,12 +50,10 @@ class PaddingSide(Rule):
     name = "padding-side"
 
     def check(self, settings: Settings) -> Iterator[Hazard]:
-        encoder_decoder = fact(settings, "encoder_decoder")
-        if (
-            settings.kind is not SiteKind.GENERATE
-            or fact(settings, "batched") is not True
-            or encoder_decoder is None
-        ):
+        pads = settings.kind is SiteKind.TRAINER and fact(settings, "flavour") == "ppo-v2"
+        encoder_decoder = False if pads else fact(settings, "encoder_decoder")
+        batched = pads or (settings.kind is SiteKind.GENERATE and fact(settings, "batched") is True)
+        if not batched or encoder_decoder is None:
             return
         wrong, right = ("left", "right") if encoder_decoder else ("right", "left")
         severity = milder(self.severity, Severity.WARNING) if encoder_decoder else self.severity

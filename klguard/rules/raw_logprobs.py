@@ -32,7 +32,7 @@ class RawLogprobs(Rule):
 
     ## What it does
     Reports a vLLM rollout at a temperature other than 1 whose log-probs are taken from the engine, where the
-    trainer divides its logits by that temperature and the engine is made without `logprobs_mode`.
+    trainer divides its logits by that temperature and the engine is made without `logprobs_mode`, or with the raw one.
 
     ## Why it breaks the KL
     vLLM returns `raw_logprobs` by default: those of softmax(logits), from before the temperature. Tokens are drawn

@@ -31,7 +31,8 @@ class Framework:
     finish       settings of the engine -> the same, as the framework passes them on.
     wiring       what it does about the KL and the groups, from the values: names as in `loss`, and facts.
     mitigations  setting -> words, where the trainer itself makes a setting harmless for the ratio.
-    defaults     what the framework itself sets where a setting is left alone, if that is not neutral.
+    defaults     what the framework itself sets where a setting is left alone, if that is not neutral, in the release
+                 that what is written is for.
     class_name   the class of a library in Python whose arguments these are, "" for a framework with names of its own.
     section      what the arguments of the class stand below, "" where they stand at the top.
     """
@@ -46,7 +47,7 @@ class Framework:
     finish: Callable[[Written, dict[str, Value]], dict[str, Value]] = lambda written, values: values
     wiring: Callable[[Written, dict[str, Value]], dict[str, Value]] = lambda written, values: values
     mitigations: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Callable[[Written], Mapping[str, Any]] = lambda written: NOTHING
     class_name: str = ""
     section: str = ""
 

@@ -118,7 +118,7 @@ def _rollout(
     given = {
         name: value for name, value in framework.finish(written, named).items() if name in owner.settings
     }
-    for name, value in framework.defaults.items():
+    for name, value in framework.defaults(written).items():
         given.setdefault(name, Default(value, framework.name))
     kind = SiteKind.GENERATION_CONFIG if engine == "transformers" else SiteKind.SAMPLING_PARAMS
     layers = (Layer(LayerKind.OBJECT, given, place=written.place),)

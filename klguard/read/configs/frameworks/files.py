@@ -29,6 +29,15 @@ def _next_to_nothing(name: str, value: Value) -> bool:
     return name in NEARLY_ALL and isinstance(plain, int | float) and NEARLY_ALL[name](plain)
 
 
+def _nemo_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
+    """The estimator is GRPO unless another is named."""
+    found, estimator = dict(values), written.get("grpo.adv_estimator.name")
+    size = written.first("grpo.num_generations_per_prompt")
+    if size is not None and estimator in (None, "grpo", "gdpo"):
+        found["group_size"] = size
+    return without_kl(found, written.get("loss_fn.reference_policy_kl_penalty") == 0)
+
+
 NEMO_RL = Framework(
     "NeMo-RL",
     (b"policy", b"generation"),
@@ -42,9 +51,7 @@ NEMO_RL = Framework(
         "kl_loss_type": ("loss_fn.reference_policy_kl_type",),
     },
     finish=_nemo_rollout,
-    wiring=lambda written, values: without_kl(
-        values, written.get("loss_fn.reference_policy_kl_penalty") == 0
-    ),
+    wiring=_nemo_loss,
     mitigations={**divides("NeMo-RL"), "top_k": NEMO_FILTERED, "top_p": NEMO_FILTERED},
 )
 
@@ -213,7 +220,7 @@ NEMO_ALIGNER = Framework(
     },
     finish=_aligner_rollout,
     wiring=_aligner_loss,
-    defaults={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0},
+    defaults=lambda written: {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0},
 )
 
 TRL = Framework(

@@ -111,7 +111,7 @@ LLAMA_FACTORY = Framework(
     lambda written: "transformers",
     rollout=same(*FILTERS, "do_sample", "num_beams", "repetition_penalty", "min_length"),
     loss={"target": ("ppo_target",)},
-    defaults={
+    defaults=lambda written: {
         "temperature": 0.95,
         "top_p": 0.7,
         "top_k": 50,
@@ -126,6 +126,13 @@ def _swift_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
     return without_kl(values, written.get("beta") == 0)
 
 
+def _swift_defaults(written: Written) -> dict[str, float]:
+    """Those of its releases before 4.1. `train_type`, and only it, is an option of those before 4 and of none since."""
+    if written.get("rlhf_type") == "grpo" and written.has("train_type"):
+        return {"top_k": 50, "top_p": 0.9}
+    return {}
+
+
 MS_SWIFT = Framework(
     "ms-swift",
     (b"rlhf_type", b"rlhf-type"),
@@ -134,4 +141,5 @@ MS_SWIFT = Framework(
     loss={"beta": ("beta",), "kl_coef": ("kl_coef",)},
     wiring=_swift_loss,
     mitigations=divides("ms-swift"),
+    defaults=_swift_defaults,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 from klguard.read.python.project import Project
@@ -13,13 +14,14 @@ from klguard.read.python.wiring.neighbours import related
 from klguard.settings import Hop, HopKind, Known, Value
 
 MODES = ("logprobs_mode", "logprobs-mode", "processed_logprobs")
+RAW = re.compile(r"""logprobs_mode=["']raw_logprobs["']""")
 
 
 def engine_logprobs(project: Project, module: Module) -> Value | None:
-    """Known('raw') where a program takes up the log-probs of a vLLM engine under the name of log-probs, and makes every
-    engine in sight without a word about which ones it returns."""
+    """Known('raw') where a program takes up the log-probs of a vLLM engine under the name of log-probs, or returns them,
+    and makes every engine in sight with the raw ones, or without a word about which ones it returns."""
     program = related(project, module)
-    if any(word in where.text for where in program for word in MODES):
+    if any(word in RAW.sub("", where.text) for where in program for word in MODES):
         return None
     made = [(where, node) for where in program for node in where.calls.get("LLM", ())]
     if not made or any(k.arg is None for _, node in made for k in node.keywords):
@@ -31,7 +33,8 @@ def engine_logprobs(project: Project, module: Module) -> Value | None:
 
 
 def _kept(module: Module) -> Iterator[ast.expr]:
-    """What is assigned or appended under the name of log-probs."""
+    """What is assigned or appended under the name of log-probs, or returned."""
+    yield from (node.value for node in module.of(ast.Return) if node.value is not None)
     for node in module.of(ast.Assign):
         if LOG_PROB.search(dotted(node.targets[0]).rpartition(".")[2]):
             yield node.value
