@@ -260,6 +260,7 @@ FACTS = {
     "reference": "trainer: likewise for the reference; Known(None) when passed as None; missing when omitted",
     "peft": "trainer: Known(True) when the policy visibly carries an adapter (peft_config, get_peft_model)",
     "batched": "generate: Known(True) when several prompts go in at once",
+    "padded": "generate: Known(True) when the tokenizer is told to pad, however many prompts it is given",
     "attention_mask": "generate: Known(True) passed, Known(False) visibly not passed",
     "padding_side": "generate, trainer: the tokenizer's padding_side where it is set",
     "encoder_decoder": "generate: Known(True) for an encoder-decoder model, Known(False) for a decoder-only one",

@@ -19,7 +19,8 @@ class PaddingSide(Rule):
 
     ## What it does
     Reports right padding for a decoder-only model, and left padding that is forced on an encoder-decoder,
-    where several prompts go in at once; and right padding of the tokenizer that TRL's `PPOTrainer` is given, which
+    where several prompts go in at once (a warning where that is not visible, and the tokenizer is told to pad); and
+    right padding of the tokenizer that TRL's `PPOTrainer` is given, which
     pads its prompts by it.
 
     ## Why it breaks the KL
@@ -52,11 +53,14 @@ class PaddingSide(Rule):
     def check(self, settings: Settings) -> Iterator[Hazard]:
         pads = settings.kind is SiteKind.TRAINER and fact(settings, "flavour") == "ppo-v2"
         encoder_decoder = False if pads else fact(settings, "encoder_decoder")
-        batched = pads or (settings.kind is SiteKind.GENERATE and fact(settings, "batched") is True)
-        if not batched or encoder_decoder is None:
+        generates = settings.kind is SiteKind.GENERATE
+        several = pads or (generates and fact(settings, "batched") is True)
+        perhaps = generates and fact(settings, "padded") is True
+        if not (several or perhaps) or encoder_decoder is None:
             return
         wrong, right = ("left", "right") if encoder_decoder else ("right", "left")
-        severity = milder(self.severity, Severity.WARNING) if encoder_decoder else self.severity
+        certain = several and not encoder_decoder
+        severity = self.severity if certain else milder(self.severity, Severity.WARNING)
         found = judge(settings.facts.get("padding_side"), lambda side: side == wrong, severity)
         if found is None:
             return
@@ -65,7 +69,7 @@ class PaddingSide(Rule):
             if encoder_decoder
             else "a decoder-only model then continues shorter prompts from a padding token"
         )
-        verb = "are" if found.certain else "may be"
+        verb = "are" if found.certain and several else "may be"
         yield Hazard(
             message=(
                 f"prompts {verb} padded on the {wrong}: {harm}, and the tokens are drawn in a context "

@@ -40,12 +40,13 @@ class Inputs:
 def facts(
     project: Project, module: Module, call: ast.Call, sampler: Sampler, engine: str
 ) -> dict[str, Value | None]:
-    """`batched`, `attention_mask` and `padding_side`."""
+    """`batched`, `padded`, `attention_mask` and `padding_side`."""
     inputs = _inputs(project, module, call)
     if sampler.classic:
         return _classic(project, module, call, inputs)
     found: dict[str, Value | None] = {
         "batched": inputs and _batched(project, module, inputs),
+        "padded": inputs and _padded(inputs),
         "attention_mask": _mask(project, module, call, inputs, sampler),
         "padding_side": _side(project, module, call, inputs, sampler),
     }
@@ -131,6 +132,16 @@ def _batched(project: Project, module: Module, inputs: Inputs) -> Value | None:
             return known(True, where, call)
         return None
     return _from_loader(project, module, inputs.node)
+
+
+def _padded(inputs: Inputs) -> Value | None:
+    """Whether the tokenizer call behind the prompts asks for padding."""
+    made = inputs.encoded
+    if made is None or not isinstance(made.node, ast.Call):
+        return None
+    asked = next((k.value for k in made.node.keywords if k.arg == "padding"), None)
+    pads = isinstance(asked, ast.Constant) and asked.value in (True, "longest", "max_length")
+    return known(True, made.module, made.node) if pads else None
 
 
 def _several(project: Project, module: Module, node: ast.expr) -> bool:
