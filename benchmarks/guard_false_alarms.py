@@ -266,7 +266,8 @@ class Runs:
         everywhere = (rows + torch.arange(self.count)[:, None] * self.setup.batch).flatten()
         rollout = batch.rollout.rows(everywhere)
         logits = self.policy.logits(rollout)
-        new = token_log_probs(logits, rollout.tokens)
+        parts = token_log_probs(logits, rollout.tokens).split(rows.shape[1])
+        new = torch.cat(parts)  # of what each guard is told, so that it sees the gradient of its rows
         old, advantages = batch.old[everywhere], batch.advantages[everywhere]
         size = rows.shape[1]
         for run, guard in enumerate(self.guards):
@@ -274,7 +275,7 @@ class Runs:
                 continue
             piece = slice(run * size, (run + 1) * size)
             guard.minibatch(
-                new[piece],
+                parts[run],
                 old[piece],
                 rollout.mask[piece],
                 advantages=advantages[piece],

@@ -66,7 +66,7 @@ class Temperature(BendingRule):
 
     def does(self, name: str, values: tuple[Any, ...]) -> str:
         divisor = one_of(map(show, values))
-        return f"draws from logits divided by {divisor}, but log-probs are taken of undivided ones"
+        return f"draws from logits divided by {divisor}, but log-probs are taken of logits that are not"
 
     def instead(self, name: str, settings: Settings) -> str:
         of_whom = "the policy" if without_kl(settings) else "both policy and reference"

@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 
 from klguard.findings import Severity  # noqa: E402
 from klguard.guard.gradients import Arrivals, slope  # noqa: E402
+from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.loss import LossGradient  # noqa: E402
 
 from .harness import Player  # noqa: E402
@@ -313,6 +314,15 @@ def test_advantages_told_for_all_rows_are_found_by_the_numbers_of_rows():
         told = Advantages(advantages=whole, mask=torch.ones(SHAPE, dtype=torch.bool))
         (breach,) = player.step([told, replace(event, advantages=None, rows=rows.tolist()), end])
         assert breach.key == "sign"
+
+
+def test_an_optimizer_that_maximises_turns_the_sign():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    for maximize, keys in ((True, []), (False, ["sign"])):
+        run_ = Run(optimizers=[torch.optim.AdamW([parameter], maximize=maximize)])
+        player = Player(LossGradient, run_)
+        turned = [player.step(example(lambda n, o, a, m: -ppo(n, o, a, m), seed=seed)) for seed in range(3)]
+        assert [[breach.key for breach in step] for step in turned] == [keys] * 3
 
 
 def test_numbers_of_rows_that_nobody_knows_leave_the_advantages_unknown():

@@ -295,8 +295,8 @@ class LossGradient(Invariant):
                 value=readings["outside"], limit=0.0, key="outside",
                 help="multiply the loss of each token by the mask before the sum, or tell the mask that is used",
             )  # fmt: skip
-        reversed_ = 0 < readings["judged"] == readings["against"]
-        if reversed_:
+        against = 0 < readings["judged"] == readings["against"]
+        if against and not self._maximises():
             yield Breach(
                 "the gradient of the loss lowers the log-probs of tokens with a positive advantage, and raises those"
                 f" with a negative one, in {readings['against']:.0f} of {readings['judged']:.0f} minibatches",
@@ -310,10 +310,14 @@ class LossGradient(Invariant):
                 value=readings["through"], limit=0.0, key="clip",
                 help="the loss is the mean of -min(ratio * advantage, clipped ratio * advantage)",
             )  # fmt: skip
-        if not reversed_:
+        if not against:
             yield from self._judge_rows(readings)
         yield from self._judge_ends(readings)
         yield from self._judge_weights(readings)
+
+    def _maximises(self) -> bool:
+        """Whether an optimizer goes up the gradient."""
+        return any(group.get("maximize") for one in self.run.optimizers for group in one.param_groups)
 
     def _judge_rows(self, readings: Readings) -> Iterator[Breach]:
         agreement = readings.mean("rows.agreement", "rows")
