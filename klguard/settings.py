@@ -273,7 +273,7 @@ FACTS = {
     "reference_trainable": "trainer or generate: Known('train mode' | 'in the optimizer') with its place as hop",
     "pad_is_eos_mask": "generate: Known(True) when the response mask is `!= pad` and pad is the end-of-sequence token",
     "kl_estimator": "generate: Known('k1-loss' | 'abs' | 'clamp' | 'k3-turned' | 'k3-mixed') for a hand-written KL",
-    "objective": "generate: Known('larger' | 'inverted' | 'kl-gain' | 'minimised') for a turned objective",
+    "objective": "generate: Known('larger' | 'inverted' | 'kl-gain' | 'kl-bonus' | 'minimised'), if turned",
     "checkpoint": "generate, trainer: Known(str), the checkpoint the policy was loaded from",
     "pairs": "generate: Known(True) when what is trained on are pairs of answers, under a loss as DPO's",
     "kl_term": "Known(False) when the visible loop has no KL term or its coefficient is 0",

@@ -37,6 +37,10 @@ _FORMS = {
         "the reference, which it is paid to leave",
         "add the KL to a loss that is minimised",
     ),
+    "kl-bonus": _Form(
+        "log p - log ref is added to the reward: the policy is paid to leave its reference",
+        "take it off: `rewards - beta * (logprobs - ref_logprobs)`",
+    ),
 }
 
 _PURE = "do_sample=True, top_k=0, max_new_tokens=32"
@@ -51,13 +55,22 @@ def _clipped(which: str = "min", ratio: str = "logprobs - old_logprobs", sign: s
     return by_hand(_PURE, kl=kl, mask=_RATIO.format(ratio=ratio), loss=_CLIP.format(which=which, sign=sign))
 
 
+def _rewarded(sign: str) -> str:
+    """The KL in the reward."""
+    reward = f"rewards = score(tokens) {sign} 0.1 * kl.detach()"
+    return by_hand(
+        _PURE, kl="logprobs - ref_logprobs", mask=reward, loss="-(rewards * logprobs).mean()"
+    )
+
+
 class TurnedObjective(Rule):
     """The objective of a loop written by hand is turned around.
 
     ## What it does
     Reports a clipped objective that takes the larger of the two terms, a ratio of the old policy over the new one
     that is clipped around 1, an objective (clipped, or advantage times log-prob) that is minimised without a
-    minus or with two, and a k3 term that is subtracted from the loss that is minimised.
+    minus or with two, a k3 term that is subtracted from the loss that is minimised, and a log-ratio of policy and
+    reference that is added to the reward.
 
     ## Why it breaks the KL
     The clip and the KL term are what keeps the policy near the one that drew the tokens and near the reference.
@@ -100,8 +113,10 @@ class TurnedObjective(Rule):
     VALID = (
         Example(_clipped()),
         Example(by_hand(_PURE, kl=_K3, mask=_POLICY, loss="policy_loss + 0.1 * kl.mean()")),
+        Example(_rewarded("-")),
     )
     INVALID = (
+        Example(_rewarded("+"), "paid to leave"),
         Example(_clipped("max"), "the larger of"),
         Example(_clipped(ratio="old_logprobs - logprobs"), "the inverse of"),
         Example(_clipped(sign=""), "is minimised as it stands"),

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from klguard.read.python.source import Module, called_name, dotted
 from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
+from klguard.read.python.wiring.bonus import kl_bonus
 from klguard.read.python.wiring.estimators import LOG_PROB, OLD, word
 from klguard.read.python.wiring.loops import REFERENCE, takes_gradient
 from klguard.read.python.wiring.signs import losses, parts, positive
@@ -29,14 +30,16 @@ NEGATED = re.compile(r"(^|_)neg", re.IGNORECASE)
 
 
 def objective(scopes: list[tuple[Module, Scope]]) -> Value | None:
-    """Known('larger' | 'inverted' | 'kl-gain' | 'minimised') where a function that a rollout is used in has such a
-    term."""
+    """Known('larger' | 'inverted' | 'kl-gain' | 'kl-bonus' | 'minimised') where a function that a rollout is used in has
+    such a term."""
     for where, scope in scopes:
         made = assigned_once(scope)
         for node in own_nodes(scope):
             form = _form(where, scope, node, made)
             if form and isinstance(node, ast.expr):
                 return Known(form, (Hop(HopKind.LITERAL, where.ast_place(node), where.segment(node)),))
+        if (paid := kl_bonus(scope, made)) is not None:
+            return Known("kl-bonus", (Hop(HopKind.LITERAL, where.ast_place(paid), where.segment(paid)),))
     negated = {name for _, scope in scopes for name in _negated(scope)} - {""}
     for where, scope in scopes:
         made = assigned_once(scope)

@@ -101,6 +101,9 @@ def _product(
         if positive(factor):
             yield from _parts(rest, made, whole, sign, left)
             return
+        if isinstance(factor, ast.UnaryOp) and isinstance(factor.op, ast.USub) and positive(factor.operand):
+            yield from _parts(rest, made, whole, -sign, left)
+            return
     yield sign, node
 
 
