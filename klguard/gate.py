@@ -26,7 +26,7 @@ since most runs end here and importing the reader would take them longer than al
 CONFIG_MARKERS = tuple(
     b"actor_infer actor_rollout_ref gconfig gen_kwargs generation generation_kwargs grpo_fast"
     b" grpo_full_finetune grpo_vllm kl_coeff length_params num_generations open_instruct/grpo"
-    b" open_instruct/ppo policy ppo_full_finetune reward_funcs rlhf-type rlhf_type rollout"
+    b" open_instruct/ppo _target_ policy ppo_full_finetune reward_funcs rlhf-type rlhf_type rollout"
     b" rollout-batch-size rollout_batch_size sampling. sampling] sampling_params stage train_ppo verl.trainer".split()
 )
 """Words without one of which a file is no configuration of a training framework: those of the reader of

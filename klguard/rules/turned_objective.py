@@ -58,9 +58,7 @@ def _clipped(which: str = "min", ratio: str = "logprobs - old_logprobs", sign: s
 def _rewarded(sign: str) -> str:
     """The KL in the reward."""
     reward = f"rewards = score(tokens) {sign} 0.1 * kl.detach()"
-    return by_hand(
-        _PURE, kl="logprobs - ref_logprobs", mask=reward, loss="-(rewards * logprobs).mean()"
-    )
+    return by_hand(_PURE, kl="logprobs - ref_logprobs", mask=reward, loss="-(rewards * logprobs).mean()")
 
 
 class TurnedObjective(Rule):

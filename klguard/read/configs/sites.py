@@ -28,6 +28,7 @@ from klguard.settings import (
 
 KINDS = {".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
 GENERATION_CONFIG = "generation_config.json"
+TARGET = "_target_"
 LOSS_FACTS = frozenset({"kl_term"})
 
 
@@ -69,9 +70,12 @@ def _checkpoint(written: Written, versions: Mapping[str, str]) -> Site:
 def _sites(written: Written, versions: Mapping[str, str]) -> Iterator[Site]:
     framework = framework_of(written)
     if framework is None:
+        yield from _instances(written, versions)
         return
     if framework.class_name:
-        yield _of_a_class(framework, written, versions)
+        values = written.below(framework.section) if framework.section else written.values
+        why = f"it is a configuration of GRPO in {framework.name}"
+        yield _of_a_class(framework.class_name, values, written.place, why, versions)
         return
     loss = framework.wiring(written, _named(written, framework.loss))
     facts = {name: value for name, value in loss.items() if name in LOSS_FACTS}
@@ -83,28 +87,39 @@ def _sites(written: Written, versions: Mapping[str, str]) -> Iterator[Site]:
         )
 
 
-def _of_a_class(framework: Framework, written: Written, versions: Mapping[str, str]) -> Site:
-    """The arguments of a trainer's configuration class, which a script of its library fills from a file."""
+def _instances(written: Written, versions: Mapping[str, str]) -> Iterator[Site]:
+    """The configurations of trainers that Hydra makes of a file: their class stands under `_target_`."""
+    for name, value in written.values.items():
+        section, _, last = name.rpartition(".")
+        if last != TARGET or not isinstance(value.value, str) or not value.hops:
+            continue
+        package, class_name = value.value.partition(".")[0], value.value.rpartition(".")[2]
+        if package == "trl" and ENGINES["trl"].sites.get(class_name) is SiteKind.TRAINER_CONFIG:
+            values = written.below(section) if section else written.values
+            place = value.hops[0].place or written.place
+            yield _of_a_class(value.value, values, place, f"it is made into a {class_name}", versions)
+
+
+def _of_a_class(
+    class_name: str, values: Mapping[str, Known], place: Place, why: str, versions: Mapping[str, str]
+) -> Site:
+    """The arguments of a trainer's configuration class of TRL, which a script fills from a file."""
     owner, kind = ENGINES["trl"], SiteKind.TRAINER_CONFIG
-    values = written.below(framework.section) if framework.section else written.values
     given = {name: value for name, value in values.items() if name in owner.settings}
-    layers = (Layer(LayerKind.KWARGS, given, place=written.place),)
-    resolved = owner.resolve(layers, versions, kind=kind, class_name=framework.class_name)
-    facts = {name: Known(value) for name, value in resolved.facts.items()}
+    layers = (Layer(LayerKind.KWARGS, given, place=place),)
+    resolved = owner.resolve(layers, versions, kind=kind, class_name=class_name)
     settings = Settings(
         owner.name,
         kind,
         resolved.values,
         layers,
-        facts,
+        {name: Known(value) for name, value in resolved.facts.items()},
         resolved.mitigations,
         dict(versions),
         Context.ROLLOUT,
-        framework.class_name,
+        class_name,
     )
-    return Site(
-        written.place, framework.class_name, settings, f"it is a configuration of GRPO in {framework.name}"
-    )
+    return Site(place, class_name, settings, why)
 
 
 def _rollout(

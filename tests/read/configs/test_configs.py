@@ -38,6 +38,13 @@ ray job submit -- python3 train.py ${{ROLLOUT_ARGS[@]}} --advantage-estimator gr
 LLAMA_FACTORY = "stage: ppo\nmodel_name_or_path: my/model\nreward_model: my/judge\n{}\n"
 PLAIN = "temperature: 1.0\ntop_p: 1.0\ntop_k: 0"
 SWIFT = "swift rlhf --rlhf_type {kind} --model my/model --temperature 0.9 {more}\n"
+HYDRA = """\
+_target_: trl.GRPOTrainer
+args:
+  _target_: trl.{name}
+  beta: 0.04
+  {setting}
+"""
 NEMO = """\
 grpo: {{num_generations_per_prompt: 16}}
 loss_fn: {{reference_policy_kl_penalty: 0.01, reference_policy_kl_type: {form}}}
@@ -110,6 +117,8 @@ NEUTRAL = [
     ("sft.yaml", LLAMA_FACTORY.format("").replace("ppo", "sft")),
     ("run.sh", SWIFT.format(kind="grpo", more="--top_k -1 --top_p 1.0")),
     ("run.sh", SWIFT.format(kind="dpo", more="--top_k 50")),
+    ("trainer.yaml", HYDRA.format(name="GRPOConfig", setting="top_p: 1.0")),
+    ("trainer.yaml", HYDRA.format(name="DPOConfig", setting="top_p: 0.9")),
     ("run.sh", SWIFT.format(kind="grpo", more="--tuner_type full")),
     ("run.sh", SWIFT.format(kind="grpo", more="--train_type lora --top_k -1 --top_p 1.0")),
     ("grpo.yaml", NEMO.format(form="k3", top_p=0.9999, top_k="null")),
@@ -166,6 +175,7 @@ FAULTY = [
     ("KLG106", "ppo.yaml", LLAMA_FACTORY.format(PLAIN.replace("temperature: 1.0", "temperature: 0.7"))),
     ("KLG101", "run.sh", SWIFT.format(kind="grpo", more="--top_k 80")),
     ("KLG506", "run.sh", SWIFT.format(kind="grpo", more="--train_type full")),
+    ("KLG103", "trainer.yaml", HYDRA.format(name="GRPOConfig", setting="top_p: 0.9")),
     ("KLG409", "grpo.yaml", NEMO.format(form="k3", top_p=1.0, top_k="null").replace(": 16", ": 1")),
     ("KLG107", "run.sh", SWIFT.format(kind="grpo", more="--repetition_penalty 1.1")),
     ("KLG101", "grpo.yaml", NEMO.format(form="k3", top_p=1.0, top_k=50)),
