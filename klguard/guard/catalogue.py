@@ -345,7 +345,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG842", "optimizer-parameters", 36, "optimiser",
         "the optimizer owns exactly the trainable parameters, and they change",
-        "exact; change: 2 steps without any (fp32), 20 in half precision", EVERY,
+        "exact; change: 2 steps without any (fp32), 20 in half precision (a warning, as are 10 with less than a tenth)",
+        EVERY,
         "what is trained is not what samples",
         "make the optimizer after wrapping and adapting the model, from its trainable parameters",
     ),

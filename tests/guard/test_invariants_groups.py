@@ -301,6 +301,13 @@ def test_equal_rewards_are_found_where_only_the_size_is_known():
     assert {breach.key for _, breach in play(GroupSpread, events, None)} == {"all"}
 
 
+def test_sums_of_uneven_groups_whose_size_nobody_said_are_a_warning():
+    groups = torch.tensor([0, 0, 0, 1, 1])
+    told = dict(mask=torch.ones(5, 3, dtype=torch.bool), scores=torch.arange(5.0), groups=groups)
+    (breach,) = found(CompleteGroups, Advantages(advantages=torch.arange(5.0), **told))
+    assert (breach.key, breach.severity) == ("sum", Severity.WARNING)
+
+
 def against_others(scores, biased):
     """(groups, size) scores minus the mean of the other rows, over the standard deviation of these."""
     size = scores.shape[1]

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from klguard.findings import Severity  # noqa: E402
 from klguard.guard.events import KL, Minibatch, Preflight, Rewards, StepEnd  # noqa: E402
+from klguard.guard.gradients import slope  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.advantages import GAETerminal  # noqa: E402
 from klguard.guard.invariants.kl import (  # noqa: E402
@@ -214,6 +215,39 @@ def test_each_other_figure_is_named_after_three_steps(key):
     figure, how = WRONG[key]
     result = logged(figure, **how)
     assert [(step, breach.key) for step, breach in result] == [(2, key), (3, key)]
+
+
+def live(term, seed=0):
+    """A minibatch whose loss has this term of (new, reference)."""
+    new = (-draw(seed=seed).abs() - 0.5).requires_grad_()
+    reference = -draw(seed=seed + 100).abs() - 0.5
+    values = term(new, reference)
+    found_slope = slope(values, new)
+    told = dict(mask=torch.ones(new.shape, dtype=torch.bool), kl_term=values.detach(), kl_slope=found_slope)
+    return Minibatch(new=new.detach(), old=new.detach(), **told)
+
+
+def third(new, reference):
+    d = reference - new
+    return torch.expm1(d) - d
+
+
+TERMS = {
+    "k1": (lambda n, r: n - r, "k1"),
+    "k2": (lambda n, r: 0.5 * (n - r) ** 2, None),
+    "k3": (third, None),
+    "k3 with the ratio": (lambda n, r: (n - n.detach() + 0.1).exp() * third(n, r), None),
+    "k3 turned": (lambda n, r: third(r, n), "turned"),
+    "abs": (lambda n, r: (n - r).abs(), None),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_of_the_loss_shows_its_form_in_its_slopes(name):
+    term, key = TERMS[name]
+    player = Player(KLLossGradient)
+    assert [breach.key for breach in player.step([live(term)])] == ([] if key is None else [key])
+    assert player.invariant.exercised
 
 
 def test_what_the_penalty_leaves_of_the_reward_is_no_kl():

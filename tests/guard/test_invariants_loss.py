@@ -179,7 +179,42 @@ class NotDividedWithKL(NotDivided):
         return 0.5 * (new - reference) ** 2
 
 
+class WithKL(Plain):
+    """The KL term is in the loss, and told."""
+
+    beta = 0.05
+
+    def kl_loss(self, new, reference):
+        return torch.expm1(reference - new) - (reference - new)
+
+
+class KLTakenOff(WithKL):
+    def token_loss(self, batch, new, values):
+        loss = super().token_loss(batch, new, values)
+        return loss - 2 * self.beta * self.kl_loss(new, batch.reference)
+
+
+class NothingButKL(WithKL):
+    def policy_loss(self, new, old, advantages):
+        return -advantages * (new - old).exp().detach()
+
+
+class AdvantagesOfOthers(Plain):
+    """Advantages in the rollout's order, rows in the minibatch's; the minibatch is told what it uses."""
+
+    def advantages(self, batch):
+        self.whole = super().advantages(batch)
+        return self.whole
+
+    def update(self, batch, epoch):
+        first = self.whole.advantages[: len(batch.rows)]
+        return super().update(replace(batch, advantages=first), epoch)
+
+
 BUGS = [
+    (KLTakenOff, 3, "taken off the loss", Severity.ERROR),
+    (NothingButKL, 3, "nothing but the KL term", Severity.ERROR),
+    (AdvantagesOfOthers, 3, "told of the same rows before", Severity.ERROR),
     (NoMask, 1, "mask leaves out", Severity.ERROR),
     (NoMaskWithKL, 1, "mask leaves out", Severity.ERROR),
     (PromptShift, 2, "the last token", Severity.WARNING),
@@ -206,7 +241,7 @@ def test_a_loss_that_is_not_its_surrogate_is_named(bug, steps, words, severity):
     assert others <= {"KLG832", "KLG833"}, told(guard)  # some of them run away
 
 
-@pytest.mark.parametrize("kind", [Loop, GroupLoop, Plain, MicroBatches, BySequence, ByConstant])
+@pytest.mark.parametrize("kind", [Loop, GroupLoop, Plain, WithKL, MicroBatches, BySequence, ByConstant])
 def test_correct_losses_pass(kind):
     guard = run(kind, 5)
     assert told(guard) == [] and "KLG839" in guard.exercised

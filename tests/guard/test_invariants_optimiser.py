@@ -254,6 +254,20 @@ def test_updates_of_a_value_model_say_nothing_about_the_policy():
         assert player.step([Update(optimizer=critic, after=after) for after in (False, True)] * 3) == []
 
 
+@pytest.mark.parametrize(("rate", "keys"), [(1e-6, {"rounded"}), (1e-2, set())])
+def test_updates_that_half_precision_rounds_away_are_told(rate, keys):
+    policy = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 2)).bfloat16()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.fill_(0.5)
+    training = Training(
+        OptimizerParameters, policy, optimizer=torch.optim.AdamW(policy.parameters(), lr=rate)
+    )
+    with torch.no_grad():
+        policy[0].bias[:1] = 1e-6  # a few weights near 0 do move
+    assert {breach.key for breach in found(training, steps=13)} == keys
+
+
 # --- KLG843 ---------------------------------------------------------------------------------------------------
 
 

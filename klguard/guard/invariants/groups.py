@@ -94,7 +94,8 @@ class CompleteGroups(Invariant):
     added up in 64 buckets by group id: if all groups are complete, each bucket holds a multiple of the group
     size, and if each group adds up to 0, so does each bucket. Baselines with and without the row itself and
     with or without a division by the standard deviation all add up to 0, but for a division by that of the other
-    rows alone: rows that come out so are taken for 0.
+    rows alone: rows that come out so are taken for 0. Where groups differ in size and nobody said how large they are,
+    a row may stand for a part of a response, and a sum that is not 0 is a warning.
 
     Sums are judged where the scores were given and every row has one advantage, unless it was whitened over
     the batch afterwards. Prompts are compared inside a rollout's call.
@@ -107,7 +108,7 @@ class CompleteGroups(Invariant):
     code = "KLG822"
     watches = (Advantages, Rollout)
     sums = (
-        "rows", "inconstant", "empty", "absolute", "whole", "half", "size", "calls", "prompts", "prompt_rows",
+        "rows", "inconstant", "empty", "absolute", "whole", "half", "size", "calls", "prompts", "prompt_rows", "uneven",
         "blown_up",
         *(f"count.{bucket}" for bucket in range(_BUCKETS)),
         *(f"sum.{bucket}" for bucket in range(_BUCKETS)),
@@ -158,6 +159,8 @@ class CompleteGroups(Invariant):
         one, inconstant, empty = one_each(event.advantages, valid)
         if event.scores.shape == one.shape:
             one = torch.where(against_others(one, event.scores, groups), 0.0, one)
+        _, _, size = numbered(groups)
+        self.add("uneven", size.amax() > torch.where(size > 0, size, torch.inf).amin())
         self.add("inconstant", inconstant)
         self.add("empty", empty)
         self.add("absolute", one.abs().sum())
@@ -249,6 +252,7 @@ class CompleteGroups(Invariant):
                 value=worst,
                 limit=limit,
                 key="sum",
+                severity=Severity.WARNING if readings["uneven"] and not readings["calls"] else None,
             )
 
 

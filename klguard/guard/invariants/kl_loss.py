@@ -10,8 +10,10 @@ from torch import Tensor
 
 from klguard.findings import Severity
 from klguard.guard.events import Event, Minibatch, Preflight, Rewards
-from klguard.guard.invariants.invariant import Breach, Invariant, Run
+from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
 from klguard.guard.invariants.measuring import home
+from klguard.guard.kl import valid_tokens
+from klguard.guard.ledger import Readings
 
 TOYS = (
     ((1.0, 0.0, -1.0), (-0.5, 0.2, 0.3)),
@@ -54,13 +56,54 @@ def expected_gradients(
 class KLLossGradient(Invariant):
     """The gradient of an estimate is not an estimate of the gradient (Tang and Munos 2025). For tokens drawn
     from the policy, k1 as a loss has an expected gradient of exactly 0, k3 that of another objective, k2 and
-    the importance ratio times k3 that of the reverse KL."""
+    the importance ratio times k3 that of the reverse KL.
+
+    In training, the values v of the term and their slopes s by log p say which estimator it is, whatever the
+    reference: s = 1 at every token is k1; v = s - log(1 + s) is k3 the wrong way round, exp(log p - log ref) - 1
+    - (log p - log ref), which estimates no KL under samples of the policy; k3 is v = -s - log(1 - s)."""
 
     code = "KLG835"
-    watches = (Preflight,)
+    watches = (Preflight, Minibatch)
+    sums = ("tokens", "ones", "telling", "turned")
+    LEAST = 8
+
+    def measure(self, event: Event) -> None:
+        if not isinstance(event, Minibatch) or event.kl_slope is None or event.kl_term is None:
+            return
+        if event.kl_term.dtype in HALF or event.kl_slope.dtype in HALF:
+            return
+        self.exercised = True
+        valid = valid_tokens(event.mask) & event.kl_term.isfinite() & event.kl_slope.isfinite()
+        values, slopes = (torch.where(valid, one.double(), 0.0) for one in (event.kl_term, event.kl_slope))
+        self.add("tokens", (valid & (values != 0)).sum())
+        self.add("ones", (valid & (values != 0) & (slopes == 1)).sum())
+        telling = valid & (slopes.abs() > 0.1) & (slopes.abs() < 1e3)
+        turned = slopes - torch.log1p(slopes.clamp(min=-1 + 1e-9))
+        self.add("telling", telling.sum())
+        self.add("turned", (telling & ((values - turned).abs() <= 1e-4 * (values.abs() + 1e-2))).sum())
+
+    def judge(self, readings: Readings) -> Iterator[Breach]:
+        tokens, telling = readings["tokens"], readings["telling"]
+        if tokens >= self.LEAST and readings["ones"] == tokens:
+            yield Breach(
+                f"the KL term of the loss has the slope 1 at all {tokens:,.0f} tokens: it is log p - log ref (k1), whose"
+                " expected gradient is 0",
+                value=tokens,
+                key="k1",
+                help="use k2, or k3 times the importance ratio, as a loss; or put k1 into the reward",
+            )
+        if telling >= self.LEAST and readings["turned"] == telling:
+            yield Breach(
+                "the KL term of the loss is k3 with log p and log ref exchanged: under samples of the policy it"
+                " estimates no KL",
+                value=readings["turned"],
+                key="turned",
+                severity=Severity.WARNING,
+                help="write d = ref_logprobs - logprobs, and expm1(d) - d",
+            )
 
     def inspect(self, event: Event) -> Iterator[Breach]:
-        if event.kl_loss is None:
+        if not isinstance(event, Preflight) or event.kl_loss is None:
             return
         self.exercised = True
         with torch.enable_grad():

@@ -37,6 +37,7 @@ class Fit:
     inside    (B, T) valid tokens of which something is expected, and whose ratio nothing clips.
     weights   (B, 1) of the rows; 0 where a row has no such token. known (B,) whether it has.
     fits      () the gradient is so, up to rounding: no other term goes through these log-probs.
+    turned, alone   () it is so with the KL term taken off, and with nothing but the KL term.
     """
 
     gradient: Tensor
@@ -46,6 +47,8 @@ class Fit:
     weights: Tensor
     known: Tensor
     fits: Tensor
+    turned: Tensor
+    alone: Tensor
 
     LIMIT = 1e-3
 
@@ -54,22 +57,40 @@ class Fit:
         """The fit over the tokens that have a gradient at all: a loop may leave some out. There have to be some more
         of them than weights, or anything would fit."""
         ratio, valid = _ratio(event), valid_tokens(event.mask)
-        expected = surrogate = -advantages * ratio
+        surrogate = -advantages * ratio
+        penalty = torch.zeros_like(surrogate)
         if event.kl_slope is not None and kl_coef:
-            expected = surrogate + kl_coef * event.kl_slope.double().nan_to_num(nan=0.0)
+            penalty = kl_coef * event.kl_slope.double().nan_to_num(nan=0.0)
+        expected = surrogate + penalty
         if event.clip_range is None:
             open_ = (ratio - 1).abs() < _NEAR
         else:
             below, above = event.clip_range
             open_ = (ratio > 1 - below + _INSIDE) & (ratio < 1 + above - _INSIDE)
         inside = valid & open_ & (expected != 0)
-        g, e = (torch.where(inside & (gradient != 0), one, 0.0) for one in (gradient, expected))
-        squares = e.square().sum(1, keepdim=True)
-        weights = (g * e).sum(1, keepdim=True) / squares.clamp(min=1e-300)
+        g = torch.where(inside, gradient, 0.0)
+        weights, known, left = cls._fitted(g, expected)
+        enough = (g != 0).sum() >= known.sum() + 4
+        fits = enough & (left <= cls.LIMIT)
+        # beside another model that fits a hundred times better: more than rounding
+        differs = enough & (left > 1e-8) & (torch.where(inside, surrogate, 0.0) != 0).any()
+        others = [cls._fitted(g, other) for other in (surrogate - penalty, penalty)]
+        turned, alone = (
+            differs & (rest <= cls.LIMIT) & (rest <= 1e-2 * left) & (weight >= 0).all()
+            for weight, _, rest in others
+        )
+        return cls(gradient, expected, surrogate, inside, weights, known, fits, turned, alone)
+
+    @classmethod
+    def _fitted(cls, gradient: Tensor, model: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights (B, 1) of a model of the gradient, both (B, T); where they are known (B,); the share of the gradient's
+        square that is left (), infinity where there is no gradient."""
+        model = torch.where(gradient != 0, model, 0.0)
+        squares = model.square().sum(1, keepdim=True)
+        weights = (gradient * model).sum(1, keepdim=True) / squares.clamp(min=1e-300)
         known = squares[:, 0] > 0
-        left, whole = (g - weights * e).square().sum(), g.square().sum()
-        fits = (whole > 0) & (left <= cls.LIMIT * whole) & ((g != 0).sum() >= known.sum() + 4)
-        return cls(gradient, expected, surrogate, inside, weights, known, fits)
+        left, whole = (gradient - weights * model).square().sum(), gradient.square().sum()
+        return weights, known, torch.where(whole > 0, left / whole, torch.inf)
 
 
 def _ratio(event: Minibatch) -> Tensor:
@@ -106,9 +127,9 @@ class LossGradient(Invariant):
         "tokens", "outside", "outside.size", "size",
         "judged", "against",
         "clipped", "through",
-        "rows", "rows.agreement",
+        "rows", "rows.agreement", "told", "told.apart",
         "last", "last.none", "first", "first.none", "inner", "inner.none",
-        "fitted", "padded",
+        "fitted", "padded", "looked", "turned", "alone",
         "updates", "updates.twice", "updates.undivided", "updates.means", "micro",
     )  # fmt: skip
     LEAST, STEPS = 8, 3
@@ -117,18 +138,18 @@ class LossGradient(Invariant):
         super().__init__(run)
         self._step: int | None = None
         self._told: list[Advantages] = []
-        self._own_numbers = True
+        self._rollouts: list[Rollout] = []
         self._waiting: list[Minibatch] = []
         self._widths: set[int] = set()
         self._lasting = {
-            key: Consecutive(self.STEPS) for key in ("twice", "undivided", "means", "padded", "rows")
+            key: Consecutive(self.STEPS) for key in ("twice", "undivided", "means", "padded", "rows", "told")
         }
 
     def measure(self, event: Event) -> None:
         if self.run.step != self._step:
-            self._step, self._told, self._waiting, self._own_numbers = self.run.step, [], [], True
+            self._step, self._told, self._waiting, self._rollouts = self.run.step, [], [], []
         if isinstance(event, Rollout):
-            self._own_numbers = self._own_numbers and event.rows is None
+            self._rollouts.append(event)
         elif isinstance(event, Advantages):
             self._told.append(event)
         elif isinstance(event, Minibatch):
@@ -163,8 +184,12 @@ class LossGradient(Invariant):
         fit = Fit.of(event, gradient, torch.where(valid, advantages, 0.0), self.run.kl_coef)
         self._look_at_direction(fit)
         self._look_at_clipped(event, fit, valid, advantages)
-        self._look_at_rows(fit, advantages, valid)
+        of_rows = self._of_rows(event) if event.rows is not None else None
+        self._look_at_rows(fit, advantages, advantages if of_rows is None else of_rows, valid)
         self._look_at_ends(fit, valid)
+        self.add("looked", (torch.where(valid, gradient, 0.0) != 0).any())
+        self.add("turned", fit.turned)
+        self.add("alone", fit.alone)
         micro = self._weigh(fit, valid)
         self._look_at_padding(fit, micro, valid)
         return micro
@@ -174,14 +199,25 @@ class LossGradient(Invariant):
         shape = event.mask.shape
         if event.advantages is not None:
             return _per_token(event.advantages, shape)
-        if len(self._told) != 1:
-            return None
-        told = self._told[0].advantages
         if event.rows is None:
-            return _per_token(told, shape)
-        if not self._own_numbers:
+            return _per_token(self._told[0].advantages, shape) if len(self._told) == 1 else None
+        return self._of_rows(event)
+
+    def _of_rows(self, event: Minibatch) -> Tensor | None:
+        """(B, T) advantages that were told once in the step for all rows, of the rows of a minibatch."""
+        if len(self._told) != 1 or len(self._rollouts) > 1:
             return None
+        told, shape = self._told[0].advantages, event.mask.shape
         numbers = ids(event.rows, told.device)
+        named = next((one.rows for one in self._rollouts), None)
+        if (
+            named is not None
+        ):  # the rows of the rollout have names of their own, and the advantages follow their order
+            names = ids(named, told.device)
+            if len(names) != len(told):
+                return None
+            match = numbers[:, None] == names[None]
+            numbers = torch.where(match.sum(1) == 1, match.to(torch.uint8).argmax(1), -1)
         known = (numbers >= 0) & (numbers < len(told))
         rows = _per_token(told[numbers.clamp(0, len(told) - 1)], shape)
         return None if rows is None else torch.where(known[:, None].to(rows.device), rows, 0.0)
@@ -209,22 +245,28 @@ class LossGradient(Invariant):
         self.add("clipped", beyond.sum() * fit.fits)
         self.add("through", through.sum() * fit.fits)
 
-    def _look_at_rows(self, fit: Fit, advantages: Tensor, valid: Tensor) -> None:
+    def _look_at_rows(self, fit: Fit, used: Tensor, told: Tensor, valid: Tensor) -> None:
         """Rows of one advantage each: what the gradient says it was, against what was told. Whichever is larger of
-        the cosine and the correlation, since a loop may still subtract a mean."""
+        the cosine and the correlation, since a loop may still subtract a mean. `used` are those of the fit."""
         if len(valid) < 4:
             return
         tokens = valid.sum(1)
-        own = torch.where(valid, advantages, 0.0).sum(1) / tokens.clamp(min=1)
-        one_each = (
-            torch.where(valid, (advantages - own[:, None]).abs(), 0.0).amax() <= 1e-6 * own.abs().amax()
-        )
-        implied = torch.where(fit.known, fit.weights[:, 0] * own, 0.0)
-        own = torch.where(fit.known, own, 0.0)
+        means, one_each = [], fit.fits
+        for values in (used, told):
+            mean = torch.where(valid, values, 0.0).sum(1) / tokens.clamp(min=1)
+            apart = torch.where(valid, (values - mean[:, None]).abs(), 0.0).amax()
+            one_each = one_each & (apart <= 1e-6 * mean.abs().amax())
+            means.append(torch.where(fit.known, mean, 0.0))
+        implied, own = fit.weights[:, 0] * means[0], means[1]
         count = fit.known.sum()
         centred = [torch.where(fit.known, x - x.sum() / count.clamp(min=1), 0.0) for x in (implied, own)]
         agreement = torch.maximum(_cosine(implied, own), _cosine(*centred))
-        looked = one_each & fit.fits & (count >= 4)
+        looked = one_each & (count >= 4) & (own != 0).any() & (implied != 0).any()
+        if told is not used:
+            centred = [torch.where(fit.known, x - x.sum() / count.clamp(min=1), 0.0) for x in means]
+            alike = torch.maximum(_cosine(*means), _cosine(*centred))
+            self.add("told", looked)
+            self.add("told.apart", looked & (alike < 0.9) & (means[0] != means[1]).any())
         self.add("rows", looked)
         self.add("rows.agreement", torch.where(looked, agreement, 0.0))
 
@@ -312,14 +354,40 @@ class LossGradient(Invariant):
             )  # fmt: skip
         if not against:
             yield from self._judge_rows(readings)
+        yield from self._judge_terms(readings)
         yield from self._judge_ends(readings)
         yield from self._judge_weights(readings)
+
+    @staticmethod
+    def _judge_terms(readings: Readings) -> Iterator[Breach]:
+        """The KL term with a minus, or alone, in most of the minibatches."""
+        if readings["turned"] > 0.5 * readings["looked"]:
+            yield Breach(
+                f"the KL term is taken off the loss in {readings['turned']:.0f} of {readings['looked']:.0f} minibatches:"
+                " the policy is paid to leave its reference",
+                value=readings["turned"], limit=0.0, key="kl sign", help="add the KL term to a loss that is minimised",
+            )  # fmt: skip
+        if readings["alone"] > 0.5 * readings["looked"]:
+            yield Breach(
+                f"nothing but the KL term has a gradient at the log-probs in {readings['alone']:.0f} of"
+                f" {readings['looked']:.0f} minibatches, whose advantages are not 0: no reward is learnt",
+                value=readings["alone"], limit=0.0, key="kl alone",
+                help="take the ratio, or the log-probs, of the surrogate with their gradient",
+            )  # fmt: skip
 
     def _maximises(self) -> bool:
         """Whether an optimizer goes up the gradient."""
         return any(group.get("maximize") for one in self.run.optimizers for group in one.param_groups)
 
     def _judge_rows(self, readings: Readings) -> Iterator[Breach]:
+        told = readings["told"]
+        if told and self._lasting["told"].see(readings["told.apart"] > 0, readings["told.apart"]):
+            yield Breach(
+                f"the advantages of {sum(self._lasting['told'].figures):.0f} minibatches in the last {self.STEPS} steps"
+                " are neither those that were told of the same rows before, nor these up to a mean and a scale",
+                value=readings["told.apart"], limit=0.0, key="rows",
+                help="index the advantages with the rows of the minibatch",
+            )  # fmt: skip
         agreement = readings.mean("rows.agreement", "rows")
         if agreement is not None and self._lasting["rows"].see(agreement < 0.3, agreement):
             figures = ", ".join(f"{one:.2f}" for one in self._lasting["rows"].figures)

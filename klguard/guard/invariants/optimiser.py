@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import fmean
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -152,7 +153,8 @@ class OptimizerParameters(Invariant):
     policy, say) has had its turn, and not where optimizers hold copies in higher precision: none of the
     policy's tensors is theirs then. Change is measured on a sample of the policy's own tensors, from update
     to update, while they have a gradient and the learning rate is above 0. In half precision a weight that
-    moves by less than |w| / 256 does not move at all: only 20 steps without a single change are reported.
+    moves by less than |w| / 256 does not move at all: 20 steps without a single change are reported, and ten in
+    which torch's own optimizer, on the policy's own weights, moved less than a tenth of them.
 
     An optimizer that was named and never steps is reported in the third step whose minibatches are those of more than
     one epoch: nobody accumulates gradients for longer. It has no state then, and nobody has written to the policy's
@@ -163,7 +165,7 @@ class OptimizerParameters(Invariant):
     watches = (Minibatch, Update)
     sums = ("compared", "changed", "live", "pairs")
     maxima = ("rough",)
-    TENSORS, ELEMENTS, PATIENCE = 8, 4096, 3
+    TENSORS, ELEMENTS, PATIENCE, ROUNDED = 8, 4096, 3, 0.1
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -176,6 +178,7 @@ class OptimizerParameters(Invariant):
         self._idle: set[int] = set()
         self._written: int | None = None
         self._still, self._still_rough = Consecutive(2), Consecutive(20)
+        self._rounded, self._plain = Consecutive(10), False
         self.share: float | None = None
         """Share of sampled weights that changed from one update to the next, in the last step."""
 
@@ -233,6 +236,7 @@ class OptimizerParameters(Invariant):
         mine = names(self.run)
         owns = any(id(p) in mine for p in parameters_of(optimizer))
         self._owning = self._owning or owns
+        self._plain = owns and type(optimizer).__module__.startswith("torch.optim.")
         if self._owning and not owns:  # of a value model: it says nothing about the policy
             return
         moving = any(isinstance(g["lr"], Tensor) or g["lr"] > 0 for g in optimizer.param_groups if "lr" in g)
@@ -269,13 +273,24 @@ class OptimizerParameters(Invariant):
                 f" {run.steps} steps with updates, although they have a gradient",
                 value=0.0, key="unchanged", severity=severity,
             )  # fmt: skip
+        elif self._rounded.see(rough and self._plain and 0 < self.share < self.ROUNDED, self.share):
+            yield Breach(
+                f"in half precision, {fmean(self._rounded.figures):.1%} of the sampled weights moved in an update, over"
+                f" {self._rounded.steps} steps: the others are further from 0 than 256 times their update, which rounds"
+                " away",
+                value=self.share, limit=self.ROUNDED, key="rounded", severity=Severity.WARNING,
+                help="keep the weights that the optimizer steps in fp32, and compute under autocast; or use an optimizer"
+                " with stochastic rounding or compensated sums",
+            )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"still": self._still.state_dict(), "still_rough": self._still_rough.state_dict()}
+        counters = {"still": self._still, "still_rough": self._still_rough, "rounded": self._rounded}
+        return {name: counter.state_dict() for name, counter in counters.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._still.load_state_dict(state["still"])
         self._still_rough.load_state_dict(state["still_rough"])
+        self._rounded.load_state_dict(state["rounded"])
 
 
 class UnclippedGradient(Invariant):
