@@ -129,14 +129,14 @@ class Arrivals(Translation):
         if value is None or (isinstance(value, Const) and value.value is None):
             return None
         attributes = self._attributes(value, state)
-        if not isinstance(value, Ref) or attributes is None:
+        if attributes is None:
             doubt = next((m for m in members(value) if isinstance(m, Unk)), None)
             return Layer(
                 LayerKind.OBJECT,
                 {},
                 self._unknown(doubt or Unk(Reason.RUNTIME, "the trainer's configuration")),
             )
-        obj = state.heap[value.oid]
+        obj = state.heap[value.oid] if isinstance(value, Ref) else None
         known = {name: entry for name, entry in attributes.entries.items() if isinstance(name, str)}
         own = attributes.rest is not None and isinstance(obj, InstObj) and attributes.rest.detail == obj.text
         values, rest = self._flat(known, None if own else attributes.rest, state)
@@ -174,6 +174,12 @@ class Arrivals(Translation):
         return values, rest
 
     def _attributes(self, value: Abstract, state: State) -> DictObj | None:
+        """Those of an object of the project; of one that nobody saw made, those that were set on it since."""
+        if isinstance(value, Unk) and value.oid is not None:
+            overlay = state.heap.get(("overlay", value.oid))
+            if isinstance(overlay, DictObj) and overlay.entries:
+                return DictObj(overlay.entries, overlay.rest or replace(value, oid=None))
+            return None
         obj = state.heap.get(value.oid) if isinstance(value, Ref) else None
         return self.dict_of(Ref(obj.attrs), state) if isinstance(obj, InstObj) else None
 

@@ -242,15 +242,17 @@ class Observer(Arrivals):
     def _project_class(
         self, callee: Abstract, obj: ClassObj, state: State
     ) -> tuple[str, str, SiteKind | None, str]:
+        inherited = None
         for base in self.mro(callee, state)[1:]:
             if isinstance(base, Ext):
                 name, engine, kind, class_name = self._external(base.name, Arguments(), state)
                 if kind is not None and engine != "local":
                     return obj.info.name, engine, kind, class_name
+                inherited = inherited or kind
         name = obj.info.name
         if name in self.trainers:
             return name, "trl", SiteKind.TRAINER, self.trainers[name]
-        kind = CLASS_KINDS.get(name)
+        kind = CLASS_KINDS.get(name, inherited)
         return name, "local", kind, name
 
     def _project_function(self, callee: Func) -> tuple[str, str, SiteKind | None, str]:
