@@ -361,14 +361,17 @@ def test_an_optimizer_that_maximises_turns_the_sign():
 
 
 def test_numbers_of_rows_that_nobody_knows_leave_the_advantages_unknown():
-    from klguard.guard.events import Advantages
+    from klguard.guard.events import Advantages, Rollout
 
     player = Player(LossGradient)
     event, end = example(lambda n, o, a, m: -ppo(n, o, a, m))
     told = Advantages(advantages=event.advantages, mask=event.mask)
-    assert (
-        player.step([told, replace(event, advantages=None, rows=[100, 101, 102, 103, 104, 105]), end]) == []
-    )
+    strangers = replace(event, advantages=None, rows=[100, 101, 102, 103, 104, 105])
+    assert player.step([told, strangers, end]) == []
+    event, end = example(lambda n, o, a, m: -ppo(n, o, a, m))
+    rollout = Rollout(responses=torch.zeros(12, SHAPE[1], dtype=torch.long))  # half of it was filtered out
+    filtered = replace(event, advantages=None, rows=[1, 3, 5, 7, 9, 11])
+    assert player.step([rollout, told, filtered, end]) == []
 
 
 def test_what_arrives_from_several_passes_is_added_up_and_one_tensor_is_watched_once():

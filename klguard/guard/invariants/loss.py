@@ -208,6 +208,8 @@ class LossGradient(Invariant):
         if len(self._told) != 1 or len(self._rollouts) > 1:
             return None
         told, shape = self._told[0].advantages, event.mask.shape
+        if any(len(one.responses) != len(told) for one in self._rollouts):
+            return None  # of the rows that a filter left, in which order is not known
         numbers = ids(event.rows, told.device)
         named = next((one.rows for one in self._rollouts), None)
         if (
