@@ -374,6 +374,19 @@ def test_numbers_of_rows_that_nobody_knows_leave_the_advantages_unknown():
     assert player.step([rollout, told, filtered, end]) == []
 
 
+def test_a_minibatch_without_rows_is_passed_over():
+    from klguard.guard.events import Minibatch, StepEnd
+
+    new = torch.zeros(0, 5, requires_grad=True) * 1.0
+    mask, arrival = torch.ones(0, 5, dtype=torch.bool), Arrivals().at(new)
+    event = Minibatch(
+        new=new.detach(), old=new.detach(), mask=mask, advantages=torch.zeros(0), arrival=arrival
+    )
+    new.sum().backward()
+    player = Player(LossGradient)
+    assert player.step([event, StepEnd()]) == [] and not player.invariant.exercised
+
+
 def test_what_arrives_from_several_passes_is_added_up_and_one_tensor_is_watched_once():
     arrivals, values = Arrivals(), torch.zeros(3, requires_grad=True)
     part = values * 1.0

@@ -23,9 +23,6 @@ _INSIDE, _BEYOND = 0.01, 0.02
 _NEAR = 0.05
 """Distance of the ratio from 1 that no clip range cuts, where the loop tells none."""
 
-_LARGE = 2.0
-"""Ratios of tokens with a negative advantage that a second clip may cut (dual clip, from 3)."""
-
 
 @dataclass(frozen=True)
 class Fit:
@@ -168,7 +165,7 @@ class LossGradient(Invariant):
         return [self._look(event, event.arrival.gradient) for event in arrived]
 
     def _look(self, event: Minibatch, gradient: Tensor) -> _Micro | None:
-        if gradient.shape != event.mask.shape:
+        if gradient.shape != event.mask.shape or not gradient.numel():
             return None
         self.exercised = True
         valid = valid_tokens(event.mask)
@@ -204,7 +201,8 @@ class LossGradient(Invariant):
         return self._of_rows(event)
 
     def _of_rows(self, event: Minibatch) -> Tensor | None:
-        """(B, T) advantages that were told once in the step for all rows, of the rows of a minibatch."""
+        """(B, T) advantages that were told once in the step for all rows, of the rows of a minibatch; 0 where one of
+        these is not known. Where the rows of the rollout have ids, the advantages follow their order."""
         if len(self._told) != 1 or len(self._rollouts) > 1:
             return None
         told, shape = self._told[0].advantages, event.mask.shape
@@ -212,17 +210,15 @@ class LossGradient(Invariant):
             return None  # of the rows that a filter left, in which order is not known
         numbers = ids(event.rows, told.device)
         named = next((one.rows for one in self._rollouts), None)
-        if (
-            named is not None
-        ):  # the rows of the rollout have names of their own, and the advantages follow their order
+        if named is not None:
             names = ids(named, told.device)
             if len(names) != len(told):
                 return None
             match = numbers[:, None] == names[None]
             numbers = torch.where(match.sum(1) == 1, match.to(torch.uint8).argmax(1), -1)
-        known = (numbers >= 0) & (numbers < len(told))
+        known = ((numbers >= 0) & (numbers < len(told))).all()
         rows = _per_token(told[numbers.clamp(0, len(told) - 1)], shape)
-        return None if rows is None else torch.where(known[:, None].to(rows.device), rows, 0.0)
+        return None if rows is None else torch.where(known.to(rows.device), rows, 0.0)
 
     # -- one backward pass ---------------------------------------------------------------------------------------
 
