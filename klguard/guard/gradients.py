@@ -1,4 +1,4 @@
-"""Gradients at a tensor of the loop: what backward() brings there, and what a term of the loss would."""
+"""Gradients at tensors of the loop: what backward() brings there, and what a term of the loss would."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ class Arrival:
 
 
 class Arrivals:
-    """Hangs a hook on tensors, on each but once."""
+    """Hangs a hook on tensors, on each but once. What it asks for itself is no arrival."""
 
     def __init__(self) -> None:
         self._last: ReferenceType[Tensor] | None = None
+        self._asking = False
 
     def at(self, values: Tensor) -> Arrival | None:
         """What will arrive at `values`; None where no gradient flows, or where the last call was about the same
@@ -49,18 +50,26 @@ class Arrivals:
         @unserializable_hook
         def hook(gradient: Tensor) -> None:
             try:
-                arrival.take(gradient)
+                if not self._asking:
+                    arrival.take(gradient)
             except Exception as error:  # noqa: BLE001  inside backward() it would end the run
                 arrival.failure = error
 
         values.register_hook(hook)
         return arrival
 
-
-def slope(term: Tensor | None, values: Tensor) -> Tensor | None:
-    """d term / d values, in the shape of `values`, of a term (B, T) each of whose entries is made from the entry of
-    `values` (B, T) at its place; None where there is none. The loop's graph stays as it was."""
-    if term is None or not term.requires_grad or not values.requires_grad or term.shape != values.shape:
-        return None
-    (found,) = torch.autograd.grad(term.sum(), values, retain_graph=True, allow_unused=True)
-    return None if found is None else found.detach()
+    def slope(self, term: Tensor | None, values: Tensor) -> Tensor | None:
+        """d term / d values, in the shape of `values`, of a term (B, T) each of whose entries is made from the entry of
+        `values` (B, T) at its place; None where there is none, or the loop's graph does not give it. The graph stays as
+        it was."""
+        if term is None or not term.requires_grad or not values.requires_grad or term.shape != values.shape:
+            return None
+        self._asking = True
+        try:
+            with torch.enable_grad():
+                (found,) = torch.autograd.grad(term.sum(), values, retain_graph=True, allow_unused=True)
+        except RuntimeError:  # a tensor that the graph needs was written to, or the graph is gone
+            return None
+        finally:
+            self._asking = False
+        return None if found is None else found.detach()

@@ -18,7 +18,6 @@ from klguard.findings import Finding
 from klguard.guard import events, kl, options, shapes, told
 from klguard.guard.around import Around
 from klguard.guard.evidence import Evidence
-from klguard.guard.gradients import slope
 from klguard.guard.hooks import extra_forward
 from klguard.guard.invariants import Run
 from klguard.guard.listening import HALF, as_mask, detached, event_of
@@ -462,7 +461,7 @@ class Guard(Around):
             kl_term=kl_term if kl_term is not None and kl_term.shape == new_logprobs.shape else None,
             kl_loss_requires_grad=None if kl_term is None else kl_term.requires_grad,
             new_requires_grad=new_logprobs.requires_grad,
-            kl_slope=slope(kl_term, new_logprobs),
+            kl_slope=self._arrivals.slope(kl_term, new_logprobs),
             arrival=self._arrivals.at(new_logprobs),
             dtype=new_logprobs.dtype if new_logprobs.dtype in HALF else self._precision(new_logprobs),
         )

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from klguard.findings import Severity  # noqa: E402
 from klguard.guard.events import KL, Minibatch, Preflight, Rewards, StepEnd  # noqa: E402
-from klguard.guard.gradients import slope  # noqa: E402
+from klguard.guard.gradients import Arrivals  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.advantages import GAETerminal  # noqa: E402
 from klguard.guard.invariants.kl import (  # noqa: E402
@@ -222,7 +222,7 @@ def live(term, seed=0):
     new = (-draw(seed=seed).abs() - 0.5).requires_grad_()
     reference = -draw(seed=seed + 100).abs() - 0.5
     values = term(new, reference)
-    found_slope = slope(values, new)
+    found_slope = Arrivals().slope(values, new)
     told = dict(mask=torch.ones(new.shape, dtype=torch.bool), kl_term=values.detach(), kl_slope=found_slope)
     return Minibatch(new=new.detach(), old=new.detach(), **told)
 

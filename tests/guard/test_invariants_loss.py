@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from klguard.findings import Severity  # noqa: E402
-from klguard.guard.gradients import Arrivals, slope  # noqa: E402
+from klguard.guard.gradients import Arrivals  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.loss import LossGradient  # noqa: E402
 
@@ -399,14 +399,18 @@ def test_what_arrives_from_several_passes_is_added_up_and_one_tensor_is_watched_
 
 
 def test_the_slope_of_a_term_leaves_the_graph_as_it_was():
-    values = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    arrivals, values = Arrivals(), torch.tensor([[1.0, 2.0]], requires_grad=True)
     part = values * 1.0
     term = part**2
-    assert slope(term, part).tolist() == [[2.0, 4.0]]
-    assert slope(term.detach(), part) is None and slope(None, part) is None
-    assert slope(torch.ones(1, 2, requires_grad=True) * 2, part) is None
+    arrival = arrivals.at(part)
+    with torch.no_grad():
+        assert arrivals.slope(term, part).tolist() == [[2.0, 4.0]]
+    assert arrivals.slope(term.detach(), part) is None and arrivals.slope(None, part) is None
+    assert arrivals.slope(torch.ones(1, 2, requires_grad=True) * 2, part) is None
+    assert arrival.gradient is None
     term.sum().backward()
-    assert values.grad.tolist() == [[2.0, 4.0]]
+    assert values.grad.tolist() == arrival.gradient.tolist() == [[2.0, 4.0]]
+    assert arrivals.slope(term, part) is None  # the graph is gone
 
 
 def test_what_survives_a_restart():
