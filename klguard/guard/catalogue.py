@@ -377,7 +377,8 @@ CATALOGUE: tuple[Entry, ...] = (
         "scheduler and optimizer have the same groups, a step changes weights by about the learning rate, and the"
         " schedule lasts as long as the run",
         "on Adam, max |change| of a weight w is 10 * lr + lr * weight decay * |w|; lr 0 for 3 steps after it was not,"
-        " or for the first 10, a schedule that is not stepped in 20, what was not taken up after a restart: warnings",
+        " or for the first 10, one that climbs again after 1 % of its peak, a schedule that is not stepped in 20, what"
+        " was not taken up after a restart: warnings",
         EVERY,
         "the scheduler drives another optimizer or runs ahead, or the weights are changed by something else",
         "make the scheduler from the very optimizer that steps; step both once per update",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 
 import pytest
@@ -510,6 +511,26 @@ def test_a_schedule_that_has_come_to_its_end():
     assert at_rates([0.0, 0.0, 0.0, 0.0, 1e-3]) == [[]] * 5  # a warm-up, or a critic that learns first
     assert at_rates([1e-3, 0.0, 0.0, 1e-3, 0.0, 0.0]) == [[]] * 6
     assert at_rates([1e-3, 1e-9, 1e-9, 1e-9, 1e-9]) == [[]] * 5
+
+
+@pytest.mark.parametrize(
+    ("rate", "keys"),
+    [
+        (lambda i: max(0.0, 0.5 * (1 + math.cos(math.pi * i / 8))), {"climbs"}),  # steps four times as often
+        (lambda i: max(0.0, 0.5 * (1 + math.cos(math.pi * min(i, 8) / 8))), set()),
+        (lambda i: 0.5 * (1 + math.cos(math.pi * (i % 9) / 8)), set()),  # hard restarts
+        (lambda i: min(1.0, i / 5), set()),  # a warm-up
+        (lambda i: 0.5 + 0.4 * math.cos(i), set()),
+    ],
+)
+def test_a_schedule_beyond_its_end_climbs_again(rate, keys):
+    class Scheduled(Training):
+        def update(self):
+            number = self.number = getattr(self, "number", -1) + 1
+            self.optimizer.param_groups[0]["lr"] = 1e-3 * rate(number)
+            yield from super().update()
+
+    assert {breach.key for breach in found(Scheduled(Scheduling), steps=16)} - {"spent"} == keys
 
 
 def test_a_rate_that_is_zero_from_the_start():

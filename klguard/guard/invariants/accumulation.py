@@ -91,7 +91,8 @@ class Accumulation(Invariant):
         return self._gone.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._gone.load_state_dict(state)
+        if state:
+            self._gone.load_state_dict(state)
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         if not isinstance(event, Preflight):

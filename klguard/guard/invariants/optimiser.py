@@ -290,7 +290,8 @@ class OptimizerParameters(Invariant):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._still.load_state_dict(state["still"])
         self._still_rough.load_state_dict(state["still_rough"])
-        self._rounded.load_state_dict(state["rounded"])
+        if "rounded" in state:
+            self._rounded.load_state_dict(state["rounded"])
 
 
 class UnclippedGradient(Invariant):

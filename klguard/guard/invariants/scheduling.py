@@ -30,8 +30,9 @@ class Scheduling(Invariant):
 
     A schedule that has come to its end, a learning rate of 0 for three steps after it was above 0, is stepped more
     often than it was made for, or the run goes on for longer; one that is 0 for the first ten steps has no warm-up,
-    which is 0 once. One that was not stepped once in 20 steps is forgotten, or made for epochs of a data set; one whose
-    learning rate would not change is left alone.
+    which is 0 once. A rate that fell to a hundredth of its peak and then climbs again, little by little, is that of a
+    cosine beyond its end; a restart is back at its peak at once. One that was not stepped once in 20 steps is
+    forgotten, or made for epochs of a data set; one whose learning rate would not change is left alone.
 
     A run that takes up the guard's state takes up those of the optimizer and the schedule as well: an Adam without
     moments, and a schedule before the step at which it was left, begin anew.
@@ -56,6 +57,7 @@ class Scheduling(Invariant):
         self._forgotten = Consecutive(self.PATIENCE)
         self._varying: bool | None = None
         self._never = Consecutive(self.WARM)
+        self._peak, self._least, self._climbs = 0.0, math.inf, Consecutive(3)
         self._updates = 0
         self._resumed: dict[str, Any] | None = None
 
@@ -66,6 +68,7 @@ class Scheduling(Invariant):
                 yield from self._taken_up(event.optimizer, left)
             return
         self._updates += 1
+        yield from self._climbing(event)
         self._stepped.add(event.optimizer)
         if self._first_step is None:
             self._first_step = self.run.step
@@ -139,6 +142,35 @@ class Scheduling(Invariant):
             return
         self.add("idle", float(not any(rates)))
         self.add("moving", float(any(rates)))
+
+    def _climbing(self, event: Update) -> Iterator[Breach]:
+        """Say once that the learning rate of the policy's optimizer climbs again after its end."""
+        rates = [group["lr"] for group in event.optimizer.param_groups if "lr" in group]
+        known = names(self.run)
+        if not rates or any(isinstance(rate, Tensor) for rate in rates):
+            return
+        if known and not any(id(p) in known for p in parameters_of(event.optimizer)):
+            return
+        rate = max(rates)
+        self._peak = max(self._peak, rate)
+        if rate < 0.01 * self._peak:
+            self._least = rate
+            self._climbs.see(False)
+        elif self._least < math.inf:
+            before = self._climbs.figures[-1] if self._climbs.figures else self._least
+            gradual = bool(self._climbs.figures) or rate < 0.3 * self._peak
+            if not gradual:
+                self._least = math.inf
+            elif self._climbs.see(rate > before, rate):
+                self._least = math.inf
+                rise = ", ".join(f"{one:.2g}" for one in self._climbs.figures)
+                yield Breach(
+                    f"the learning rate had come down to less than a hundredth of its peak, {self._peak:.2g}, and climbs"
+                    f" again: {rise}",
+                    value=rate, key="climbs", severity=Severity.WARNING,
+                    help="make the schedule for as many steps as it is stepped: a scheduler of accelerate steps once for"
+                    " each process",
+                )  # fmt: skip
 
     def _stands_still(self) -> bool:
         """Whether the schedulers have not moved since they were made, and would change the learning rate if they did."""
