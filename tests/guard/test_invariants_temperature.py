@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from klguard.guard.events import Rollout, Scoring, StepEnd  # noqa: E402
+from klguard.guard.events import Minibatch, Rollout, Scoring, StepEnd  # noqa: E402
 from klguard.guard.invariants import Run  # noqa: E402
 from klguard.guard.invariants.temperature import ScoringTemperature  # noqa: E402
 from klguard.guard.rescoring import SLOTS, Given, diagnosis  # noqa: E402
@@ -124,3 +124,27 @@ def test_what_was_said_survives_a_restart():
     first.spoken = True
     second.load_state_dict(first.state_dict())
     assert second.spoken
+
+
+def entropies(divided, temperature=0.7, steps=4, drawn=0.7):
+    """The keys of each step of a loop at a temperature, that tells the entropy of logits divided by `divided`."""
+    player = Player(ScoringTemperature)
+    told = []
+    for step in range(steps):
+        random = torch.Generator().manual_seed(step)
+        logits = 2 * torch.randn(16, 20, 50, generator=random)
+        scaled = (logits / drawn).log_softmax(-1)
+        tokens = torch.multinomial(scaled.exp().flatten(0, 1), 1, generator=random).view(16, 20)
+        new = scaled.gather(-1, tokens[..., None])[..., 0]
+        other = (logits / divided).log_softmax(-1)
+        mask = torch.ones(16, 20, dtype=torch.bool)
+        rollout = Rollout(responses=tokens, mask=mask, temperature=temperature)
+        minibatch = Minibatch(new=new, old=new, mask=mask, first=True, entropy=-(other.exp() * other).sum(-1))
+        told.append([breach.key for breach in player.step([rollout, minibatch, StepEnd()])])
+    return told
+
+
+def test_the_entropy_of_undivided_logits_is_told():
+    assert entropies(0.7) == [[]] * 4
+    assert entropies(1.0) == [[], ["entropy"], ["entropy"], ["entropy"]]
+    assert entropies(1.0, temperature=1.0, drawn=1.0) == entropies(1.0, temperature=None) == [[]] * 4

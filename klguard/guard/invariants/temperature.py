@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
+from klguard.findings import Severity
 from klguard.guard import models
-from klguard.guard.events import Event, Rollout, Scoring, StepEnd
+from klguard.guard.events import Event, Minibatch, Rollout, Scoring, StepEnd
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
+from klguard.guard.invariants.measuring import kept
+from klguard.guard.kl import valid_tokens
 from klguard.guard.ledger import Readings
 from klguard.guard.rescoring import SLOTS, diagnosis, nearness, rescoring
 
 _REMEMBERED = 8
 """Rollouts of a step whose temperature is compared, at most."""
+
+_ENTROPY = ("entropy_tokens", "entropy", "surprise", "entropy_squares")
+"""Tokens whose entropy was told, the sum of these entropies, that of -log p, and of the squares of the difference."""
 
 
 class ScoringTemperature(Invariant):
@@ -26,11 +33,15 @@ class ScoringTemperature(Invariant):
     temperature than the sampler's, and not at that one. (Where no row can be scored by hand, the likelihood
     ratios of the evidence bound the error.) A pass that was only watched says nothing: what the loop does with
     its logits afterwards is not seen.
+
+    The entropy that such a loop tells is that of the divided logits too: over tokens drawn from a distribution the
+    mean of -log p is its entropy. A warning, once the two are apart by six standard errors and 3 %.
     """
 
     code = "KLG705"
-    watches = (Rollout, Scoring, StepEnd)
-    sums = (*SLOTS, "other", "other_drawn", "other_scored")
+    watches = (Rollout, Scoring, Minibatch, StepEnd)
+    sums = (*SLOTS, "other", "other_drawn", "other_scored", *_ENTROPY)
+    TOKENS, CLEAR, APART = 500, 6.0, 0.03
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -39,6 +50,7 @@ class ScoringTemperature(Invariant):
         self._step = run.step
         self._told: list[float] = []
         self._watched: deque[tuple[float, Tensor]] = deque(maxlen=_REMEMBERED)
+        self._entropy = dict.fromkeys(_ENTROPY, 0.0)
 
     def _remember(self, event: Rollout) -> None:
         if not event.temperature:
@@ -66,6 +78,8 @@ class ScoringTemperature(Invariant):
     def measure(self, event: Event) -> None:
         if isinstance(event, Rollout):
             rescoring(self.run).see(self.run, event)
+        elif isinstance(event, Minibatch):
+            self._compare_entropy(event)
         elif isinstance(event, Scoring):
             self._compare_watched(event)
             self._half = event.dtype in HALF or models.precision(self.run.policy) in HALF
@@ -89,7 +103,40 @@ class ScoringTemperature(Invariant):
                 self.add("other_drawn", same * drawn)
                 self.add("other_scored", same * event.temperature)
 
+    def _compare_entropy(self, event: Minibatch) -> None:
+        """The entropy of each distribution beside -log p of the token that was drawn from it, before any update."""
+        tempered = bool(self._told) and not any(_equal(one, 1.0) for one in self._told)
+        if not (tempered and event.first) or event.entropy is None or event.entropy.shape != event.mask.shape:
+            return
+        valid = valid_tokens(event.mask) & event.entropy.isfinite() & event.new.isfinite()
+        entropy, surprise = kept(event.entropy, valid), kept(-event.new, valid)
+        for name, figure in zip(
+            _ENTROPY, (valid, entropy, surprise, (surprise - entropy).square()), strict=True
+        ):
+            self.add(name, figure.sum())
+
+    def _judge_entropy(self, readings: Readings) -> Iterator[Breach]:
+        for name in _ENTROPY:
+            self._entropy[name] += readings[name]
+        tokens, entropy, surprise, squares = self._entropy.values()
+        if not readings["entropy_tokens"] or tokens < self.TOKENS or self.run.rejected:
+            return
+        off = (surprise - entropy) / tokens
+        error = math.sqrt(max(squares / tokens - off**2, 0.0) / tokens)
+        if abs(off) > max(self.CLEAR * error, self.APART * abs(entropy) / tokens):
+            yield Breach(
+                f"the entropy that the loop tells is {entropy / tokens:.3g} nats per token, and the mean of -log p over"
+                f" {tokens:,.0f} tokens {surprise / tokens:.3g} ± {error:.1g}: it is the entropy of another"
+                " distribution, perhaps of the undivided logits",
+                value=entropy / tokens,
+                limit=surprise / tokens,
+                key="entropy",
+                severity=Severity.WARNING,
+                help="take the entropy of the logits after they were divided by the temperature",
+            )
+
     def judge(self, readings: Readings) -> Iterator[Breach]:
+        yield from self._judge_entropy(readings)
         if readings["other"]:
             drawn, scored = (readings[name] / readings["other"] for name in ("other_drawn", "other_scored"))
             yield self._said_apart(drawn, scored)
@@ -116,10 +163,11 @@ class ScoringTemperature(Invariant):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"spoken": self.spoken}
+        return {"spoken": self.spoken, "entropy": dict(self._entropy)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.spoken = state["spoken"]
+        self._entropy |= state.get("entropy", {})
 
 
 def _equal(one: float, other: float) -> bool:
