@@ -126,6 +126,19 @@ def test_a_loss_that_keeps_one_first_token_has_it():
     assert said([event, minibatch(event.responses, mask)]) == []
 
 
+def test_a_first_turn_that_is_never_trained():
+    ids, time = tokens(3, 8, 12), torch.arange(12).expand(8, 12)
+    tool = (time >= 4) & (time < 7)
+    told = dict(ids=ids, tool_mask=tool)
+    (message,) = said([rollout(3, mask=time >= 7, **told)])
+    assert "first turn is never trained" in message
+    assert said([rollout(3, mask=~tool, **told)]) == []
+    last_alone = (time >= 7) | (torch.arange(8)[:, None] == 5) & ~tool  # but for one row
+    assert said([rollout(3, mask=last_alone, **told)]) == []
+    assert said([rollout(3, mask=time >= 7, ids=ids, tool_mask=time < 7)]) == []  # the tool spoke first
+    assert said([rollout(3, mask=time >= 7, ids=ids, tool_mask=torch.zeros_like(tool))]) == []
+
+
 def test_the_minibatches_of_another_step_are_not_compared():
     player = Player(FirstTokenMasked, Run())
     event = rollout(0)

@@ -387,6 +387,32 @@ def test_micro_batches_whose_gradients_are_thrown_away_are_told(none):
     assert found(right) == [] and right.invariant.exercised
 
 
+def test_a_gradient_that_is_clipped_after_each_micro_batch_is_told():
+    class ClippedEach(MicroBatches):
+        def update(self):
+            self.optimizer.zero_grad()
+            for _ in range(3):
+                self.loss().backward()
+                nn.utils.clip_grad_norm_(self.policy.parameters(), 1e-3)
+            yield from self.apply()
+
+    class RunningMean(MicroBatches):
+        """Each micro-batch joins the mean of those before it."""
+
+        def update(self):
+            self.optimizer.zero_grad()
+            for count in range(3):
+                for parameter in self.policy.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(count / (count + 1))
+                (self.loss() / (count + 1)).backward()
+            yield from self.apply()
+
+    assert {breach.key for breach in found(ClippedEach(Accumulation))} == {"scaled"}
+    right = RunningMean(Accumulation)
+    assert found(right) == [] and right.invariant.exercised
+
+
 def test_one_backward_for_each_update_and_gradients_that_are_asked_for_aside_are_no_loss():
     class Aside(Training):
         def update(self):

@@ -15,7 +15,7 @@ from klguard.guard.hooks import NAMED_OPTIMIZERS
 from klguard.guard.invariants.backwards import Backwards
 from klguard.guard.invariants.invariant import HALF, Breach, Invariant, Run
 from klguard.guard.invariants.measuring import Consecutive
-from klguard.guard.invariants.updates import called, names, parameters_of, sample
+from klguard.guard.invariants.updates import called, names, parameters_of, sample, world
 from klguard.guard.ledger import Readings
 from klguard.guard.randomness import kept_randomness
 
@@ -30,12 +30,14 @@ class Accumulation(Invariant):
     In half precision the gradient of each micro-batch is rounded to 8 or 11 bits. Whether that happens is seen
     where the loop's own `accumulate` runs the modules: autocast is often switched on only there.
 
-    In training, what one backward() left in `.grad` is still there when the next one before the same update begins.
+    In training, what one backward() left in `.grad` is still there when the next one before the same update begins, and
+    of one process it is what it was: not clipped, not unscaled. A running mean over micro-batches has the same factors
+    in each step, and is left alone.
     """
 
     code = "KLG844"
     watches = (Preflight, Update)
-    sums = ("looked", "gone")
+    sums = ("looked", "gone", "scaled", "factor")
     ELEMENTS = 4096
     EXACT, ROUGH = 1e-3, 5e-2
     STEPS = 2
@@ -43,38 +45,50 @@ class Accumulation(Invariant):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._backwards = Backwards(run, self._before, self._after)
-        self._sizes: dict[int, Tensor] = {}
+        self._left: dict[int, Tensor] = {}
         self._armed: set[int] = set()
-        self._gone = Consecutive(self.STEPS)
+        self._gone, self._scaled = Consecutive(self.STEPS), Consecutive(self.STEPS)
 
     def measure(self, event: Event) -> None:
         if isinstance(event, Update) and event.after:
             numbers = self._backwards.of(event.optimizer)
             self._armed.update(numbers)
             for number in numbers:
-                self._sizes.pop(number, None)
+                self._left.pop(number, None)
 
     def close(self) -> None:
         """Take the hooks off."""
         self._backwards.close()
         self._armed.clear()
-        self._sizes.clear()
+        self._left.clear()
 
     def _after(self, number: int, parameter: Tensor) -> None:
         """The first backward after an update has left its gradient."""
         if number in self._armed and parameter.grad is not None:
             if (left := sample(parameter.grad, self.ELEMENTS)) is not None:
                 self._armed.discard(number)
-                self._sizes[number] = left.abs().amax()
+                self._left[number] = left
 
     def _before(self, number: int, parameter: Tensor) -> None:
         """The second backward is about to add its own."""
-        if (size := self._sizes.pop(number, None)) is None:
+        if (left := self._left.pop(number, None)) is None:
             return
         self.exercised = True
         kept = None if parameter.grad is None else sample(parameter.grad, self.ELEMENTS)
-        self.add("looked", size > 0)
-        self.add("gone", size > 0 if kept is None else (size > 0) & (kept.abs().amax() == 0))
+        some = left.abs().amax() > 0
+        self.add("looked", some)
+        self.add("gone", some if kept is None else some & (kept.abs().amax() == 0))
+        if kept is not None and kept.shape == left.shape and world() == 1:
+            self._compare(left.double(), kept.double(), half=parameter.grad.dtype in HALF)
+
+    def _compare(self, left: Tensor, kept: Tensor, *, half: bool) -> None:
+        """Whether the whole gradient was made smaller in between."""
+        factor = (left * kept).sum() / left.square().sum().clamp(min=1e-300)
+        rest = (kept - factor * left).square().sum()
+        same = rest <= (1e-4 if half else 1e-8) * kept.square().sum()
+        scaled = same & (factor > 0) & (factor < 0.99)
+        self.add("scaled", scaled)
+        self.add("factor", torch.where(scaled, factor, 0.0))
 
     def judge(self, readings: Readings) -> Iterator[Breach]:
         self._backwards.check()
@@ -86,13 +100,24 @@ class Accumulation(Invariant):
                 value=readings["gone"], limit=0.0, key="gone",
                 help="call zero_grad() once for each optimizer.step(), and not for each micro-batch",
             )  # fmt: skip
+        factor = readings.mean("factor", "scaled")
+        if self._scaled.see(factor is not None, factor or 0.0):
+            first, last = self._scaled.figures[0], self._scaled.figures[-1]
+            if abs(first - last) > 1e-4 * last:
+                yield Breach(
+                    "what one backward() left in the gradients was made smaller before the next one of the same"
+                    f" optimizer.step() began, to {first:.3g} and {last:.3g} of what it was in the last {self.STEPS}"
+                    " steps: the micro-batches of an update do not count alike",
+                    value=last, limit=1.0, key="scaled",
+                    help="clip or unscale the gradient once, right before optimizer.step()",
+                )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return self._gone.state_dict()
+        return {"gone": self._gone.state_dict(), "scaled": self._scaled.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            self._gone.load_state_dict(state)
+        self._gone.load_state_dict(state["gone"])
+        self._scaled.load_state_dict(state["scaled"])
 
     def inspect(self, event: Event) -> Iterator[Breach]:
         if not isinstance(event, Preflight):

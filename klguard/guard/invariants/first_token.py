@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from klguard.findings import Severity
 from klguard.guard import models
 from klguard.guard.events import Event, Minibatch, Rollout
 from klguard.guard.invariants.invariant import Breach, Invariant, Run
@@ -26,13 +27,16 @@ class FirstTokenMasked(Invariant):
     is the same in all rows was forced (a language, the opening of a template), one that a tool wrote or that is
     padding was not sampled either, and what an encoder-decoder begins with is its start token.
 
+    Where tools wrote, what the policy wrote before they did first is part of the response too. A step in which no row's
+    mask has any of that trains later turns alone, which may be meant: a warning.
+
     The mask of the loss is held against the rollout's, where that has the first tokens: in minibatches as wide as
     the rollout whose rows begin with the same two tokens as a response.
     """
 
     code = "KLG818"
     watches = (Rollout, Minibatch)
-    sums = ("rows", "without", "different", "trained_rows", "trained_without")
+    sums = ("rows", "without", "different", "trained_rows", "trained_without", "turns", "turns_without")
     ROWS, DIFFERENT = 4, 2
 
     def __init__(self, run: Run) -> None:
@@ -64,7 +68,9 @@ class FirstTokenMasked(Invariant):
         mask = valid_tokens(split_mask(event)[0])
         without = ~mask[:, 0] & mask[:, 1]
         if event.tool_mask is not None:
-            without = without & ~event.tool_mask[:, 0].to(mask.device, non_blocking=True).bool()
+            tool = event.tool_mask.to(mask.device, non_blocking=True).bool()
+            without = without & ~tool[:, 0]
+            self._measure_turns(mask, tool)
         padding = models.padding_id(self.run.policy, self.run.tokenizer)
         if padding is not None:
             without = without & (responses[:, 0] != padding)
@@ -74,6 +80,13 @@ class FirstTokenMasked(Invariant):
         if event.tool_mask is None:
             self._width = responses.shape[1] if self._width in (None, responses.shape[1]) else -1
             self._beginnings.append(torch.where(mask[:, :1], responses[:, :_BEGINNING], -1))
+
+    def _measure_turns(self, mask: Tensor, tool: Tensor) -> None:
+        """Rows that begin with what the policy wrote, before a tool did, and those whose mask has none of it."""
+        before = (tool.cumsum(1) == 0) & tool.any(1, keepdim=True)
+        turns = mask.any(1) & (before.sum(1) >= _BEGINNING)
+        self.add("turns", turns.sum())
+        self.add("turns_without", (turns & ~(mask & before).any(1)).sum())
 
     def _measure_minibatch(self, event: Minibatch) -> None:
         tokens = event.tokens
@@ -92,6 +105,16 @@ class FirstTokenMasked(Invariant):
         rows, without = readings["rows"], readings["without"]
         if rows >= self.ROWS and without == rows and readings["different"] >= self.DIFFERENT:
             yield self._said("the response mask", rows)
+            return
+        turns = readings["turns"]
+        if turns >= self.ROWS and readings["turns_without"] == turns:
+            yield Breach(
+                f"in all {turns:.0f} rows with a tool's output the response mask leaves out everything before it: what"
+                " the policy wrote in its first turn is never trained",
+                value=turns, limit=0.0, key="turns", severity=Severity.WARNING,
+                help="put every token that the policy sampled into the mask, or ignore this where only later turns are"
+                " meant to be trained",
+            )  # fmt: skip
             return
         trained = readings["trained_rows"]
         if trained >= self.ROWS and readings["trained_without"] == trained:
