@@ -213,7 +213,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG818", "first-token-masked", None, "masks",
         "the first response token is in the response mask, and in the mask of the loss",
-        "exact; at least 4 rows of a step, none of which has it, with different first tokens", EVERY,
+        "exact; at least 4 rows of a step, none of which has it, with different first tokens; none that has anything"
+        " before a tool's output (a warning)", EVERY,
         "the token that follows the prompt is never trained: the mask is off by one",
         "build the mask from the first response token on; where logits are shifted by one, shift the mask with the"
         " tokens, mask[:, 1:], and not with the logits, mask[:, :-1]",
@@ -267,6 +268,21 @@ CATALOGUE: tuple[Entry, ...] = (
         "5 % and 1 % of the mean |k1|, for 3 steps; a KL below 0 by 4 standard errors, for 2 steps", EVERY,
         "the coefficient follows a number that is no KL",
         "feed nats per sequence to a target in nats per sequence, and hold the coefficient when KL is below 0",
+    ),
+    Entry(
+        "KLG828", "value-gradient", None, "advantages",
+        "the gradient of the value loss pulls each value towards its own return, and is 0 outside the mask",
+        "outside, but for one position on either side: exactly 0; sign: 0.9 of the values; a known mistake: fits a"
+        " hundred times better; 0.1 of the signs wrong for 3 steps is a warning", EVERY,
+        "the critic learns something else than the value of its state",
+        "hold the value loss against its formula: shapes, rows, positions, the mask and the sign",
+    ),
+    Entry(
+        "KLG829", "moving-target", None, "advantages",
+        "old log-probs, advantages and returns are constants of the loss: it has no gradient there",
+        "exactly 0; at advantages, of which a value loss may be made, one sign everywhere", EVERY,
+        "the loss is lowered by moving what it is held against",
+        "make old log-probs, advantages and returns under torch.no_grad()",
     ),
     Entry(
         "KLG831", "first-ratio", 27, "ratio",
@@ -328,7 +344,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "KLG839", "loss-gradient", None, "ratio",
         "the gradient of the loss at the log-probs is that of the surrogate: against the advantages, 0 where the mask or"
-        " the clip cuts, weighed alike in all micro-batches of an update",
+        " the clip cuts, weighed alike in all micro-batches of an update; an entropy bonus has the sign of a bonus",
         "masked: exactly 0; direction: cosine above -0.9; at clipped tokens 1e-2 of the whole gradient; rows with their"
         " own advantages, weights of micro-batches and padding in a mean: 3 steps, where the rest fits to 3 %", EVERY,
         "the objective that is trained is not the one that the figures are about",
@@ -361,7 +377,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "KLG844", "accumulation", 38, "optimiser",
         "accumulated micro-batches give the gradient of the large batch",
         "before training 1e-3 (fp32), 5e-2 (half precision, autocast, TF32), relative; then a gradient that is gone"
-        " before its update, in 2 steps", EVERY,
+        " before its update, or made smaller, in 2 steps", EVERY,
         "means of means: short micro-batches weigh more, or the division is missing, or all but the last are lost",
         "sum token losses and divide by the number of valid tokens of the whole batch; one zero_grad() for each update",
     ),

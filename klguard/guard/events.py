@@ -209,7 +209,9 @@ class Minibatch(Event):
     entropy     (B, T) exact entropy per token, where the loop has it.
     kl_term     (B, T) the KL term as it enters the loss, detached; kl_loss_requires_grad its gradient flag, kl_slope
                 (B, T) its derivative by the new log-probs.
-    arrival     what backward() will bring to the loop's own tensor of new log-probs; None where it has no gradient.
+    values, returns   (B, T), or (B,) one for each row, as they enter the value loss: values under the current weights.
+    arrivals    what backward() will bring to the loop's own tensors new, old, advantages, values, returns and entropy,
+                by these names: those that have a gradient.
     """
 
     new: Tensor
@@ -228,7 +230,9 @@ class Minibatch(Event):
     kl_loss_requires_grad: bool | None = None
     new_requires_grad: bool | None = None
     kl_slope: Tensor | None = None
-    arrival: Arrival | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    arrivals: Mapping[str, Arrival] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
 
 

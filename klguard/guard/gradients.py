@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
 from weakref import ReferenceType, ref
 
 import torch
@@ -35,17 +37,28 @@ class Arrivals:
     """Hangs a hook on tensors, on each but once. What it asks for itself is no arrival."""
 
     def __init__(self) -> None:
-        self._last: ReferenceType[Tensor] | None = None
+        self._last: dict[str, ReferenceType[Tensor]] = {}
         self._asking = False
 
-    def at(self, values: Tensor) -> Arrival | None:
-        """What will arrive at `values`; None where no gradient flows, or where the last call was about the same
-        tensor."""
-        if not values.requires_grad or not torch.is_grad_enabled():
-            return None
-        if self._last is not None and self._last() is values:
-            return None
-        self._last, arrival = ref(values), Arrival()
+    def at(self, tensors: Mapping[str, Tensor | None]) -> dict[str, Arrival]:
+        """What will arrive at each of the tensors, by its name. Left out are those through which no gradient flows, one
+        that has the same name as in the last call, and one that is already there under an earlier name."""
+        if not torch.is_grad_enabled():
+            return {}
+        found: dict[str, Arrival] = {}
+        seen: list[Tensor] = []
+        for name, values in tensors.items():
+            if values is None or not values.requires_grad or any(values is other for other in seen):
+                continue
+            seen.append(values)
+            last = self._last.get(name)
+            if last is None or last() is not values:
+                self._last[name] = ref(values)
+                found[name] = self._hung_on(values)
+        return found
+
+    def _hung_on(self, values: Tensor) -> Arrival:
+        arrival = Arrival()
 
         @unserializable_hook
         def hook(gradient: Tensor) -> None:
@@ -73,3 +86,31 @@ class Arrivals:
         finally:
             self._asking = False
         return None if found is None else found.detach()
+
+
+Told = TypeVar("Told")
+
+
+class Awaited(Generic[Told]):
+    """What was told together with tensors whose gradient is still to come."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Told, Arrival]] = []
+
+    def add(self, told: Told, arrival: Arrival | None) -> None:
+        """Wait for `arrival`, where there is one."""
+        if arrival is not None:
+            self._waiting.append((told, arrival))
+
+    def arrived(self) -> Iterator[tuple[Told, Tensor]]:
+        """Those whose gradient has come, in the order in which they were told: each once."""
+        waiting, self._waiting = self._waiting, []
+        for told, arrival in waiting:
+            if arrival.gradient is None:
+                self._waiting.append((told, arrival))
+            else:
+                yield told, arrival.gradient
+
+    def forget(self) -> None:
+        """Wait no longer."""
+        self._waiting.clear()

@@ -440,7 +440,7 @@ class Guard(Around):
     ) -> None:
         """A minibatch's forward pass, before its update: log-probs (B, T) under the current weights and those
         of the rollout. `kl_term` is the KL term as it enters the loss, (B, T) before its mean. More: tokens,
-        rows, epoch, clip_range, reported, entropy, as in `events.Minibatch`."""
+        rows, epoch, clip_range, reported, entropy, values, returns, as in `events.Minibatch`."""
         self._checked(shapes.check_per_token, "new_logprobs", new_logprobs)
         given = {"old_logprobs": old_logprobs, "mask": mask}
         given |= {name: details.get(name) for name in ("tokens", "entropy")}
@@ -449,6 +449,8 @@ class Guard(Around):
         self._checked(shapes.check_rows, {"rows": details.get("rows")}, new_logprobs, "new_logprobs")
         self._checked(shapes.check_weights, advantages, new_logprobs)
         self._checked(shapes.check_term, kl_term)
+        self._checked(shapes.check_values, details.get("values"), details.get("returns"), new_logprobs)
+        learnt = {name: details.get(name) for name in ("values", "returns", "entropy")}
         self._tell(
             events.Minibatch,
             details,
@@ -462,7 +464,9 @@ class Guard(Around):
             kl_loss_requires_grad=None if kl_term is None else kl_term.requires_grad,
             new_requires_grad=new_logprobs.requires_grad,
             kl_slope=self._arrivals.slope(kl_term, new_logprobs),
-            arrival=self._arrivals.at(new_logprobs),
+            arrivals=self._arrivals.at(
+                {"new": new_logprobs, "old": old_logprobs, "advantages": advantages, **learnt}
+            ),
             dtype=new_logprobs.dtype if new_logprobs.dtype in HALF else self._precision(new_logprobs),
         )
 

@@ -282,6 +282,25 @@ def check_weights(advantages: Tensor | None, like: Tensor) -> None:
         )
 
 
+def check_values(values: Tensor | None, returns: Tensor | None, like: Tensor) -> None:
+    """Raises unless values and returns of a minibatch, where given, have one shape: (B,), (B, 1) or (B, T)."""
+    batch, time = like.shape
+    for name, one in (("values", values), ("returns", returns)):
+        if one is None:
+            continue
+        _tensor(one, name)
+        _floating(one, name)
+        if tuple(one.shape) not in {(batch,), (batch, 1), (batch, time)}:
+            raise ValueError(
+                f"{name} have shape {_shape(one)}; expected {(batch, time)}, as new_logprobs, or {(batch,)}, one for"
+                " each row"
+            )
+    if values is not None and returns is not None and values.numel() != returns.numel():
+        raise ValueError(
+            f"values have shape {_shape(values)} and returns {_shape(returns)}: pass one return for each value"
+        )
+
+
 def check_term(kl_term: Tensor | None) -> None:
     """TypeError unless the KL term of the loss, where given, is a tensor."""
     if kl_term is not None:

@@ -242,7 +242,7 @@ class PPO:
                 new, values = kl.token_log_probs(logits, part.responses), self.values(hidden)
                 entropy = kl.entropy(logits.detach())
                 logs = figures(new.detach(), part.old, part.mask, entropy, config.clip_range)
-                tell.minibatch(part, new, entropy, logs, epoch)
+                tell.minibatch(part, new, values, entropy, logs, epoch)
                 losses = policy_loss(new, part.old, part.advantages, config.clip_range)
                 losses = losses + config.value_coef * value_loss(values, part.returns)
                 loss = (losses * part.mask).sum() * scale

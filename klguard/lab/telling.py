@@ -45,7 +45,13 @@ class Silent:
         """KL, rewards and advantages are computed."""
 
     def minibatch(
-        self, batch: Batch, new: Tensor, entropy: Tensor, reported: Mapping[str, Tensor], epoch: int
+        self,
+        batch: Batch,
+        new: Tensor,
+        values: Tensor,
+        entropy: Tensor,
+        reported: Mapping[str, Tensor],
+        epoch: int,
     ) -> None:
         """A forward pass of an update, before its backward pass."""
 
@@ -125,7 +131,13 @@ class Telling(Silent):
         )
 
     def minibatch(
-        self, batch: Batch, new: Tensor, entropy: Tensor, reported: Mapping[str, Tensor], epoch: int
+        self,
+        batch: Batch,
+        new: Tensor,
+        values: Tensor,
+        entropy: Tensor,
+        reported: Mapping[str, Tensor],
+        epoch: int,
     ) -> None:
         self.guard.minibatch(
             new,
@@ -138,6 +150,8 @@ class Telling(Silent):
             clip_range=self.loop.config.clip_range,
             reported=reported,
             entropy=entropy,
+            values=values,
+            returns=batch.returns,
         )
 
     def step(self, batch: Batch, logs: Mapping[str, Tensor]) -> None:

@@ -374,7 +374,7 @@ class Loop:
         """One minibatch: forward, loss, backward, clip, step."""
         logits, new, values = self.rescore(batch)
         entropy = self.entropy(logits.detach())
-        self.tell_minibatch(batch, new, entropy, epoch)
+        self.tell_minibatch(batch, new, entropy, epoch, values)
         loss = self.mean(self.token_loss(batch, new, values), batch)
         self.zero_gradient()
         loss.backward()
@@ -455,7 +455,9 @@ class Loop:
             whitened=True,
         )
 
-    def tell_minibatch(self, batch: Batch, new: Tensor, entropy: Tensor, epoch: int) -> None:
+    def tell_minibatch(
+        self, batch: Batch, new: Tensor, entropy: Tensor, epoch: int, values: Tensor | None = None
+    ) -> None:
         self.guard.minibatch(
             new,
             batch.old,
@@ -467,6 +469,8 @@ class Loop:
             clip_range=self.clip_range,
             reported=self.reported(batch, new.detach(), entropy),
             entropy=entropy,
+            values=values,
+            returns=batch.returns,
             kl_term=self.kl_loss(new, batch.reference),
         )
 

@@ -186,7 +186,7 @@ class HugeSteps(Loop):
 
     learning_rate = 8e-3
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
         self.guard.minibatch(new, batch.old, batch.mask, rows=batch.rows, epoch=epoch)
 
 
@@ -263,7 +263,7 @@ class ForeignReference(Loop):
 class NegativeLogLikelihood(Loop):
     """What minibatches call log-probs has the other sign."""
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
         self.guard.minibatch(-new, -batch.old, batch.mask, epoch=epoch)
 
 

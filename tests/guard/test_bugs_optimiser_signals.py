@@ -231,8 +231,8 @@ class RewardOfTheNextRow(Loop):
 class MaskOfAnother(Loop):
     """Row 55: the loss of a minibatch uses masks in the rollout's order."""
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
-        super().tell_minibatch(self.mistaken(batch), new, entropy, epoch)
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
+        super().tell_minibatch(self.mistaken(batch), new, entropy, epoch, values)
 
     def mean(self, loss, batch):
         return super().mean(loss, self.mistaken(batch))
@@ -248,8 +248,8 @@ class MaskOfAnother(Loop):
 class WholeRowOfAnother(Loop):
     """Row 55: everything but the ids is shuffled."""
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
-        super().tell_minibatch(replace(batch, rows=batch.rows.roll(1)), new, entropy, epoch)
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
+        super().tell_minibatch(replace(batch, rows=batch.rows.roll(1)), new, entropy, epoch, values)
 
 
 class Retokenised(Loop):
@@ -269,7 +269,7 @@ class Retokenised(Loop):
     def tell_scoring(self, batch):
         super().tell_scoring(replace(batch, responses=self.sampled.responses))
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
         """The ratio is off as well: without the old log-probs only the ids can tell."""
         self.guard.minibatch(
             new, new.detach(), batch.mask, tokens=batch.responses, rows=batch.rows, epoch=epoch

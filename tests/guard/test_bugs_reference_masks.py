@@ -220,7 +220,7 @@ class FirstTokenMasked(Loop):
 class FirstTokenNotInTheLoss(Loop):
     """The mask of the loss is cut as the logits are: off by one. The rollout's is right."""
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
         mask = late(batch.mask)
         self.guard.minibatch(new, batch.old, mask, tokens=batch.responses, rows=batch.rows, epoch=epoch)
 

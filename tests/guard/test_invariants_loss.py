@@ -272,13 +272,13 @@ def example(loss, *, mask=None, seed=0, dtype=torch.float32, **told):
     if mask is None:
         mask = torch.arange(SHAPE[1]) < torch.randint(4, SHAPE[1], (SHAPE[0], 1), generator=random)
     advantages = torch.randn(SHAPE[0], generator=random)
-    arrival = Arrivals().at(new)
+    arrivals = Arrivals().at({"new": new})
     event = Minibatch(
         new=new.detach(),
         old=old,
         mask=mask,
         advantages=advantages,
-        arrival=arrival,
+        arrivals=arrivals,
         **{"clip_range": (0.2, 0.2), **told},
     )
     loss(new, old, advantages[:, None], mask).backward()
@@ -378,9 +378,9 @@ def test_a_minibatch_without_rows_is_passed_over():
     from klguard.guard.events import Minibatch, StepEnd
 
     new = torch.zeros(0, 5, requires_grad=True) * 1.0
-    mask, arrival = torch.ones(0, 5, dtype=torch.bool), Arrivals().at(new)
+    mask, arrivals = torch.ones(0, 5, dtype=torch.bool), Arrivals().at({"new": new})
     event = Minibatch(
-        new=new.detach(), old=new.detach(), mask=mask, advantages=torch.zeros(0), arrival=arrival
+        new=new.detach(), old=new.detach(), mask=mask, advantages=torch.zeros(0), arrivals=arrivals
     )
     new.sum().backward()
     player = Player(LossGradient)
@@ -390,8 +390,8 @@ def test_a_minibatch_without_rows_is_passed_over():
 def test_what_arrives_from_several_passes_is_added_up_and_one_tensor_is_watched_once():
     arrivals, values = Arrivals(), torch.zeros(3, requires_grad=True)
     part = values * 1.0
-    arrival = arrivals.at(part)
-    assert arrivals.at(part) is None and arrivals.at(part.detach()) is None
+    arrival = arrivals.at({"new": part, "old": part, "values": None})["new"]
+    assert arrivals.at({"new": part}) == {} and arrivals.at({"new": part.detach()}) == {}
     assert arrival.gradient is None
     part.sum().backward(retain_graph=True)
     (2 * part).sum().backward()
@@ -402,7 +402,7 @@ def test_the_slope_of_a_term_leaves_the_graph_as_it_was():
     arrivals, values = Arrivals(), torch.tensor([[1.0, 2.0]], requires_grad=True)
     part = values * 1.0
     term = part**2
-    arrival = arrivals.at(part)
+    arrival = arrivals.at({"new": part})["new"]
     with torch.no_grad():
         assert arrivals.slope(term, part).tolist() == [[2.0, 4.0]]
     assert arrivals.slope(term.detach(), part) is None and arrivals.slope(None, part) is None

@@ -51,7 +51,7 @@ class FarTooLarge(Loop):
 
     learning_rate = 8e-3
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
         self.guard.minibatch(new, batch.old, batch.mask, rows=batch.rows, epoch=epoch)
 
 

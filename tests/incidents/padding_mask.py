@@ -13,8 +13,8 @@ from tests.incidents.replay import loop
 class MasksOfOtherRows(Loop):
     """Rows are put back into order, and the mask that multiplies them is not."""
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
-        super().tell_minibatch(replace(batch, mask=batch.mask.flip(0)), new, entropy, epoch)
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
+        super().tell_minibatch(replace(batch, mask=batch.mask.flip(0)), new, entropy, epoch, values)
 
 
 class NoPositionsInTheUpdate(Loop):
@@ -62,7 +62,7 @@ class ReferenceWithoutPositions(Loop):
 class NotANumber(Loop):
     """Old log-probs of another padding layout: NaN at valid tokens."""
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
         old = batch.old.clone()
         old[0, 0] = float("nan")
         self.guard.minibatch(new, old, batch.mask, rows=batch.rows, epoch=epoch)
@@ -134,7 +134,7 @@ class EverythingAttended(Loop):
 class MaskCutAsTheLogits(Loop):
     """The mask of the loss is cut off by one: no first response token is trained."""
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
         mask = batch.mask & (torch.arange(RESPONSE) > 0)
         self.guard.minibatch(new, batch.old, mask, tokens=batch.responses, rows=batch.rows, epoch=epoch)
 
@@ -186,7 +186,7 @@ class ToolOutputInTheLoss(Loop):
     def loss_mask(self, batch):
         return Loop.response_mask(self, batch.responses)
 
-    def tell_minibatch(self, batch, new, entropy, epoch):
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
         mask = self.loss_mask(batch)
         self.guard.minibatch(new, batch.old, mask, tokens=batch.responses, rows=batch.rows, epoch=epoch)
 

@@ -103,7 +103,7 @@ class AboveZero(Loop):
 
 
 class RoundedAlone(AboveZero):
-    def tell_minibatch(self, batch, new, entropy, epoch):
+    def tell_minibatch(self, batch, new, entropy, epoch, values=None):
         rounded = [
             logits.gather(-1, batch.responses[..., None])[..., 0].bfloat16()
             - logits.logsumexp(-1).bfloat16()

@@ -91,6 +91,10 @@ class Run:
     adapter: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def maximises(self) -> bool:
+        """Whether an optimizer goes up the gradient."""
+        return any(group.get("maximize") for one in self.optimizers for group in one.param_groups)
+
 
 class Invariant:
     """Something that holds in every correct loop.

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from klguard.findings import Severity
 from klguard.guard.events import Advantages, Event, Minibatch, Rollout, StepEnd, Update
+from klguard.guard.gradients import Awaited
 from klguard.guard.invariants.invariant import Breach, Invariant, Run
-from klguard.guard.invariants.measuring import Consecutive, ids, last_valid
+from klguard.guard.invariants.measuring import Consecutive, ids, last_valid, per_token
 from klguard.guard.invariants.updates import world
 from klguard.guard.kl import valid_tokens
 from klguard.guard.ledger import Readings
@@ -127,6 +128,7 @@ class LossGradient(Invariant):
         "rows", "rows.agreement", "told", "told.apart",
         "last", "last.none", "first", "first.none", "inner", "inner.none",
         "fitted", "padded", "looked", "turned", "alone",
+        "entropies", "entropies.paid", "entropies.outside",
         "updates", "updates.twice", "updates.undivided", "updates.means", "micro",
     )  # fmt: skip
     LEAST, STEPS = 8, 3
@@ -136,7 +138,8 @@ class LossGradient(Invariant):
         self._step: int | None = None
         self._told: list[Advantages] = []
         self._rollouts: list[Rollout] = []
-        self._waiting: list[Minibatch] = []
+        self._awaited: Awaited[Minibatch] = Awaited()
+        self._entropies: Awaited[Minibatch] = Awaited()
         self._widths: set[int] = set()
         self._lasting = {
             key: Consecutive(self.STEPS) for key in ("twice", "undivided", "means", "padded", "rows", "told")
@@ -144,25 +147,30 @@ class LossGradient(Invariant):
 
     def measure(self, event: Event) -> None:
         if self.run.step != self._step:
-            self._step, self._told, self._waiting, self._rollouts = self.run.step, [], [], []
+            self._step, self._told, self._rollouts = self.run.step, [], []
+            self._forget()
         if isinstance(event, Rollout):
             self._rollouts.append(event)
         elif isinstance(event, Advantages):
             self._told.append(event)
         elif isinstance(event, Minibatch):
-            if event.arrival is not None:
-                self._waiting.append(event)
+            self._awaited.add(event, event.arrivals.get("new"))
+            self._entropies.add(event, event.arrivals.get("entropy"))
         elif isinstance(event, StepEnd):
             self._take()
-            self._waiting.clear()
+            self._forget()
         elif not event.after:
             self._weigh_update(self._take())
 
     def _take(self) -> list[_Micro | None]:
         """Look at the minibatches whose gradient has arrived."""
-        arrived = [event for event in self._waiting if event.arrival.gradient is not None]
-        self._waiting = [event for event in self._waiting if event.arrival.gradient is None]
-        return [self._look(event, event.arrival.gradient) for event in arrived]
+        for told, gradient in self._entropies.arrived():
+            self._look_at_entropy(told, gradient)
+        return [self._look(told, gradient) for told, gradient in self._awaited.arrived()]
+
+    def _forget(self) -> None:
+        self._awaited.forget()
+        self._entropies.forget()
 
     def _look(self, event: Minibatch, gradient: Tensor) -> _Micro | None:
         if gradient.shape != event.mask.shape or not gradient.numel():
@@ -195,9 +203,9 @@ class LossGradient(Invariant):
         """(B, T) float64, finite, of the rows of a minibatch: told with it, or once in the step for all rows."""
         shape = event.mask.shape
         if event.advantages is not None:
-            return _per_token(event.advantages, shape)
+            return per_token(event.advantages, shape)
         if event.rows is None:
-            return _per_token(self._told[0].advantages, shape) if len(self._told) == 1 else None
+            return per_token(self._told[0].advantages, shape) if len(self._told) == 1 else None
         return self._of_rows(event)
 
     def _of_rows(self, event: Minibatch) -> Tensor | None:
@@ -217,7 +225,7 @@ class LossGradient(Invariant):
             match = numbers[:, None] == names[None]
             numbers = torch.where(match.sum(1) == 1, match.to(torch.uint8).argmax(1), -1)
         known = ((numbers >= 0) & (numbers < len(told))).all()
-        rows = _per_token(told[numbers.clamp(0, len(told) - 1)], shape)
+        rows = per_token(told[numbers.clamp(0, len(told) - 1)], shape)
         return None if rows is None else torch.where(known.to(rows.device), rows, 0.0)
 
     # -- one backward pass ---------------------------------------------------------------------------------------
@@ -295,6 +303,16 @@ class LossGradient(Invariant):
             fit.fits & (constant | (fit.known | (tokens == 0)).all()) & share.isfinite(),
         )
 
+    def _look_at_entropy(self, event: Minibatch, gradient: Tensor) -> None:
+        """A bonus lowers the loss: its gradient at the entropy is below 0, and 0 outside the mask."""
+        self.exercised = True
+        valid = valid_tokens(event.mask)
+        gradient = gradient.nan_to_num(nan=0.0)
+        inside = torch.where(valid, gradient, 0.0)
+        self.add("entropies", (inside != 0).any())
+        self.add("entropies.paid", (inside > 0).any() & (inside >= 0).all())
+        self.add("entropies.outside", ((gradient != 0) & ~valid).sum())
+
     def _look_at_padding(self, fit: Fit, micro: _Micro, valid: Tensor) -> None:
         """A mean over all positions of the tensor: as many as the longest row asks for."""
         self._widths.add(valid.shape[1])
@@ -336,7 +354,7 @@ class LossGradient(Invariant):
                 help="multiply the loss of each token by the mask before the sum, or tell the mask that is used",
             )  # fmt: skip
         against = 0 < readings["judged"] == readings["against"]
-        if against and not self._maximises():
+        if against and not self.run.maximises():
             yield Breach(
                 "the gradient of the loss lowers the log-probs of tokens with a positive advantage, and raises those"
                 f" with a negative one, in {readings['against']:.0f} of {readings['judged']:.0f} minibatches",
@@ -353,6 +371,7 @@ class LossGradient(Invariant):
         if not against:
             yield from self._judge_rows(readings)
         yield from self._judge_terms(readings)
+        yield from self._judge_entropy(readings)
         yield from self._judge_ends(readings)
         yield from self._judge_weights(readings)
 
@@ -373,9 +392,22 @@ class LossGradient(Invariant):
                 help="take the ratio, or the log-probs, of the surrogate with their gradient",
             )  # fmt: skip
 
-    def _maximises(self) -> bool:
-        """Whether an optimizer goes up the gradient."""
-        return any(group.get("maximize") for one in self.run.optimizers for group in one.param_groups)
+    def _judge_entropy(self, readings: Readings) -> Iterator[Breach]:
+        if readings["entropies.outside"]:
+            yield Breach(
+                f"the loss has a gradient at the entropy of {readings['entropies.outside']:,.0f} tokens that the mask"
+                " leaves out",
+                value=readings["entropies.outside"], limit=0.0, key="entropy outside",
+                help="multiply the entropy of each token by the mask before the mean",
+            )  # fmt: skip
+        if 0 < readings["entropies"] == readings["entropies.paid"] and not self.run.maximises():
+            yield Breach(
+                f"the loss falls with the entropy, in all of {readings['entropies']:.0f} minibatches: certainty is"
+                " rewarded, and no exploration",
+                value=readings["entropies.paid"], limit=0.0, key="entropy", severity=Severity.WARNING,
+                help="an entropy bonus is taken off the loss: loss - coefficient * entropy; where less entropy is"
+                " wanted, ignore this",
+            )  # fmt: skip
 
     def _judge_rows(self, readings: Readings) -> Iterator[Breach]:
         told = readings["told"]
@@ -449,15 +481,6 @@ class LossGradient(Invariant):
         self._widths = set(state["widths"])
         for key, counter in self._lasting.items():
             counter.load_state_dict(state[key])
-
-
-def _per_token(values: Tensor, shape: torch.Size) -> Tensor | None:
-    """(B, T) float64 of advantages (B, T), (B, 1) or (B,); None where they do not fit. What is not finite is 0."""
-    if values.dim() == 1:
-        values = values[:, None]
-    if values.dim() != 2 or len(values) != shape[0] or values.shape[1] not in (1, shape[1]):
-        return None
-    return values.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).expand(shape)
 
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:

@@ -34,6 +34,16 @@ def home(policy: nn.Module | None) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def per_token(values: Tensor, shape: torch.Size) -> Tensor | None:
+    """(B, T) float64 of values (B, T), (B, 1) or (B,), such as advantages; None where they do not fit. What is not
+    finite is 0."""
+    if values.dim() == 1:
+        values = values[:, None]
+    if values.dim() != 2 or len(values) != shape[0] or values.shape[1] not in (1, shape[1]):
+        return None
+    return values.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).expand(shape)
+
+
 def last_valid(valid: Tensor) -> Tensor:
     """(B, T) bool: True at the last valid token of each row, nowhere in a row without one."""
     after = valid.flip(1).cumsum(1).flip(1)
