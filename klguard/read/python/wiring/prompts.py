@@ -43,7 +43,7 @@ def facts(
     """`batched`, `padded`, `attention_mask` and `padding_side`."""
     inputs = _inputs(project, module, call)
     if sampler.classic:
-        return _classic(project, module, call, inputs)
+        return _classic(project, module, inputs, sampler)
     found: dict[str, Value | None] = {
         "batched": inputs and _batched(project, module, inputs),
         "padded": inputs and _padded(inputs),
@@ -214,12 +214,12 @@ def _loader(project: Project, module: Module, node: ast.expr) -> ast.expr | None
 
 
 def _classic(
-    project: Project, module: Module, call: ast.Call, inputs: Inputs | None
+    project: Project, module: Module, inputs: Inputs | None, sampler: Sampler
 ) -> dict[str, Value | None]:
     """The prompts of trl's PPOTrainer.generate, up to 0.11.
 
-    It pads a list on the left and passes the mask itself (`_generate_batched`); a tensor is one prompt, since
-    it raises on two dimensions.
+    It pads a list and passes the mask itself (`_generate_batched`), on the left but for an encoder-decoder, which is
+    left to the tokenizer's own side; a tensor is one prompt, since it raises on two dimensions.
     """
     if inputs is None:
         return {}
@@ -229,10 +229,11 @@ def _classic(
         return {}
     text = "trl pads a list of prompts on the left and passes their mask"
     hops = (Hop(HopKind.KWARG, module.ast_place(inputs.node), text),)
+    encodes = isinstance(sampler.encoder_decoder, Known) and sampler.encoder_decoder.value
     return {
         "batched": Known(True, hops),
         "attention_mask": Known(True, hops),
-        "padding_side": Known("left", hops),
+        "padding_side": None if encodes else Known("left", hops),
     }
 
 
