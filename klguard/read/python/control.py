@@ -100,9 +100,8 @@ def changes(start: State, end: State) -> list[Change]:
         for name, value in variables.items():
             if name in known and value is not known[name] and not _covered(value, end, known[name], start):
                 found.append(("name", frame, name, value))
-    for oid in start.heap.written(end.heap):
-        before, obj = start.heap.get(oid), end.heap.get(oid)
-        if before is None or obj is None or obj is before:
+    for oid, before, obj in start.heap.apart(end.heap):
+        if before is None or obj is None:
             continue
         if isinstance(obj, DictObj) and isinstance(before, DictObj):
             for key in {**before.entries, **obj.entries}:

@@ -93,11 +93,25 @@ class Heap:
     def oids(self) -> set[Any]:
         return {*self._shared, *self._own}
 
-    def written(self, other: Heap) -> Iterable[Any]:
-        """The oids under which this heap and another may hold different objects."""
+    def apart(self, other: Heap) -> list[tuple[Any, Object | None, Object | None]]:
+        """Where this heap and another hold different objects: the oid, and what is under it here and there."""
         if self._shared is other._shared:
-            return {**self._own, **other._own}
-        return {**self._shared, **self._own, **other._shared, **other._own}
+            shared, mine, others = self._shared, self._own, other._own
+        else:
+            shared, mine, others = {}, {**self._shared, **self._own}, {**other._shared, **other._own}
+        found = []
+        for oid, left in mine.items():
+            right = others.get(oid)
+            if right is not left:
+                right = shared.get(oid) if right is None else right
+                if right is not left:
+                    found.append((oid, left, right))
+        for oid, right in others.items():
+            if oid not in mine:
+                left = shared.get(oid)
+                if right is not left:
+                    found.append((oid, left, right))
+        return found
 
     def before(self, oid: Any) -> Object | None:
         """What is under `oid` on a path that never wrote there; None where that path has no such object."""
@@ -106,10 +120,7 @@ class Heap:
     def joined(self, other: Heap) -> Heap:
         """The objects where two paths meet."""
         both = self._twin()
-        for oid in self.written(other):
-            left, right = self.get(oid), other.get(oid)
-            if left is right:
-                continue
+        for oid, left, right in self.apart(other):
             if left is None or right is None:
                 before = self.before(oid)
                 left, right = left or before or right, right or before or left

@@ -60,7 +60,8 @@ def _trainer(project: Project, module: Module, call: ast.Call, engine: str) -> d
         "peft": peft(project, module, given),
         "checkpoint": policy and checkpoint(project, module, policy),
         "padding_side": tokenizer and side_of(project, module, tokenizer, call),
-        "dropout": dropout(project, module, given),
+        "dropout": dropout(project, module, given)
+        or (policy and dropout_brought_along(project, module, policy)),
         "reference_trainable": reference and modes.in_optimizer(module, modes.bare_name(reference)),
     }
 

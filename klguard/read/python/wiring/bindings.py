@@ -16,13 +16,15 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """One statement that binds `target`; `value` is None where what it binds is no expression of its own."""
+    """One statement that binds `target`; `value` is None where what it binds is no expression of its own. That may be
+    an element of what a call hands back, `unpacked`: the call, the element's index, and of how many."""
 
     target: str
     value: ast.expr | None
     node: ast.stmt | ast.arg
     scope: Scope
     module: Module
+    unpacked: tuple[ast.Call, int, int] | None = None
 
     @property
     def position(self) -> Position:
@@ -96,8 +98,14 @@ def _bound(
     target: ast.expr, value: ast.expr | None, node: ast.stmt, scope: Scope, module: Module
 ) -> Iterator[Definition]:
     if isinstance(target, (ast.Tuple, ast.List)):
+        count = len(target.elts)
         for index, element in enumerate(target.elts):
-            yield from _bound(element, _element(value, index, len(target.elts)), node, scope, module)
+            part = _element(value, index, count)
+            called = isinstance(value, ast.Call) and part is None and dotted(element)
+            if called and not any(isinstance(other, ast.Starred) for other in target.elts):
+                yield Definition(dotted(element), None, node, scope, module, (value, index, count))
+            else:
+                yield from _bound(element, part, node, scope, module)
     elif isinstance(target, ast.Starred):
         yield from _bound(target.value, None, node, scope, module)
     elif name := dotted(target):

@@ -24,9 +24,7 @@ def side_of(project: Project, module: Module, tokenizer: ast.expr, use: ast.AST)
     if len(made) != 1:
         return None
     found = [
-        d
-        for where in dict.fromkeys((module, made[0].module))
-        for d in _sides(project, where, made[0].identity)
+        d for where in dict.fromkeys((module, made[0].module)) for d in _sides(project, where, made[0].place)
     ]
     values = [_text(project, d) for d in found]
     if values:
@@ -35,8 +33,8 @@ def side_of(project: Project, module: Module, tokenizer: ast.expr, use: ast.AST)
     return _at_loading(project, made[0])
 
 
-def _sides(project: Project, module: Module, identity: tuple) -> list[Definition]:
-    """Every `x.padding_side = ...` of a module whose `x` is the tokenizer of that identity."""
+def _sides(project: Project, module: Module, place: tuple) -> list[Definition]:
+    """Every `x.padding_side = ...` of a module whose `x` is a tokenizer made there."""
     found: list[Definition] = []
     for scope in (module.tree, *(info.node for info in module.functions.values())):
         for name, bound in definitions(module, scope).items():
@@ -46,7 +44,7 @@ def _sides(project: Project, module: Module, identity: tuple) -> list[Definition
                 target = next((t for t in getattr(definition.node, "targets", ()) if dotted(t) == name), None)
                 if isinstance(target, ast.Attribute):
                     ends = origins(project, module, target.value)
-                    if len(ends) == 1 and ends[0].identity == identity:
+                    if len(ends) == 1 and ends[0].place == place:
                         found.append(definition)
     return found
 

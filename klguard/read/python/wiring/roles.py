@@ -11,7 +11,14 @@ from typing import Any
 from klguard.read.python.callers import positional
 from klguard.read.python.project import Project
 from klguard.read.python.source import ClassInfo, Module, called_name, dotted
-from klguard.read.python.wiring.trails import Origin, graph_of, origin, origins
+from klguard.read.python.wiring.trails import (
+    Origin,
+    graph_of,
+    origin,
+    origin_within,
+    origins,
+    origins_within,
+)
 from klguard.settings import Hop, HopKind, Known, Value
 
 POLICY = ("model", "policy", "policy_model", "actor", "actor_model")
@@ -176,19 +183,23 @@ def same_weights(project: Project, module: Module, node: ast.expr) -> Made:
     A value head of trl wraps the model it is given, and a LoRA adapter is put into it in place, so both are
     looked through. The name of a checkpoint in two slots makes two models, so it never equals another.
     """
-    found = origins(project, module, node)
+    return _same_weights(project, module, node, origins(project, module, node))
+
+
+def _same_weights(project: Project, module: Module, node: ast.expr, found: list[Origin]) -> Made:
     made = found[0]
     if len(found) > 1 or _may_be_a_name(made):
         return Made(f"{module.segment(node)} at {module.ast_place(node)}")
     inner = _wrapped(project, made)
     if inner is not None:
-        below = same_weights(project, made.module, inner)
+        below = _same_weights(project, made.module, inner, origins_within(project, made, inner))
         return Made(below.name, (*made.hops, *below.hops))
     if made.open:
         return Made(":".join(map(str, made.identity)), made.hops)
     place = made.module.ast_place(made.node)
     hop = Hop(HopKind.LITERAL, place, made.module.segment(made.node))
-    return Made(f"{made.module.segment(made.node)} at {place}", (*made.hops, hop))
+    calls = "".join(f" of {each.module.ast_place(each.call)}" for each in made.entered)
+    return Made(f"{made.module.segment(made.node)} at {place}{calls}", (*made.hops, hop))
 
 
 def _may_be_a_name(made: Origin) -> bool:
@@ -205,10 +216,10 @@ def _wrapped(project: Project, made: Origin) -> ast.expr | None:
     if not isinstance(call, ast.Call) or not call.args:
         return None
     if VALUE_HEAD.search(dotted(call.func).removesuffix(".from_pretrained")):
-        inner = origin(project, made.module, call.args[0])
+        inner = origin_within(project, made, call.args[0])
         return call.args[0] if inner is not None and _makes_model(inner.node) else None
     if called_name(call) == "get_peft_model" and len(call.args) > 1:
-        config = origin(project, made.module, call.args[1])
+        config = origin_within(project, made, call.args[1])
         is_lora = (
             config is not None
             and isinstance(config.node, ast.Call)
@@ -222,16 +233,16 @@ def _makes_model(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and called_name(node) in MAKES_MODELS
 
 
-def loads(project: Project, module: Module, node: ast.expr) -> Iterator[tuple[Module, ast.Call]]:
-    """The calls that made a model, outermost first: value head, adapter, checkpoint."""
+def loads(project: Project, module: Module, node: ast.expr) -> Iterator[tuple[Origin, ast.Call]]:
+    """The calls that made a model, outermost first: value head, adapter, checkpoint; each at the end of its trail."""
     made = origin(project, module, node)
     while made is not None and isinstance(made.node, ast.Call):
         call = made.node
-        yield made.module, call
+        yield made, call
         wraps = called_name(call) in MAKES_MODELS | COPIES or VALUE_HEAD.search(called_name(call))
         if not wraps or not call.args:
             return
-        below = origin(project, made.module, call.args[0])
+        below = origin_within(project, made, call.args[0])
         made = below if below is not None and _makes_model(below.node) and below.node is not call else None
 
 
@@ -243,11 +254,11 @@ def checkpoint(project: Project, module: Module, node: ast.expr) -> Value | None
     direct = constant(project, module, node)
     if direct is not None:
         return name_of(direct)
-    for where, call in loads(project, module, node):
+    for made, call in loads(project, module, node):
         if called_name(call) == "get_peft_model" or called_name(call) in COPIES:
             continue
         source = named_source(call)
-        name = constant(project, where, source) if source is not None else None
+        name = constant_within(project, made, source) if source is not None else None
         if name is not None:
             return name_of(name) if "Peft" not in dotted(call.func) else None
     return None
@@ -266,7 +277,15 @@ def name_of(found: Known) -> Known | None:
 
 def constant(project: Project, module: Module, node: ast.expr) -> Known | None:
     """The literal an expression stands for: through names, and through the default of a command-line flag."""
-    found = origins(project, module, node)
+    return _constant(origins(project, module, node))
+
+
+def constant_within(project: Project, made: Origin, node: ast.expr) -> Known | None:
+    """The literal that `node` stands for, a part of the expression at which a trail ended."""
+    return _constant(origins_within(project, made, node))
+
+
+def _constant(found: list[Origin]) -> Known | None:
     if len(found) != 1:
         return None
     made = found[0]

@@ -1,4 +1,5 @@
-"""Where the object behind an expression was made: aliases, attributes of self and arguments of callers.
+"""Where the object behind an expression was made: aliases, attributes of self, arguments of callers, and what
+functions hand back.
 
 The interpreter answers what *value* an expression can have; this module answers the smaller question, which
 *expression* made the object (`from_pretrained(...)`, `tokenizer(...)`), which the facts about wiring rest on.
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from klguard.read.python.callers import CallGraph, argument, default
 from klguard.read.python.project import Project
-from klguard.read.python.source import FunctionInfo, Module, dotted, shorten
+from klguard.read.python.source import FunctionInfo, Module, called_name, dotted, shorten
 from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import (
     Definition,
@@ -20,6 +21,7 @@ from klguard.read.python.wiring.bindings import (
     ancestors,
     definitions,
     end,
+    own_nodes,
     reaching,
     scope_of,
     start,
@@ -31,6 +33,12 @@ MAX_STEPS = 12
 
 MAX_CALLERS = 4
 """Callers of a function whose arguments are looked at; with more, a parameter stays a parameter."""
+
+MAX_ENTERED, MAX_RETURNS = 3, 4
+"""Functions that are entered from each other, and what one may hand back, before a call stays a call."""
+
+PLAIN_DECORATORS = frozenset({"staticmethod", "classmethod", "no_grad", "inference_mode"})
+"""Those of a function that leave alone what it hands back."""
 
 SAME_OBJECT = frozenset(
     "to cuda cpu half float bfloat16 double train eval requires_grad_ share_memory contiguous".split()
@@ -63,11 +71,21 @@ def _is_test(module: Module) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
+class Entered:
+    """A function, and the call by which a trail entered it."""
+
+    function: FunctionInfo
+    module: Module
+    call: ast.Call
+
+
+@dataclass(frozen=True, eq=False)
 class Origin:
     """Where a trail ends: `node` is the last expression, `hops` the way back from there to the use.
 
     open      the trail ended at something that is not visible, so that `node` is only the last name for it.
-    identity  equal for two trails that certainly end at the same object.
+    identity  equal for two trails that certainly end at the same object: of what a function makes each time it runs,
+              the calls by which it was `entered` are a part.
     """
 
     module: Module
@@ -75,6 +93,12 @@ class Origin:
     hops: tuple[Hop, ...] = ()
     open: bool = False
     identity: tuple = ()
+    entered: tuple[Entered, ...] = ()
+
+    @property
+    def place(self) -> tuple:
+        """Where the object is made, whoever calls: the identity but for the calls."""
+        return self.identity[: len(self.identity) - len(self.entered)]
 
 
 def peel(node: ast.expr) -> ast.expr:
@@ -106,6 +130,18 @@ def origin(project: Project, module: Module, node: ast.expr) -> Origin | None:
     return found[0] if len(found) == 1 and not found[0].open else None
 
 
+def origins_within(project: Project, made: Origin, node: ast.expr) -> list[Origin]:
+    """Every expression that may have made the object `node` stands for, a part of the expression at which a trail
+    ended."""
+    return _origins(project, Origin(made.module, node, entered=made.entered), MAX_STEPS, frozenset())
+
+
+def origin_within(project: Project, made: Origin, node: ast.expr) -> Origin | None:
+    """The one of `origins_within`, or None when there are several or it is not visible."""
+    found = origins_within(project, made, node)
+    return found[0] if len(found) == 1 and not found[0].open else None
+
+
 def _origins(project: Project, at: Origin, steps: int, seen: frozenset[int]) -> list[Origin]:
     node = peel(at.node)
     at = replace(at, node=node)
@@ -115,20 +151,31 @@ def _origins(project: Project, at: Origin, steps: int, seen: frozenset[int]) -> 
         )
     name = dotted(node)
     if not name:
-        return [replace(at, identity=(at.module.path, *start(node), *end(node)))]
+        back = _handed_back(project, at, node) if isinstance(node, ast.Call) and steps > 0 else None
+        if back is None:
+            return [replace(at, identity=(at.module.path, *start(node), *end(node), *_calls(at)))]
+        return _all(project, back, steps, seen, node)
     if steps <= 0 or id(node) in seen:
         return [_open(at)]
     found = _reached(project, at.module, node, name)
     if not found:
         return [_open(at)]
-    if any(_callers_argument(d) is None and d.value is None for d in found):
-        return [_open(at, found)]
-    ends: list[Origin] = []
+    if at.entered and any(d.scope is not at.entered[-1].function.node for d in found):
+        at = replace(at, entered=())  # of outside the function, which is the same in each call
+    onward: list[Origin] = []
     for definition in found:
-        onward = _onward(project, at, definition)
-        if onward is None:
+        step = _onward(project, at, definition)
+        if step is None:
             return [_open(at, found)]
-        ends.extend(end for step in onward for end in _origins(project, step, steps - 1, seen | {id(node)}))
+        onward += step
+    return _all(project, onward, steps, seen, node)
+
+
+def _all(
+    project: Project, onward: list[Origin], steps: int, seen: frozenset[int], node: ast.expr
+) -> list[Origin]:
+    """The ends of several trails that part at `node`, each once."""
+    ends = (end for step in onward for end in _origins(project, step, steps - 1, seen | {id(node)}))
     return list({reached.identity: reached for reached in ends}.values())
 
 
@@ -136,7 +183,66 @@ def _open(at: Origin, found: list[Definition] | None = None) -> Origin:
     scope = scope_of(at.module, at.node)
     where = tuple(d.position for d in found or ())
     line = scope.lineno if not isinstance(scope, ast.Module) else 0
-    return replace(at, open=True, identity=(at.module.path, line, dotted(at.node), where))
+    return replace(at, open=True, identity=(at.module.path, line, dotted(at.node), where, *_calls(at)))
+
+
+def _calls(at: Origin) -> tuple:
+    return tuple((each.module.path, *start(each.call)) for each in at.entered)
+
+
+def _handed_back(
+    project: Project, at: Origin, call: ast.Call, part: tuple[int, int] | None = None
+) -> list[Origin] | None:
+    """What a visible function hands back to `call`, or of its tuples one `part`: which, and of how many. None where
+    that cannot be said."""
+    info = graph_of(project).target(at.module, call)
+    if not isinstance(info, FunctionInfo) or not _plain(info, call) or len(at.entered) >= MAX_ENTERED:
+        return None
+    if any(each.function is info for each in at.entered):
+        return None
+    returned = [node.value for node in own_nodes(info.node) if isinstance(node, ast.Return)]
+    if not 0 < len(returned) <= MAX_RETURNS or not _returns(info.node.body):
+        return None
+    if part is not None:
+        index, count = part
+        tuples = [v.elts if isinstance(v, (ast.Tuple, ast.List)) else () for v in returned]
+        if any(len(each) != count for each in tuples):
+            return None
+        returned = [each[index] for each in tuples]
+    if any(value is None or isinstance(value, ast.Starred) for value in returned):
+        return None
+    hops = (*at.hops, Hop(HopKind.UPDATE, at.module.ast_place(call), f"what {info.name}() returns"))
+    entered = (*at.entered, Entered(info, at.module, call))
+    return [Origin(info.module, value, hops, entered=entered) for value in returned]
+
+
+def _plain(info: FunctionInfo, call: ast.Call) -> bool:
+    """Whether the call runs just this function: no wrapped one, no generator, and no method of a particular object."""
+    decorators = {
+        dotted(d.func if isinstance(d, ast.Call) else d).rpartition(".")[2] for d in info.node.decorator_list
+    }
+    if not decorators <= PLAIN_DECORATORS or called_name(call) != info.name:
+        return False
+    if any(isinstance(node, (ast.Yield, ast.YieldFrom)) for node in own_nodes(info.node)):
+        return False
+    owner = dotted(call.func).rpartition(".")[0]
+    return info.cls is None or owner in ("self", "cls", info.cls.name)
+
+
+def _returns(body: list[ast.stmt]) -> bool:
+    """Whether a block ends in a return, or an error, on every path."""
+    match body[-1]:
+        case ast.Return() | ast.Raise():
+            return True
+        case ast.If(body=then, orelse=other):
+            return _returns(then) and bool(other) and _returns(other)
+        case ast.With(body=inner) | ast.AsyncWith(body=inner):
+            return _returns(inner)
+        case ast.Try(body=inner, handlers=handlers, finalbody=final):
+            return (
+                bool(final) and _returns(final) or _returns(inner) and all(_returns(h.body) for h in handlers)
+            )
+    return False
 
 
 def _callers_argument(definition: Definition) -> ast.arg | None:
@@ -145,12 +251,19 @@ def _callers_argument(definition: Definition) -> ast.arg | None:
 
 def _onward(project: Project, at: Origin, definition: Definition) -> list[Origin] | None:
     """The expressions behind one definition: its value, or the arguments of the callers of a parameter."""
+    hops = (*at.hops, _hop(definition)) if isinstance(definition.node, ast.stmt) else at.hops
     if definition.value is not None:
-        return [Origin(definition.module, definition.value, (*at.hops, _hop(definition)))]
+        return [Origin(definition.module, definition.value, hops, entered=at.entered)]
+    if definition.unpacked is not None:
+        call, *part = definition.unpacked
+        here = Origin(definition.module, call, hops, entered=at.entered)
+        return _handed_back(project, here, call, tuple(part))
     arg = _callers_argument(definition)
     info = definition.module.by_node.get(definition.scope)
     if arg is None or info is None:
         return None
+    if at.entered and at.entered[-1].function is info:
+        return _argument_given(at, arg.arg)
     given = arguments(project, info, arg.arg)
     if not given:
         return None
@@ -159,6 +272,19 @@ def _onward(project: Project, at: Origin, definition: Definition) -> list[Origin
         Origin(caller, value, (*at.hops, Hop(HopKind.PARAMETER, caller.ast_place(value), text)))
         for caller, value in given
     ]
+
+
+def _argument_given(at: Origin, name: str) -> list[Origin] | None:
+    """What the call by which the trail came here passes for a parameter."""
+    last = at.entered[-1]
+    if any(keyword.arg is None for keyword in last.call.keywords):
+        return None
+    value = argument(last.function, last.call, name)
+    if value is None:
+        value = default(last.function, name)
+        return None if value is None else [Origin(last.function.module, value, at.hops)]
+    hop = Hop(HopKind.PARAMETER, last.module.ast_place(value), f"parameter {name} of {last.function.name}")
+    return [Origin(last.module, value, (*at.hops, hop), entered=at.entered[:-1])]
 
 
 def _hop(definition: Definition) -> Hop:
