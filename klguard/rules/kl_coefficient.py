@@ -18,11 +18,12 @@ def _number(value: Any) -> bool:
 
 
 class KlCoefficient(Rule):
-    """The coefficient of the KL is negative, or 0 in a trainer that is about the penalty.
+    """The coefficient of the KL is negative, or has no effect, or is 0 in a trainer that is about the penalty.
 
     ## What it does
     Reports `init_kl_coef`, `kl_coef` or `beta` below 0, and notes a coefficient of 0 in PPO and RLOO. In
-    GRPO, where 0 is the default and a common choice, 0 is not noted.
+    GRPO, where 0 is the default and a common choice, 0 is not noted. Reports slime's `--kl-coef` where the
+    estimator is GRPO, GSPO or CISPO, which take no KL off the reward.
 
     ## Why it breaks the KL
     A negative coefficient pays the policy for every nat it moves away from the reference. At 0 nothing
@@ -51,6 +52,19 @@ class KlCoefficient(Rule):
     def check(self, settings: Settings) -> Iterator[Hazard]:
         if settings.kind is not SiteKind.TRAINER_CONFIG:
             return
+        ignored = judge(settings.values.get("kl_ignored"), lambda v: v is True, Severity.WARNING)
+        if ignored is not None:
+            yield Hazard(
+                message=(
+                    "the coefficient of a KL in the reward has no effect: with this estimator the advantage is made of "
+                    "the bare reward, and nothing is taken off it"
+                ),
+                help="put the KL into the loss (`--use-kl-loss --kl-loss-coef 0.001`), or write a coefficient of 0",
+                setting="kl_ignored",
+                severity=ignored.severity,
+                confidence=ignored.confidence,
+                values=ignored.offenders,
+            )
         for name in COEFFICIENTS:
             value = settings.values.get(name)
             negative = judge(value, lambda v: _number(v) and v < 0, self.severity)
@@ -96,6 +110,12 @@ class KlCoefficient(Rule):
         Example(
             ppo("do_sample=True, top_k=0, max_new_tokens=32", config="init_kl_coef=0.0"),
             "turns the penalty off",
+        ),
+        Example(
+            "python3 train.py --num-rollout 100 --rollout-batch-size 32 --n-samples-per-prompt 8 \\\n"
+            "   --advantage-estimator grpo --kl-coef 0.001\n",
+            "has no effect",
+            filename="run.sh",
         ),
     )
 

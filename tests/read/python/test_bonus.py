@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from klguard.read.python.wiring.bonus import kl_bonus
-from klguard.read.python.wiring.objective import assigned_once
+from klguard.read.python.wiring.words import assigned_once
 
 KL = "kl = logprobs - ref_logprobs\n"
 LAST = "rewards[:, -1] += scores\n"
@@ -18,6 +18,9 @@ PAYS = [
     KL + "rewards = kl_coef * kl\n" + LAST,
     KL + "rewards += 0.05 * kl",
     KL + "total_rewards = reward_fn(text) + 0.05 * (kl * mask).sum(-1)",
+    "old = self.log_prob(self.actor, ids)\nsft = self.log_prob(self.sft, ids)\n"
+    "kl = ((sft - old) * mask).sum(1)\nreturn ids, old, scores - beta * kl",
+    "now, frozen = logps(policy, ids), logps(ref_model, ids)\nreturn score + beta * (now - frozen)",
 ]
 FINE = [
     KL + "rewards = scores - beta * kl",
@@ -31,6 +34,10 @@ FINE = [
     "rewards = scores + beta * (logprobs - old_logprobs)",
     KL + "loss = policy_loss + beta * kl.mean()",
     KL + "penalty_reward = beta * kl",
+    "old = self.log_prob(self.actor, ids)\nsft = self.log_prob(self.sft, ids)\n"
+    "kl = ((old - sft) * mask).sum(1)\nreturn ids, old, scores - beta * kl",
+    "a, b = read(policy), read(ref_model)\nreturn scores - beta * (b - a)",
+    "a = kl_of_logprobs(policy)\nb = logprob_loss(ref_model)\nreturn scores - beta * (b - a)",
 ]
 
 

@@ -39,7 +39,10 @@ def runs(written: Written, *words: str) -> bool:
     )
 
 
-GROUPED = frozenset({"grpo", "grpo_passk", "gpg", "rloo", "dr_grpo", "group_norm", "reinforce_baseline"})
+GROUPED = frozenset(
+    "grpo grpo_passk grpo_vectorized gpg rloo rloo_vectorized opo dr_grpo group_norm reinforce_baseline "
+    "reinforce_plus_plus_baseline gspo cispo".split()
+)
 """Estimators whose advantage is relative to the other responses to the prompt."""
 
 

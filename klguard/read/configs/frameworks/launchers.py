@@ -45,13 +45,21 @@ OPENRLHF = Framework(
 )
 
 
+_SLIME_GROUPS = frozenset({"grpo", "gspo", "cispo"})
+"""Estimators of slime, the first its default, that make the advantage of the bare reward (`get_grpo_returns`)."""
+
+
 def _slime_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
     found = dict(values)
-    in_loss = written.first("use_kl_loss")
+    in_loss, in_reward = written.first("use_kl_loss"), written.first("kl_coef")
+    grouped = str(written.get("advantage_estimator") or "grpo").lower() in _SLIME_GROUPS
     if in_loss is None:
         found.pop("kl_loss_type", None)
-    elif written.get("kl_coef") and written.get("kl_loss_coef") != 0:
-        found["kl_in_both"] = renamed(in_loss, True)
+    if in_reward is not None and written.get("kl_coef"):
+        if grouped and not written.has("custom_advantage_function_path"):
+            found["kl_ignored"] = renamed(in_reward, True)
+        elif in_loss is not None and written.get("kl_loss_coef") != 0:
+            found["kl_in_both"] = renamed(in_loss, True)
     return with_group(written, found, "advantage_estimator", "n_samples_per_prompt")
 
 

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from klguard.read.python.source import called_name, dotted
 from klguard.read.python.wiring.bindings import Scope, own_nodes
-from klguard.read.python.wiring.estimators import LOG_PROB, word
 from klguard.read.python.wiring.loops import REFERENCE
 from klguard.read.python.wiring.signs import Part, parts
+from klguard.read.python.wiring.words import LOG_PROB, Assigned, word
 
 EARNED = re.compile(r"^(\w+_)?(rewards?|returns?|scores?|adv|advantages?)(_\w+)?$", re.IGNORECASE)
 NEGATIVE = re.compile(r"(^|_)(neg\w*|minus|nll|loss|penalt\w*|cost)(_|$)", re.IGNORECASE)
 
 
-def kl_bonus(scope: Scope, made: Mapping[str, ast.expr]) -> ast.expr | None:
+def kl_bonus(scope: Scope, made: Assigned) -> ast.expr | None:
     """The expression that pays the policy for leaving its reference; None where there is none."""
     added = {name for name, _ in _added(scope)}
     for node in own_nodes(scope):
         match node:
+            case ast.Return(value=ast.expr() as value):
+                each = value.elts if isinstance(value, ast.Tuple) else [value]
+                paid = next((one for one in each if _pays(one, made, 1, False)), None)
+                if paid is not None and not NEGATIVE.search(getattr(scope, "name", "")):
+                    return paid
+                continue
             case ast.Assign(targets=[target], value=value):
                 name, sign = _earned(target), 1
             case ast.AugAssign(target=target, op=ast.Add() | ast.Sub() as op, value=value):
@@ -39,11 +45,11 @@ def kl_bonus(scope: Scope, made: Mapping[str, ast.expr]) -> ast.expr | None:
     return None
 
 
-def _pays(value: ast.expr, made: Mapping[str, ast.expr], sign: int, beside: bool) -> bool:
+def _pays(value: ast.expr, made: Assigned, sign: int, beside: bool) -> bool:
     """Whether a sum holds + log p - log ref, and a reward with a plus, here or `beside` it."""
     policy, reference, earned = [], [], 0
     for own, term in _terms(value, made, sign):
-        name = word(term) or (called_name(term) if isinstance(term, ast.Call) else "")
+        name = word(term, made) or (called_name(term) if isinstance(term, ast.Call) else "")
         if LOG_PROB.search(name) and not EARNED.search(name):
             (reference if REFERENCE.search(name) else policy).append(own)
         elif EARNED.search(name) and not NEGATIVE.search(name) and own > 0:
@@ -53,9 +59,9 @@ def _pays(value: ast.expr, made: Mapping[str, ast.expr], sign: int, beside: bool
     return policy == [1] and reference == [-1] and (earned == 1 or (beside and not earned))
 
 
-def _terms(value: ast.expr, made: Mapping[str, ast.expr], sign: int) -> Iterator[Part]:
+def _terms(value: ast.expr, made: Assigned, sign: int) -> Iterator[Part]:
     """The terms of a sum with their signs. Nobody takes a gradient of a reward: detaching changes nothing."""
-    for own, term in parts(value, made, _named):
+    for own, term in parts(value, made, lambda name: _named(name, made)):
         match term:
             case ast.Call(func=ast.Attribute(value=inner, attr="detach" | "clone" | "cpu")):
                 yield from _terms(inner, made, own * sign)
@@ -63,10 +69,10 @@ def _terms(value: ast.expr, made: Mapping[str, ast.expr], sign: int) -> Iterator
                 yield own * sign, term
 
 
-def _named(name: str) -> bool:
+def _named(name: str, made: Assigned) -> bool:
     """Whether a variable is what it is called, and not taken apart."""
     last = name.rpartition(".")[2]
-    return bool(EARNED.search(last) or LOG_PROB.search(last))
+    return bool(name in made.log_probs or EARNED.search(last) or LOG_PROB.search(last))
 
 
 def _earned(target: ast.expr) -> str:

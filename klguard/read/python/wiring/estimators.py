@@ -14,12 +14,9 @@ from klguard.read.python.source import Module, called_name, dotted
 from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, definitions, exclusive, own_nodes
 from klguard.read.python.wiring.loops import REFERENCE, flows_into, takes_gradient, uses
+from klguard.read.python.wiring.words import LOG_PROB, OLD, Assigned, assigned_once, scorers, word
 from klguard.settings import Hop, HopKind, Known, Value
 
-LOG_PROB = re.compile(r"log_?p(rob)?s?(_|$|\d)|log_?prob|(^|_)lps?(_|$)", re.IGNORECASE)
-OLD = re.compile(
-    r"(^|_)(old|sampled?|behaviou?r|rollout|prev|previous|stored|detached|gen|vllm)(_|$)", re.IGNORECASE
-)
 TOTAL = re.compile(r"loss|reward|penalt|return|score|objective|advantage", re.IGNORECASE)
 LOSS = re.compile(r"loss|objective", re.IGNORECASE)
 AVERAGES = frozenset({"mean", "sum", "masked_mean", "masked_sum", "nanmean"})
@@ -27,24 +24,25 @@ BENDS = frozenset(
     "exp expm1 square pow abs clamp clip clamp_min relu huber_loss softplus logsigmoid log_sigmoid sigmoid tanh "
     "binary_cross_entropy_with_logits mse_loss smooth_l1_loss".split()
 )
-SHAPES = frozenset({"detach", "float", "to", "squeeze", "unsqueeze"})
 
 
 def kl_estimator(scopes: list[tuple[Module, Scope]]) -> Value | None:
     """Known('k1-loss' | 'abs' | 'clamp') where a function that a rollout is used in has such a KL term."""
     learns = any(takes_gradient(scope) for _, scope in scopes)
+    score = scorers(scopes)
     for where, scope in scopes:
+        known = assigned_once(scope, score)
         ratios: dict[str, ast.Assign] = {}
         for node in own_nodes(scope):
             if isinstance(node, ast.Assign) and (name := dotted(node.targets[0])):
-                form = _form(node.value, ratios)
+                form = _form(node.value, ratios, known)
                 if form and _one_of_several(where, node, scope):
                     form = None
                 made = next((ratios[n] for n in ratios if uses(node.value, n)), node)
                 ratios.pop(name, None)
                 if form == "k1-loss":
                     ratios[name] = made
-                    if not (_linear(scope, name) and _differentiated(where, made, scope)):
+                    if not (_linear(scope, name) and _differentiated(where, made, scope, known)):
                         continue
                 if form and _enters(scope, name, form, learns):
                     hop = Hop(HopKind.LITERAL, where.ast_place(node.value), where.segment(node.value))
@@ -58,9 +56,9 @@ def _one_of_several(module: Module, node: ast.Assign, scope: Scope) -> bool:
     return any(exclusive(module, d.node, node, scope) for d in others if d.node is not node)
 
 
-def _form(value: ast.expr, ratios: Container[str]) -> str | None:
+def _form(value: ast.expr, ratios: Container[str], known: Assigned) -> str | None:
     """abs, clamp, or the plain log-ratio, for an expression over the log-probs of policy and reference."""
-    found = [n for n in walk_level(value) if _log_ratio(n) or _names(n, ratios)]
+    found = [n for n in walk_level(value) if _log_ratio(n, known) or _names(n, ratios)]
     if len(found) != 1:
         return None
     around = [n for n in walk_level(value) if n is not found[0] and found[0] in set(walk_level(n))]
@@ -92,31 +90,14 @@ def _linear(scope: Scope, name: str) -> bool:
     return True
 
 
-def _log_ratio(node: ast.AST) -> bool:
+def _log_ratio(node: ast.AST, known: Assigned) -> bool:
     """`logp - ref_logp`, either way round."""
     if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)):
         return False
-    one, other = word(node.left), word(node.right)
+    one, other = word(node.left, known), word(node.right, known)
     if not (one and other and LOG_PROB.search(one) and LOG_PROB.search(other)):
         return False
     return bool(REFERENCE.search(one)) != bool(REFERENCE.search(other))
-
-
-def word(node: ast.expr) -> str:
-    """The last name of an operand; that it was detached, or stored, becomes a word of it."""
-    mark = ""
-    while True:
-        match node:
-            case ast.Call(func=ast.Attribute(value=inner, attr=method)) if method in SHAPES:
-                mark = "_detached" if method == "detach" else mark
-                node = inner
-            case ast.Subscript(value=inner, slice=ast.Constant(value=str(key))):
-                return f"{key}_stored"
-            case ast.Subscript(value=inner):
-                node = inner
-            case _:
-                name = dotted(node).rpartition(".")[2]
-                return name and name + mark
 
 
 def _floors(call: ast.Call) -> bool:
@@ -159,13 +140,13 @@ def _returned(value: ast.expr, reached: set[str], function: str) -> bool:
     )
 
 
-def _differentiated(module: Module, node: ast.Assign, scope: Scope) -> bool:
+def _differentiated(module: Module, node: ast.Assign, scope: Scope, known: Assigned) -> bool:
     """Whether a gradient flows through the policy's log-probs of a log-ratio."""
-    ratio = next((n for n in walk_level(node.value) if _log_ratio(n)), None)
+    ratio = next((n for n in walk_level(node.value) if _log_ratio(n, known)), None)
     if not isinstance(ratio, ast.BinOp) or _without_gradient(module, node, scope):
         return False
-    policy = next(side for side in (ratio.left, ratio.right) if not REFERENCE.search(word(side)))
-    if OLD.search(word(policy)):
+    policy = next(side for side in (ratio.left, ratio.right) if not REFERENCE.search(word(side, known)))
+    if OLD.search(word(policy, known)):
         return False
     found = definitions(module, scope).get(dotted(policy), [])
     made = [d for d in found if d.position < (node.lineno, node.col_offset) and d.value is not None]

@@ -15,9 +15,9 @@ from klguard.read.python.source import Module, called_name, dotted
 from klguard.read.python.trees import walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
 from klguard.read.python.wiring.bonus import kl_bonus
-from klguard.read.python.wiring.estimators import LOG_PROB, OLD, word
 from klguard.read.python.wiring.loops import REFERENCE, takes_gradient
 from klguard.read.python.wiring.signs import losses, parts, positive
+from klguard.read.python.wiring.words import LOG_PROB, OLD, Assigned, assigned_once, scorers, word
 from klguard.settings import Hop, HopKind, Known, Value
 
 CLIPS = frozenset({"clamp", "clip"})
@@ -32,8 +32,9 @@ NEGATED = re.compile(r"(^|_)neg", re.IGNORECASE)
 def objective(scopes: list[tuple[Module, Scope]]) -> Value | None:
     """Known('larger' | 'inverted' | 'kl-gain' | 'kl-bonus' | 'minimised') where a function that a rollout is used in has
     such a term."""
+    score = scorers(scopes)
     for where, scope in scopes:
-        made = assigned_once(scope)
+        made = assigned_once(scope, score)
         for node in own_nodes(scope):
             form = _form(where, scope, node, made)
             if form and isinstance(node, ast.expr):
@@ -42,7 +43,7 @@ def objective(scopes: list[tuple[Module, Scope]]) -> Value | None:
             return Known("kl-bonus", (Hop(HopKind.LITERAL, where.ast_place(paid), where.segment(paid)),))
     negated = {name for _, scope in scopes for name in _negated(scope)} - {""}
     for where, scope in scopes:
-        made = assigned_once(scope)
+        made = assigned_once(scope, score)
         for loss, function in losses(scope):
             turned = None if {dotted(loss), function} & negated else _minimised(loss, made)
             if turned is not None and not any(k.arg == "maximize" for k in where.of(ast.keyword)):
@@ -51,7 +52,7 @@ def objective(scopes: list[tuple[Module, Scope]]) -> Value | None:
     return None
 
 
-def _minimised(loss: ast.expr, made: dict[str, ast.expr]) -> tuple[str, ast.expr] | None:
+def _minimised(loss: ast.expr, made: Assigned) -> tuple[str, ast.expr] | None:
     """What enters a loss with the wrong sign: min(r A, clip(r) A) with a plus, or k3 with a minus."""
     for sign, term in parts(loss, made, KL.search):
         if sign < 0 and KL.search(_bare(term)) and _is_k3(term, made):
@@ -71,7 +72,7 @@ def _minimised(loss: ast.expr, made: dict[str, ast.expr]) -> tuple[str, ast.expr
     return None
 
 
-def _form(module: Module, scope: Scope, node: ast.AST, made: dict[str, ast.expr]) -> str | None:
+def _form(module: Module, scope: Scope, node: ast.AST, made: Assigned) -> str | None:
     if isinstance(node, ast.Call):
         if called_name(node) in ("min", "max", "minimum", "maximum") and len(node.args) == 2:
             return _larger(node, made)
@@ -82,7 +83,7 @@ def _form(module: Module, scope: Scope, node: ast.AST, made: dict[str, ast.expr]
     return None
 
 
-def _rewarded(term: ast.BinOp, made: dict[str, ast.expr]) -> int:
+def _rewarded(term: ast.BinOp, made: Assigned) -> int:
     """The sign of a product of log-probs, or of a ratio of the new policy over the old, and what was earned; else 0."""
     sign, factors = _factors(term, made)
     ratios = [f for f in factors if _exponential(f, made) is not None and not _upside_down(f, made)]
@@ -94,9 +95,9 @@ def _rewarded(term: ast.BinOp, made: dict[str, ast.expr]) -> int:
     return sign
 
 
-def _is_log_prob(node: ast.expr, made: dict[str, ast.expr]) -> bool:
+def _is_log_prob(node: ast.expr, made: Assigned) -> bool:
     """Whether a factor is log p of the tokens, by its name; what a cross entropy gives is -log p."""
-    name = word(_inner(node))
+    name = word(_inner(node), made)
     if not LOG_PROB.search(name) or OLD.search(name) or REFERENCE.search(name) or NEGATED.search(name):
         return False
     made_of = made.get(dotted(_inner(node)))
@@ -109,7 +110,7 @@ def _is_log_prob(node: ast.expr, made: dict[str, ast.expr]) -> bool:
     return not signs and "loss" not in name.lower()
 
 
-def _turned(node: ast.expr, made: dict[str, ast.expr]) -> bool:
+def _turned(node: ast.expr, made: Assigned) -> bool:
     """Whether what is called earned was made with a minus before the rewards, so that its sign is not known."""
     made_of = made.get(dotted(_inner(node)))
     parts_of = list(walk_level(made_of)) if made_of is not None else []
@@ -140,19 +141,7 @@ def _earned(node: ast.expr) -> str:
     return word(_inner(node))
 
 
-def assigned_once(scope: Scope) -> dict[str, ast.expr]:
-    """Name -> expression of the variables that are assigned in one place."""
-    found: dict[str, list[ast.expr]] = {}
-    for node in own_nodes(scope):
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                found.setdefault(dotted(target), []).append(node.value)
-        elif isinstance(node, ast.AugAssign):
-            found.setdefault(dotted(node.target), []).extend((node.value, node.value))
-    return {name: values[0] for name, values in found.items() if name and len(values) == 1}
-
-
-def _resolved(node: ast.expr, made: dict[str, ast.expr]) -> ast.expr:
+def _resolved(node: ast.expr, made: Assigned) -> ast.expr:
     """What a name stands for."""
     for _ in range(4):
         name = dotted(node)
@@ -165,7 +154,7 @@ def _resolved(node: ast.expr, made: dict[str, ast.expr]) -> ast.expr:
 # -- the larger of the two --------------------------------------------------------------------------------------------
 
 
-def _larger(call: ast.Call, made: dict[str, ast.expr]) -> str | None:
+def _larger(call: ast.Call, made: Assigned) -> str | None:
     """Whether the pessimistic bound is taken from the wrong side: max(r A, clip(r) A), or min(-r A, -clip(r) A)."""
     one, other = (_product(argument, made) for argument in call.args)
     if one is None or other is None or one[0] != other[0] or one[2] != other[2]:
@@ -176,7 +165,7 @@ def _larger(call: ast.Call, made: dict[str, ast.expr]) -> str | None:
     return "larger" if takes_larger == (one[0] > 0) else None
 
 
-def _product(node: ast.expr, made: dict[str, ast.expr]) -> tuple[int, bool, str] | None:
+def _product(node: ast.expr, made: Assigned) -> tuple[int, bool, str] | None:
     """(sign, whether the ratio is clipped, name of the advantages) of a product of a ratio and advantages."""
     sign, factors = _factors(_resolved(node, made), made)
     clipped = [f for f in factors if _is_clip(f)]
@@ -190,7 +179,7 @@ def _product(node: ast.expr, made: dict[str, ast.expr]) -> tuple[int, bool, str]
     return sign, bool(clipped), name
 
 
-def _factors(node: ast.expr, made: dict[str, ast.expr]) -> tuple[int, list[ast.expr]]:
+def _factors(node: ast.expr, made: Assigned) -> tuple[int, list[ast.expr]]:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         sign, factors = _factors(node.operand, made)
         return -sign, factors
@@ -234,7 +223,7 @@ def _clipped(call: ast.Call) -> ast.expr:
     return call.args[0] if call.args else call
 
 
-def _exponential(node: ast.expr, made: dict[str, ast.expr]) -> ast.expr | None:
+def _exponential(node: ast.expr, made: Assigned) -> ast.expr | None:
     """What a ratio is the exponential of."""
     call = _resolved(node, made)
     if not (isinstance(call, ast.Call) and called_name(call) == "exp"):
@@ -244,12 +233,12 @@ def _exponential(node: ast.expr, made: dict[str, ast.expr]) -> ast.expr | None:
     return _resolved(call.func.value, made) if isinstance(call.func, ast.Attribute) else None
 
 
-def _upside_down(ratio: ast.expr, made: dict[str, ast.expr]) -> bool:
+def _upside_down(ratio: ast.expr, made: Assigned) -> bool:
     """Whether a ratio is exp(old - new)."""
     inner = _exponential(ratio, made)
     if not (isinstance(inner, ast.BinOp) and isinstance(inner.op, ast.Sub)):
         return False
-    left, right = word(inner.left), word(inner.right)
+    left, right = word(inner.left, made), word(inner.right, made)
     if not (LOG_PROB.search(left) and LOG_PROB.search(right)) or REFERENCE.search(left + "_" + right):
         return False
     return bool(OLD.search(left)) and not OLD.search(right)
@@ -258,7 +247,7 @@ def _upside_down(ratio: ast.expr, made: dict[str, ast.expr]) -> bool:
 # -- the KL -----------------------------------------------------------------------------------------------------------
 
 
-def _kl_gain(module: Module, scope: Scope, node: ast.BinOp, made: dict[str, ast.expr]) -> bool:
+def _kl_gain(module: Module, scope: Scope, node: ast.BinOp, made: Assigned) -> bool:
     """Whether a KL that is never negative (k3) is taken off a loss that is minimised as it stands."""
     if not (LOSS.search(word(node.left)) or _is_negated_bound(node.left)) or not _is_k3(node.right, made):
         return False
@@ -280,7 +269,7 @@ def _is_negated_bound(node: ast.expr) -> bool:
     return isinstance(inner, ast.Call) and called_name(inner) in ("min", "minimum") and clips
 
 
-def _is_k3(node: ast.expr, made: dict[str, ast.expr]) -> bool:
+def _is_k3(node: ast.expr, made: Assigned) -> bool:
     """Whether a term is a positive multiple of a KL of the form exp(d) - d - 1."""
     sign, factors = _factors(node, made)
     terms = [factor for factor in factors if KL.search(_bare(factor))]

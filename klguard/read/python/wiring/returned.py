@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from klguard.read.python.project import Project
 from klguard.read.python.source import Module, dotted
 from klguard.read.python.trees import walk_level
-from klguard.read.python.wiring.estimators import LOG_PROB
 from klguard.read.python.wiring.neighbours import related
+from klguard.read.python.wiring.words import LOG_PROB
 from klguard.settings import Hop, HopKind, Known, Value
 
 MODES = ("logprobs_mode", "logprobs-mode", "processed_logprobs")

@@ -8,13 +8,13 @@ and a few tokens the reference finds unlikely decide it. With one sign turned it
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from klguard.read.python.source import Module, called_name, dotted
 from klguard.read.python.wiring.bindings import Scope, own_nodes
-from klguard.read.python.wiring.estimators import LOG_PROB, word
 from klguard.read.python.wiring.loops import REFERENCE
-from klguard.read.python.wiring.objective import KL, assigned_once
+from klguard.read.python.wiring.objective import KL
+from klguard.read.python.wiring.words import LOG_PROB, Assigned, assigned_once, scorers, word
 from klguard.settings import Hop, HopKind, Known, Value
 
 SHAPES = frozenset({"contiguous", "float", "detach", "to", "squeeze", "unsqueeze"})
@@ -27,8 +27,9 @@ Term = tuple[int, ast.expr]
 
 def turned_third(scopes: list[tuple[Module, Scope]]) -> Value | None:
     """Known('k3-turned' | 'k3-mixed') where a function that a rollout is used in estimates the KL so."""
+    score = scorers(scopes)
     for where, scope in scopes:
-        made = assigned_once(scope)
+        made = assigned_once(scope, score)
         for node in own_nodes(scope):
             match node:
                 case ast.Assign(targets=[target], value=value):
@@ -43,7 +44,7 @@ def turned_third(scopes: list[tuple[Module, Scope]]) -> Value | None:
     return None
 
 
-def _form(value: ast.expr, made: Mapping[str, ast.expr]) -> str | None:
+def _form(value: ast.expr, made: Assigned) -> str | None:
     """'k3-turned' for exp(-d) + d - 1, 'k3-mixed' where the sign of one term alone is turned; None for k3 as it should
     be, and for everything else. `made`: name -> expression of the variables that are assigned in one place."""
     terms = list(_terms(value, 1, made))
@@ -52,7 +53,7 @@ def _form(value: ast.expr, made: Mapping[str, ast.expr]) -> str | None:
     if ones != [-1] or len(exponents) != 1 or exponents[0][0] != 1:
         return None
     linear = [(sign, term) for sign, term in terms if not _is_one(term) and _exponent(term) is None]
-    inside, outside = _ratio(list(_terms(exponents[0][1], 1, made))), _ratio(linear)
+    inside, outside = _ratio(list(_terms(exponents[0][1], 1, made)), made), _ratio(linear, made)
     if inside is None or outside is None or inside[1:] != outside[1:]:
         return None
     return {(1, -1): None, (-1, 1): "k3-turned"}.get((inside[0], outside[0]), "k3-mixed")
@@ -62,7 +63,7 @@ def _is_one(term: ast.expr) -> bool:
     return isinstance(term, ast.Constant) and term.value in (1, 1.0)
 
 
-def _terms(node: ast.expr, sign: int, made: Mapping[str, ast.expr], left: int = MAX_NAMES) -> Iterator[Term]:
+def _terms(node: ast.expr, sign: int, made: Assigned, left: int = MAX_NAMES) -> Iterator[Term]:
     """The terms of a sum, through the names of sums that were made before."""
     match node:
         case ast.BinOp(left=one, op=ast.Add() | ast.Sub() as op, right=other):
@@ -102,11 +103,11 @@ def _exponent(term: ast.expr) -> ast.expr | None:
     return term.func.value if isinstance(term.func, ast.Attribute) else None
 
 
-def _ratio(terms: list[Term]) -> tuple[int, str, str] | None:
+def _ratio(terms: list[Term], made: Assigned) -> tuple[int, str, str] | None:
     """(sign, policy, reference) of log ref - log p or its negative, from its two terms; the sign is that of log ref."""
     if len(terms) != 2 or terms[0][0] == terms[1][0]:
         return None
-    names = [(sign, word(term)) for sign, term in terms]
+    names = [(sign, word(term, made)) for sign, term in terms]
     if not all(name and LOG_PROB.search(name) for _, name in names):
         return None
     references = [(sign, name) for sign, name in names if REFERENCE.search(name)]
