@@ -276,5 +276,6 @@ FACTS = {
     "objective": "generate: Known('larger' | 'inverted' | 'kl-gain' | 'kl-bonus' | 'minimised'), if turned",
     "checkpoint": "generate, trainer: Known(str), the checkpoint the policy was loaded from",
     "pairs": "generate: Known(True) when what is trained on are pairs of answers, under a loss as DPO's",
+    "kl_coefficient": "Known(0) when the loop multiplies its KL term by a literal 0",
     "kl_term": "Known(False) when the visible loop has no KL term or its coefficient is 0",
 }

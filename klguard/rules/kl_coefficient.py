@@ -7,7 +7,7 @@ from typing import Any
 
 from klguard.findings import Severity
 from klguard.rules.bending import COEFFICIENTS, Origin, origin
-from klguard.rules.programs import grpo, ppo
+from klguard.rules.programs import by_hand, grpo, ppo
 from klguard.rules.rule import Example, Hazard, Rule, judge
 from klguard.rules.words import subject
 from klguard.settings import Settings, SiteKind
@@ -21,9 +21,9 @@ class KlCoefficient(Rule):
     """The coefficient of the KL is negative, or has no effect, or is 0 in a trainer that is about the penalty.
 
     ## What it does
-    Reports `init_kl_coef`, `kl_coef` or `beta` below 0, and notes a coefficient of 0 in PPO and RLOO. In
-    GRPO, where 0 is the default and a common choice, 0 is not noted. Reports slime's `--kl-coef` where the
-    estimator is GRPO, GSPO or CISPO, which take no KL off the reward.
+    Reports `init_kl_coef`, `kl_coef` or `beta` below 0, and notes a coefficient of 0 in PPO and RLOO, and one
+    of 0 in a loop written by hand. In GRPO, where 0 is the default and a common choice, 0 is not noted.
+    Reports slime's `--kl-coef` where the estimator is GRPO, GSPO or CISPO, which take no KL off the reward.
 
     ## Why it breaks the KL
     A negative coefficient pays the policy for every nat it moves away from the reference. At 0 nothing
@@ -50,6 +50,8 @@ class KlCoefficient(Rule):
     name = "kl-coefficient"
 
     def check(self, settings: Settings) -> Iterator[Hazard]:
+        if settings.kind is SiteKind.GENERATE:
+            yield from self._by_hand(settings)
         if settings.kind is not SiteKind.TRAINER_CONFIG:
             return
         ignored = judge(settings.values.get("kl_ignored"), lambda v: v is True, Severity.WARNING)
@@ -98,6 +100,20 @@ class KlCoefficient(Rule):
                     values=zero.offenders,
                 )
 
+    def _by_hand(self, settings: Settings) -> Iterator[Hazard]:
+        """A note: many loops are meant to run without a penalty, and compute the KL to look at it."""
+        found = judge(settings.facts.get("kl_coefficient"), lambda v: _number(v) and v == 0, Severity.NOTE)
+        if found is not None:
+            yield Hazard(
+                message="the KL term of the loop is multiplied by 0: it is computed, and holds nothing",
+                help="give the coefficient a positive value, unless the run is meant to have no penalty",
+                setting="kl_coefficient",
+                severity=found.severity,
+                confidence=found.confidence,
+                values=found.offenders,
+                in_loop=True,
+            )
+
     VALID = (
         Example(ppo("do_sample=True, top_k=0, max_new_tokens=32", config="init_kl_coef=0.2")),
         Example(grpo('output_dir="out", beta=0.0')),
@@ -110,6 +126,15 @@ class KlCoefficient(Rule):
         Example(
             ppo("do_sample=True, top_k=0, max_new_tokens=32", config="init_kl_coef=0.0"),
             "turns the penalty off",
+        ),
+        Example(
+            by_hand(
+                "do_sample=True, top_k=0, max_new_tokens=32",
+                kl="(ref_logprobs - logprobs).exp() - (ref_logprobs - logprobs) - 1",
+                loss="-(score(tokens) * logprobs).mean() + (beta * kl).mean()",
+                before="beta = 0.0",
+            ),
+            "is multiplied by 0",
         ),
         Example(
             "python3 train.py --num-rollout 100 --rollout-batch-size 32 --n-samples-per-prompt 8 \\\n"

@@ -340,6 +340,21 @@ def test_input_ids_alone_are_visibly_without_a_mask():
     assert value(found, "attention_mask") is False and value(found, "batched") is True
 
 
+def test_input_ids_handed_from_function_to_function():
+    code = """
+    def draw(given):
+        return model.generate(given, do_sample=True)
+
+    def collect(prompts):
+        return draw(prompts)
+
+    batch = tokenizer(["a", "b c"], padding=True, return_tensors="pt").to("cuda")
+    collect(batch.input_ids)
+    """
+    found = generate(code)
+    assert [value(found, n) for n in ("batched", "attention_mask")] == [True, False]
+
+
 def test_a_mask_passed_as_none_is_not_passed():
     assert value(generate("model.generate(ids, attention_mask=None)"), "attention_mask") is False
 
@@ -639,6 +654,27 @@ def test_a_mask_by_pad_hides_the_end_when_pad_is_the_end():
     assert value(found, "pad_is_eos_mask") is True
 
 
+@pytest.mark.parametrize(("ids", "told"), [("response", True), ("prompts", False)])
+def test_a_mask_that_a_function_makes(ids, told):
+    code = f"""
+    tokenizer.pad_token = tokenizer.eos_token
+
+    class Helper:
+        pad_id = 0
+
+        def mask_of(self, given):
+            return (given != self.pad_id).long()
+
+    helper = Helper()
+    out = model.generate(ids, do_sample=True)
+    response = out[:, n:]
+    mask = helper.mask_of({ids})
+    loss = (pg * mask).sum()
+    loss.backward()
+    """
+    assert ("pad_is_eos_mask" in generate(code)) is told
+
+
 def test_a_pad_set_only_when_missing_depends_on_the_tokenizer():
     setting = "if tokenizer.pad_token is None:\n    tokenizer.pad_token = tokenizer.eos_token"
     found = generate(MASKED.format(setting=setting, name="mask"))["pad_is_eos_mask"]
@@ -842,3 +878,25 @@ def test_a_filter_applied_again_before_scoring_is_replayed():
     division = "logits = top_k_top_p_filter(logits, top_k=args.top_k, top_p=0.5)"
     code = SCORED.format(given="1.0, top_k=args.top_k, top_p=args.top_p", division=division)
     assert undone(code).keys() == {"top_k"}
+
+
+TWO_SCORERS = """
+class Scorer:
+    def policy_logprobs(self, ids):
+        logits = self.actor(ids).logits / self.args.temperature
+        return logits.log_softmax(-1).gather(-1, ids)
+
+    def reference_logprobs(self, ids):
+        logits = self.reference(ids).logits{division}
+        return logits.log_softmax(-1).gather(-1, ids)
+
+    def train(self, ids):
+        tokens = self.actor.generate(ids, do_sample=True, temperature=self.args.temperature)
+        kl = self.policy_logprobs(tokens) - self.reference_logprobs(tokens)
+        kl.sum().backward()
+"""
+
+
+@pytest.mark.parametrize(("division", "found"), [(" / self.args.temperature", True), ("", False)])
+def test_a_reference_that_is_scored_at_another_temperature(division, found):
+    assert ("temperature" in undone(TWO_SCORERS.format(division=division))) is found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from klguard.read.python.memo import remembered
 from klguard.read.python.project import Project
-from klguard.read.python.source import Module, dotted
+from klguard.read.python.source import Module, called_name, dotted
 from klguard.read.python.trees import walk, walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
 from klguard.read.python.wiring.estimators import kl_estimator
@@ -36,11 +36,13 @@ RESPONSE = re.compile(
 
 
 def facts(project: Project, module: Module, call: ast.Call) -> dict[str, Value | None]:
-    """`kl_estimator`, `kl_term`, `objective` and `pad_is_eos_mask` of the training code around a generate call."""
+    """`kl_estimator`, `kl_term`, `kl_coefficient`, `objective` and `pad_is_eos_mask` of the training code around a
+    generate call."""
     scopes = training_scopes(project, module, call)
     return {
         "kl_estimator": kl_estimator(scopes) or turned_third(scopes),
         "kl_term": kl_term(project, module, scopes),
+        "kl_coefficient": _zero_coefficient(project, scopes),
         "objective": objective(scopes),
         "pad_is_eos_mask": pad_is_eos_mask(module, call, scopes),
     }
@@ -58,7 +60,7 @@ def kl_term(project: Project, module: Module, scopes: list[tuple[Module, Scope]]
         return None
     zero = _zero_coefficient(project, scopes)
     if zero is not None:
-        return zero
+        return Known(False, zero.hops)
     modules = {where for where, _ in scopes} | set(imported(project, module))
     if any(_speaks_of_kl(where) for where in modules):
         return None
@@ -85,8 +87,8 @@ def _identifiers(module: Module) -> Iterator[str]:
                 yield name
 
 
-def _zero_coefficient(project: Project, scopes: list[tuple[Module, Scope]]) -> Value | None:
-    """`beta * kl` with a beta that is literally 0, and no other such product in the loop."""
+def _zero_coefficient(project: Project, scopes: list[tuple[Module, Scope]]) -> Known | None:
+    """The 0 of `beta * kl` with a beta that is literally 0, and no other such product in the loop."""
     found: list[Known | None] = []
     for where, scope in scopes:
         for node in own_nodes(scope):
@@ -97,8 +99,7 @@ def _zero_coefficient(project: Project, scopes: list[tuple[Module, Scope]]) -> V
                         found.append(constant(project, where, one))
     if not found or any(k is None or k.value not in (0, 0.0) or isinstance(k.value, bool) for k in found):
         return None
-    assert found[0] is not None
-    return Known(False, found[0].hops)
+    return found[0]
 
 
 # -- the mask of the responses -------------------------------------------------------------------------------
@@ -110,6 +111,7 @@ def pad_is_eos_mask(module: Module, call: ast.Call, scopes: list[tuple[Module, S
     The first end-of-sequence token is then masked out with the padding: the policy is never trained to stop.
     Where pad is set to it only `if tokenizer.pad_token is None`, the tokenizer decides.
     """
+    made = _masks_made(scopes)
     for where, scope in scopes:
         generated = None
         for node in own_nodes(scope):
@@ -118,7 +120,7 @@ def pad_is_eos_mask(module: Module, call: ast.Call, scopes: list[tuple[Module, S
             last = name.rpartition(".")[2]
             if not MASK.search(last) or ATTENTION.search(last):
                 continue
-            compared = _not_pad(node.value)
+            compared = _not_pad(node.value) or _not_pad_elsewhere(node.value, made)
             if compared is None:
                 continue
             if generated is None:
@@ -158,6 +160,32 @@ def _not_pad(value: ast.expr) -> tuple[ast.expr, ast.expr] | None:
                 return ids, pad
             case ast.Call(func=ast.Attribute(attr="ne" | "not_equal"), args=[ids, pad]) if _names_pad(pad):
                 return ids, pad
+    return None
+
+
+def _masks_made(scopes: list[tuple[Module, Scope]]) -> dict[str, tuple[int, ast.expr]]:
+    """Functions that hand back `ids != pad` of one of their parameters: which of those given, and the pad."""
+    found: dict[str, tuple[int, ast.expr]] = {}
+    for _, scope in scopes:
+        returned = [n.value for n in own_nodes(scope) if isinstance(n, ast.Return) and n.value is not None]
+        compared = _not_pad(returned[0]) if len(returned) == 1 and not isinstance(scope, ast.Module) else None
+        if compared is None or isinstance(returned[0], ast.Tuple):
+            continue
+        names = [arg.arg for arg in scope.args.args if arg.arg not in ("self", "cls")]  # type: ignore[union-attr]
+        if dotted(compared[0]) in names:
+            found[scope.name] = names.index(dotted(compared[0])), compared[1]  # type: ignore[union-attr]
+    return found
+
+
+def _not_pad_elsewhere(
+    value: ast.expr, made: Mapping[str, tuple[int, ast.expr]]
+) -> tuple[ast.expr, ast.expr] | None:
+    """(ids, pad) of a call of a function that hands back such a mask."""
+    for node in walk_level(value):
+        if isinstance(node, ast.Call) and called_name(node) in made:
+            index, pad = made[called_name(node)]
+            if index < len(node.args) and not any(isinstance(a, ast.Starred) for a in node.args):
+                return node.args[index], pad
     return None
 
 

@@ -13,7 +13,7 @@ from klguard.read.python.wiring.padding import only_tokenizer, side_of
 from klguard.read.python.wiring.roles import constant, is_tokenizer, known
 from klguard.read.python.wiring.roles import slots as slots_of
 from klguard.read.python.wiring.samplers import Sampler
-from klguard.read.python.wiring.trails import Origin, graph_of, origin, origins, peel
+from klguard.read.python.wiring.trails import Origin, graph_of, origin, origins, origins_within, peel
 from klguard.settings import Hop, HopKind, Known, Value
 
 INPUTS = ("input_ids", "inputs")
@@ -65,8 +65,7 @@ def _inputs(project: Project, module: Module, call: ast.Call) -> Inputs | None:
     for node in candidates:
         if isinstance(node, ast.Starred):
             continue
-        inner, whole = _field(node)
-        made = _through_comprehension(project, module, inner)
+        made, whole = _object_behind(project, module, node)
         if made is not None and _encodes(project, made):
             return Inputs(node, made, whole)
     return Inputs(given) if given is not None and not isinstance(given, ast.Starred) else None
@@ -83,24 +82,27 @@ def _field(node: ast.expr) -> tuple[ast.expr, bool]:
     return node, True
 
 
-def _through_comprehension(project: Project, module: Module, node: ast.expr) -> Origin | None:
-    """The object behind `node`, `{k: v.to(device) for k, v in inputs.items()}` looked through."""
-    made = origin(project, module, node)
+def _object_behind(project: Project, module: Module, node: ast.expr) -> tuple[Origin | None, bool]:
+    """The object behind `node`, and whether it is all of it: `inputs` of `inputs.input_ids`, which may be handed from
+    function to function, and of `{k: v.to(device) for k, v in inputs.items()}`."""
+    inner, all_of_it = _field(node)
+    found = origins(project, module, inner)
     for _ in range(3):
-        if made is None:
-            return None
+        if len(found) != 1:
+            break
+        made = found[0]
         inner, whole = _field(made.node)
         if not whole:
-            made = origin(project, made.module, inner)
+            all_of_it, found = False, origins_within(project, made, inner)
             continue
         match made.node:
             case ast.DictComp(
                 generators=[ast.comprehension(iter=ast.Call(func=ast.Attribute(value=items, attr="items")))]
             ):
-                made = origin(project, made.module, items)
+                found = origins_within(project, made, items)
             case _:
-                return made
-    return made
+                break
+    return found[0] if len(found) == 1 and not found[0].open else None, all_of_it
 
 
 def _encodes(project: Project, made: Origin) -> bool:
@@ -275,7 +277,7 @@ def _masked(inputs: Inputs) -> bool:
 def _keys(project: Project, module: Module, node: ast.expr) -> set[str] | None:
     """The names a `**splat` certainly holds and no others; None when it may hold more than can be seen."""
     keys: set[str] = set()
-    for made in [_through_comprehension(project, module, node)] if _field(node)[1] else []:
+    for made in [_object_behind(project, module, node)[0]] if _field(node)[1] else []:
         if made is None:
             return None
         if _encodes(project, made):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from klguard.read.python.callers import argument, default
@@ -122,8 +122,9 @@ def _divisions(project: Project, module: Module) -> Iterator[Division]:
             logits, divisor = parts
             scope = scope_of(module, node)
             by_scope.setdefault(scope, []).append(Division(module, scope, node, ast.unparse(logits), divisor))
+    apart = any(_scores_the_reference_alone(info.node, by_scope) for info in module.functions.values())
     for scope, found in by_scope.items():
-        if _scores(scope) and not _draws(scope) and _reference_alike(scope, found):
+        if _scores(scope) and not _draws(scope) and not apart and _reference_alike(scope, found):
             yield from (d for d in found if not REFERENCE.search(_root(d.text)) and not _next_token(d.node))
 
 
@@ -222,6 +223,28 @@ def _reference_alike(scope: Scope, found: list[Division]) -> bool:
         and REFERENCE.search(name)
     }
     return not names or any(REFERENCE.search(_root(d.text)) for d in found)
+
+
+def _scores_the_reference_alone(scope: Scope, divided: Container[Scope]) -> bool:
+    """Whether a function takes the log-probs of a reference, by its name and by the model it runs, from logits that
+    nothing divides."""
+    if scope in divided or not REFERENCE.search(scope.name) or not _scores(scope) or _draws(scope):  # type: ignore[union-attr]
+        return False
+    stores = [
+        n for n in own_nodes(scope) if isinstance(n, ast.Assign) and "logits" in dotted(n.targets[0]).lower()
+    ]
+    calls = [n for node in stores for n in walk_level(node.value) if isinstance(n, ast.Call)]
+    runs = any(REFERENCE.search(part) for n in calls for part in dotted(n.func).split("."))
+    return runs and not any("temp" in name.lower() for name in _identifiers(scope))
+
+
+def _identifiers(scope: Scope) -> Iterator[str]:
+    for node in own_nodes(scope):
+        match node:
+            case (
+                ast.Name(id=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)) | ast.arg(arg=name)
+            ):
+                yield name
 
 
 # -- the same value ------------------------------------------------------------------------------------------
