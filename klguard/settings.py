@@ -268,6 +268,7 @@ FACTS = {
     "engine_logprobs": "sampling params: Known('raw') where log-probs of an engine made without logprobs_mode are used",
     "handed_on": "sampling params: Known(True) when a trainer takes them over and makes its own requests",
     "reseeded": "generate: Known(True) when a loop sets the same seed of torch before each rollout",
+    "adapter_loaded": "trainer: Known(True) when the policy comes with a trained adapter that is trained on",
     "dropout": "generate: the largest dropout probability visibly set on the model",
     "checkpointing": "generate: Known(True) when gradient checkpointing was on during the call, at run time only",
     "reference_trainable": "trainer or generate: Known('train mode' | 'in the optimizer') with its place as hop",

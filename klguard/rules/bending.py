@@ -77,6 +77,12 @@ def fact(settings: Settings, name: str) -> Any:
     return None if isinstance(value, Unknown | OneOf | Absent) else value
 
 
+def has_penalty(settings: Settings) -> bool:
+    """Whether some coefficient of the KL is certainly above 0."""
+    values = (settings.values.get(name) for name in COEFFICIENTS)
+    return any(v is not None and for_all(v, lambda x: isinstance(x, int | float) and x > 0) for v in values)
+
+
 def without_kl(settings: Settings) -> bool:
     """Whether there visibly is no KL term: the loop has none, or its coefficient is 0."""
     if fact(settings, "kl_term") is False:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from klguard.engines.engine import verdict as for_all
 from klguard.findings import Confidence, Severity
-from klguard.rules.bending import COEFFICIENTS, fact
+from klguard.rules.bending import fact, has_penalty
 from klguard.rules.rule import Example, Hazard, Rule
 from klguard.settings import Opaque, Settings, SiteKind
 
@@ -66,7 +66,7 @@ class NoReference(Rule):
         if (
             settings.kind is not SiteKind.TRAINER
             or "reference" not in settings.facts
-            or not _has_penalty(settings)
+            or not has_penalty(settings)
         ):
             return
         reference = fact(settings, "reference")
@@ -115,9 +115,3 @@ def _needs_one(settings: Settings) -> bool:
 def _bare_name(settings: Settings) -> str:
     """The name of the trainer's class."""
     return settings.class_name.rpartition(".")[2] or "this trainer"
-
-
-def _has_penalty(settings: Settings) -> bool:
-    """Whether some coefficient of the KL is certainly above 0."""
-    values = (settings.values.get(name) for name in COEFFICIENTS)
-    return any(v is not None and for_all(v, lambda x: isinstance(x, int | float) and x > 0) for v in values)

@@ -55,6 +55,7 @@ CODES = {
     "KLG408": "kl-twice",
     "KLG409": "group-of-one",
     "KLG410": "turned-objective",
+    "KLG411": "adapter-reference",
     "KLG501": "inherited-settings",
     "KLG502": "checkpoint-config",
     "KLG503": "overwritten-settings",
@@ -69,7 +70,7 @@ SEVERITIES = {
     "KLG304": Severity.WARNING,
     "KLG305": Severity.WARNING, "KLG307": Severity.WARNING, "KLG309": Severity.WARNING,
     "KLG404": Severity.WARNING, "KLG405": Severity.WARNING, "KLG407": Severity.WARNING,
-    "KLG408": Severity.WARNING, "KLG409": Severity.WARNING, "KLG410": Severity.WARNING,
+    "KLG408": Severity.WARNING, "KLG409": Severity.WARNING, "KLG410": Severity.WARNING, "KLG411": Severity.NOTE,
     "KLG504": Severity.WARNING,
 }  # fmt: skip
 

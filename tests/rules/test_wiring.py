@@ -225,3 +225,38 @@ def test_dropout_in_train_mode_is_a_warning(hazards):
 )
 def test_eval_mode_or_no_dropout_that_is_seen_is_nothing(hazards, facts):
     assert hazards("KLG407", **SAMPLE, facts=facts) == []
+
+
+# KLG411
+
+LOADED = {"adapter_loaded": True, "flavour": "ppo-classic"}
+
+
+def test_an_adapter_that_is_trained_on_is_switched_off_for_the_reference(hazards):
+    for reference in ({}, {"reference": None}):
+        (hazard,) = hazards("KLG411", **TRAINER, init_kl_coef=0.2, facts=LOADED | reference)
+        assert hazard.severity is Severity.NOTE
+
+
+@pytest.mark.parametrize("version", ["0.26.2", "0.27.2"])
+@pytest.mark.parametrize("flavour", ["grpo", "rloo"])
+def test_newer_trainers_keep_a_copy_of_the_adapter(hazards, version, flavour):
+    facts = {"adapter_loaded": True, "flavour": flavour}
+    name = f"trl.{flavour.upper()}Trainer"
+    told = {"beta": 0.04, "facts": facts, "class_name": name, "versions": {"trl": version}}
+    found = hazards("KLG411", "trl", SiteKind.TRAINER, **told)
+    assert bool(found) is (version < "0.27")
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "facts"),
+    [
+        (0.0, LOADED),
+        (0.2, {**LOADED, "reference": REFERENCE}),
+        (0.2, {**LOADED, "reference": Unknown(Reason.RUNTIME, "load()")}),
+        (0.2, {**LOADED, "flavour": "ppo-v2"}),
+        (0.2, {"flavour": "ppo-classic"}),
+    ],
+)
+def test_other_references_and_no_penalty_are_nothing(hazards, coefficient, facts):
+    assert hazards("KLG411", **TRAINER, init_kl_coef=coefficient, facts=facts) == []

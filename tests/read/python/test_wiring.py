@@ -900,3 +900,22 @@ class Scorer:
 @pytest.mark.parametrize(("division", "found"), [(" / self.args.temperature", True), ("", False)])
 def test_a_reference_that_is_scored_at_another_temperature(division, found):
     assert ("temperature" in undone(TWO_SCORERS.format(division=division))) is found
+
+
+@pytest.mark.parametrize(
+    ("policy", "found"),
+    [
+        ("PeftModel.from_pretrained(base, 'sft', is_trainable=True)", True),
+        ("AutoPeftModelForCausalLM.from_pretrained('sft', is_trainable=True)", True),
+        ("PeftModel.from_pretrained(base, 'sft')", False),
+        ("PeftModel.from_pretrained(base, 'sft', is_trainable=True).merge_and_unload()", False),
+        ("get_peft_model(base, LoraConfig())", False),
+    ],
+)
+def test_an_adapter_that_was_trained_before(policy, found):
+    code = f"""
+    base = AutoModelForCausalLM.from_pretrained("gpt2")
+    tuned = {policy}
+    PPOTrainer(config, AutoModelForCausalLMWithValueHead.from_pretrained(tuned), None, tokenizer)
+    """
+    assert ("adapter_loaded" in trainer(code)) is found

@@ -13,7 +13,7 @@ from klguard.read.python.project import Project
 from klguard.read.python.source import Module, dotted
 from klguard.read.python.wiring import losses, modes, prompts
 from klguard.read.python.wiring.bindings import own_nodes
-from klguard.read.python.wiring.carried import dropout, dropout_brought_along, peft
+from klguard.read.python.wiring.carried import adapter_loaded, dropout, dropout_brought_along, peft
 from klguard.read.python.wiring.loops import training_scopes
 from klguard.read.python.wiring.padding import side_of
 from klguard.read.python.wiring.returned import engine_logprobs
@@ -58,6 +58,7 @@ def _trainer(project: Project, module: Module, call: ast.Call, engine: str) -> d
         "policy": policy and _wired(project, module, policy),
         "reference": reference and _reference(project, module, reference),
         "peft": peft(project, module, given),
+        "adapter_loaded": adapter_loaded(project, module, given),
         "checkpoint": policy and checkpoint(project, module, policy),
         "padding_side": tokenizer and side_of(project, module, tokenizer, call),
         "dropout": dropout(project, module, given)

@@ -35,6 +35,19 @@ def peft(project: Project, module: Module, given: Slots) -> Value | None:
     return None
 
 
+def adapter_loaded(project: Project, module: Module, given: Slots) -> Value | None:
+    """Known(True) when the policy comes with an adapter that was trained before, and is trained on."""
+    if given.policy is None or given.adapter is not None:
+        return None
+    for made, call in loads(project, module, given.policy):
+        if called_name(call) != "from_pretrained" or "Peft" not in dotted(call.func):
+            continue
+        trained = next((k for k in call.keywords if k.arg == "is_trainable"), None)
+        if trained is not None and isinstance(trained.value, ast.Constant) and trained.value.value is True:
+            return known(True, made.module, call)
+    return None
+
+
 def _is_config(made: Origin | None) -> bool:
     """`LoraConfig(...)`; trl's `get_peft_config(args)` is none, because it may return None."""
     return made is not None and isinstance(made.node, ast.Call) and called_name(made.node).endswith("Config")
