@@ -2,8 +2,8 @@
 
 No shell is run. A command is a line with those it is continued on, or a part of the text that `bash -c`, `eval` and
 the like are given; an array of arguments (`ARGS=(...)`), and a text of several words, belongs to every command that
-names it. What a variable holds is known where the script assigns it once, or gives a default (`${TOP_P:-0.9}`); a
-value that is not known is left out.
+names it. What a variable holds is known where the script assigns it once, or gives a default (`${TOP_P:-0.9}`, also to
+itself or to an argument of the script); a value that is not known is left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ASSIGNMENT = re.compile(
 )
 _ARRAY = re.compile(r"^[ \t]*(?:export[ \t]+|local[ \t]+)?([A-Za-z_]\w*)\+?=\(", re.M)
 _OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_][\w.\-/@]*)=(.*)", re.DOTALL)
-_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)(?::?[-=]([^}]*))?\}|([A-Za-z_]\w*))")
+_VARIABLE = re.compile(r"\$(?:\{(\d+|[A-Za-z_]\w*)(?::?[-=]([^}]*))?\}|([A-Za-z_]\w*))")
 _USE = re.compile(r"\$\{([A-Za-z_]\w*)\[[@*]\]\}")
 _OPTION = re.compile(r"--?([A-Za-z][\w.\-]*)(?:=(.*))?", re.DOTALL)
 
@@ -213,6 +213,7 @@ class _Variables:
     def __init__(self, assigned: Mapping[str, str | None]) -> None:
         self._assigned = assigned
         self._known: dict[str, str | None] = {}
+        self._under_way: set[str] = set()
 
     def expand(self, text: str) -> str | None:
         """The text with its variables filled in; None where one of them is not known, or the whole too long."""
@@ -230,12 +231,15 @@ class _Variables:
         return None if missing or "$" in filled or len(filled) > MAX_VALUE else filled
 
     def _value(self, name: str, fallback: str | None) -> str | None:
-        if name not in self._assigned:
+        if (
+            name not in self._assigned or name in self._under_way
+        ):  # `T=${T:-1.0}`, unless the environment has it
             return None if fallback is None else self.expand(fallback)
         if name not in self._known:
-            self._known[name] = None  # for one that is made of itself
+            self._under_way.add(name)
             value = self._assigned[name]
             self._known[name] = None if value is None else self.expand(value)
+            self._under_way.discard(name)
         return self._known[name]
 
 

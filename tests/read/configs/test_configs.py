@@ -175,6 +175,8 @@ FAULTY = [
         "run.sh",
         SLIME.format(temperature=1, more="--use-kl-loss --kl-coef 0.01").replace("grpo", "ppo"),
     ),
+    ("KLG201", "run.sh", "T=${T:-0}\n" + SLIME.format(temperature="${T}", more="")),
+    ("KLG201", "run.sh", "T=${1:-0}\n" + SLIME.format(temperature="$T", more="")),
     ("KLG403", "run.sh", SLIME.format(temperature=1, more="--kl-coef 0.01")),
     ("KLG409", "verl.yaml", verl(n=1, estimator="rloo_vectorized")),
     ("KLG506", "ppo.yaml", LLAMA_FACTORY.format("")),
