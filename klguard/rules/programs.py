@@ -7,9 +7,9 @@ from rewards import score
 from transformers import AutoTokenizer
 from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
-tokenizer = AutoTokenizer.from_pretrained("gpt2")
-model = AutoModelForCausalLMWithValueHead.from_pretrained("gpt2")
-ref_model = AutoModelForCausalLMWithValueHead.from_pretrained("gpt2")
+tokenizer = AutoTokenizer.from_pretrained("EleutherAI/pythia-160m")
+model = AutoModelForCausalLMWithValueHead.from_pretrained("EleutherAI/pythia-160m")
+ref_model = AutoModelForCausalLMWithValueHead.from_pretrained("EleutherAI/pythia-160m")
 ppo_trainer = PPOTrainer(config=PPOConfig({config}), model=model, ref_model=ref_model, tokenizer=tokenizer)
 generation_kwargs = dict({settings})
 for batch in ppo_trainer.dataloader:
