@@ -11,12 +11,14 @@ from klguard.rules.bending import fact
 from klguard.rules.programs import by_hand
 from klguard.rules.rule import Example, Hazard, Rule, judge
 from klguard.rules.words import shown
-from klguard.settings import Settings, SiteKind
+from klguard.settings import Default, Settings, SiteKind
 
 _SETTINGS = "do_sample=True, top_k=0, max_new_tokens=32"
 _IN_TRAIN_MODE = {"ppo-classic": " after its first step", "grpo": "", "rloo": ""}
 """Families of TRL that do not call eval() before they generate, and when."""
 
+_OF_MEGATRON = ("hidden_dropout", "attention_dropout")
+_SLIME = "python3 train.py --num-rollout 100 --rollout-batch-size 32 --n-samples-per-prompt 8"
 _DROPOUT = ", attn_pdrop=0.1, resid_pdrop=0.1"
 
 
@@ -27,7 +29,7 @@ class Dropout(Rule):
     Reports a rollout whose model was last put into `train()` and has a dropout probability above 0, that of
     LoRA adapters and of well-known checkpoints (GPT-2, OPT, T5) included. `generate()` never calls `eval()`
     by itself. Notes a trainer of TRL that generates in train mode by itself (GRPO, RLOO, classic PPO) over a
-    model with dropout.
+    model with dropout. Reports a launch of slime whose trainer, Megatron, keeps its dropout of 0.1.
 
     ## Why it breaks the KL
     Each forward pass drops other units, so the tokens are drawn from one random network and scored by
@@ -58,8 +60,12 @@ class Dropout(Rule):
     severity = Severity.WARNING
 
     def check(self, settings: Settings) -> Iterator[Hazard]:
-        is_trainer = settings.kind is SiteKind.TRAINER
-        yield from self._of_a_trainer(settings) if is_trainer else self._of_a_loop(settings)
+        if settings.kind is SiteKind.TRAINER:
+            yield from self._of_a_trainer(settings)
+        elif settings.kind is SiteKind.TRAINER_CONFIG:
+            yield from self._of_a_launcher(settings)
+        else:
+            yield from self._of_a_loop(settings)
 
     def _of_a_loop(self, settings: Settings) -> Iterator[Hazard]:
         mode = judge(settings.facts.get("train_mode"), lambda v: v is True, self.severity)
@@ -105,10 +111,33 @@ class Dropout(Rule):
             safe="0.0",
         )
 
+    def _of_a_launcher(self, settings: Settings) -> Iterator[Hazard]:
+        """A trainer apart from the engine that draws: the engine drops nothing, the trainer's updates do."""
+        given = {name: settings.values[name] for name in _OF_MEGATRON if name in settings.values}
+        found = {name: judge(value, _drops, self.severity) for name, value in given.items()}
+        on = {name: verdict for name, verdict in found.items() if verdict is not None}
+        if not on:
+            return
+        offenders = [value for verdict in on.values() for value in verdict.offenders]
+        yield Hazard(
+            message=(
+                f"the trainer scores with a dropout of {shown(offenders[:1])}"
+                f"{', which is what Megatron uses where it is left alone' * isinstance(offenders[0], Default)}: the "
+                "engine draws the tokens without, so the ratio is not 1 before the first update"
+            ),
+            help="write `--attention-dropout 0.0 --hidden-dropout 0.0`",
+            setting=next(iter(on)),
+            severity=self.severity,
+            confidence=next(iter(on.values())).confidence,
+            values=tuple(offenders),
+        )
+
     VALID = (
         Example(by_hand(_SETTINGS, policy=_DROPOUT, before="policy.eval()")),
         Example(by_hand(_SETTINGS, before="policy.eval()")),
         Example(by_hand(_SETTINGS, before="policy.train()", checkpoint="Qwen/Qwen2.5-0.5B")),
+        Example(f"{_SLIME} --attention-dropout 0.0 --hidden-dropout 0.0", filename="train.sh"),
+        Example(f'{_SLIME} "$@"', filename="train.sh"),
     )
     INVALID = (
         Example(
@@ -116,6 +145,7 @@ class Dropout(Rule):
             "in train mode with a dropout of 0.1",
         ),
         Example(by_hand(_SETTINGS, before="policy.train()"), "in train mode with a dropout of 0.1"),
+        Example(_SLIME, "which is what Megatron uses where it is left alone", filename="train.sh"),
     )
 
 

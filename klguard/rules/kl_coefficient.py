@@ -138,7 +138,7 @@ class KlCoefficient(Rule):
         ),
         Example(
             "python3 train.py --num-rollout 100 --rollout-batch-size 32 --n-samples-per-prompt 8 \\\n"
-            "   --advantage-estimator grpo --kl-coef 0.001\n",
+            "   --advantage-estimator grpo --kl-coef 0.001 --attention-dropout 0.0 --hidden-dropout 0.0\n",
             "has no effect",
             filename="run.sh",
         ),

@@ -38,6 +38,8 @@ _ARRAY = re.compile(r"^[ \t]*(?:export[ \t]+|local[ \t]+)?([A-Za-z_]\w*)\+?=\(",
 _OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_][\w.\-/@]*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{(\d+|[A-Za-z_]\w*)(?::?[-=]([^}]*))?\}|([A-Za-z_]\w*))")
 _USE = re.compile(r"\$\{([A-Za-z_]\w*)\[[@*]\]\}")
+_ALL = re.compile(r"\$(?:[@*]|\{[@*]\}|\{[A-Za-z_]\w*\[[@*]\]\})")
+"""Any number of words: all arguments of the script, or an array."""
 _OPTION = re.compile(r"--?([A-Za-z][\w.\-]*)(?:=(.*))?", re.DOTALL)
 
 
@@ -159,7 +161,7 @@ class _Lists:
         for word in words:
             used = _USE.search(word.text)
             name = _names(word) if used is None else used[1]
-            found += [word] if used is None and name not in self._lists else self._of(name)
+            found += self._of(name) if name in self._lists else [word]
             if len(found) > MAX_WORDS:
                 break
         return found[:MAX_WORDS]
@@ -167,7 +169,7 @@ class _Lists:
     def _of(self, name: str) -> list[_Word]:
         if name not in self._known:
             self._known[name] = []  # for one that is made of itself
-            self._known[name] = self.splice(self._lists.get(name, []))
+            self._known[name] = self.splice(self._lists[name])
         return self._known[name]
 
 
@@ -180,7 +182,9 @@ def _names(word: _Word) -> str:
 def _written(words: list[_Word], variables: _Variables, text: str, path: str) -> Written | None:
     """The options and overrides of one command; None without any."""
     values: dict[str, Known] = {}
+    unknown: set[str] = set()
     command: list[str] = []
+    unseen = False
     for number, word in enumerate(words):
         bare = word.text.strip("'\"")
         option = _OPTION.fullmatch(bare)
@@ -190,21 +194,27 @@ def _written(words: list[_Word], variables: _Variables, text: str, path: str) ->
             following = words[number + 1].text if number + 1 < len(words) else "--none"
             given = option[2]
             if given is None:
-                given = "true" if _OPTION.fullmatch(following.strip("'\"")) else following
+                bare_option = _OPTION.fullmatch(following.strip("'\"")) or _ALL.search(following)
+                given = "true" if bare_option else following
         elif override:
             name, given = override[1], override[2]
         else:
             command.append(bare)
+            before = _OPTION.fullmatch(words[number - 1].text) if number else None
+            is_value = before is not None and before[2] is None
+            unseen = unseen or bool(_ALL.search(bare)) or bool(_names(word) and not is_value)
             continue
         value = variables.expand(given)
+        unknown.discard(name)
         if value is not None:
             hop = Hop(HopKind.FLAG, _place(text, path, word), bare)
             values[name] = Known(literal(value), (hop,))
         else:
             values.pop(name, None)
+            unknown.add(name)
     if not values:
         return None
-    return Written(_place(text, path, words[0]), tuple(command), values)
+    return Written(_place(text, path, words[0]), tuple(command), values, frozenset(unknown), unseen)
 
 
 class _Variables:

@@ -9,7 +9,7 @@ from klguard.engines.engine import Engine
 from klguard.read.configs.framework import Framework
 from klguard.read.configs.frameworks import framework_of, whole_vocabulary
 from klguard.read.configs.shell import commands
-from klguard.read.configs.written import Written, from_tree
+from klguard.read.configs.written import Written, from_tree, left_alone
 from klguard.read.files import SCRIPTS
 from klguard.read.python.documents import MAX_DOCUMENT, items_of
 from klguard.settings import (
@@ -134,7 +134,7 @@ def _rollout(
         name: value for name, value in framework.finish(written, named).items() if name in owner.settings
     }
     for name, value in framework.defaults(written).items():
-        given.setdefault(name, Default(value, framework.name))
+        given.setdefault(name, left_alone(written, framework.rollout[name], value, framework.name))
     kind = SiteKind.GENERATION_CONFIG if engine == "transformers" else SiteKind.SAMPLING_PARAMS
     layers = (Layer(LayerKind.OBJECT, given, place=written.place),)
     values = Engine.resolve(owner, layers, versions, kind=kind).values

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from klguard.read.python.documents import Item
-from klguard.settings import Hop, HopKind, Known, Place, Value
+from klguard.settings import Default, Hop, HopKind, Known, OneOf, Place, Reason, Unknown, Value
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _WORDS: Mapping[str, Any] = {"true": True, "false": False, "null": None, "none": None}
@@ -25,11 +25,15 @@ class Written:
     place    its first character, for what concerns all of it.
     command  the words of a command line that are neither options nor their values; empty for a file.
     values   dotted name -> value.
+    unknown  names that are given a value which is not known.
+    open     there may be more, in what is not seen: `"$@"`, an array of another script.
     """
 
     place: Place
     command: tuple[str, ...] = ()
     values: Mapping[str, Known] = field(default_factory=dict)
+    unknown: frozenset[str] = frozenset()
+    open: bool = False
 
     def get(self, name: str) -> Any:
         """The plain value, None without one."""
@@ -41,7 +45,8 @@ class Written:
         return next((self.values[name] for name in names if name in self.values), None)
 
     def has(self, *names: str) -> bool:
-        return any(name in self.values for name in names)
+        """Whether one of these names is given a value, known or not."""
+        return any(name in self.values or name in self.unknown for name in names)
 
     def below(self, prefix: str) -> dict[str, Known]:
         """The values below a name, by what follows it."""
@@ -85,3 +90,14 @@ def literal(text: str) -> Any:
 def renamed(value: Known, plain: Any) -> Value:
     """The same value in other words, from the same place."""
     return Known(plain, value.hops)
+
+
+def left_alone(written: Written, names: tuple[str, ...], default: Any, owner: str) -> Value:
+    """What a setting is that has no known value: the owner's default, unless it may have been given another.
+
+    names    what it may be called.
+    """
+    if not written.has(*names):
+        value = Default(default, owner)
+        return OneOf((value, Unknown(Reason.RUNTIME, names[0]))) if written.open else value
+    return Unknown(Reason.RUNTIME, names[0])

@@ -93,23 +93,23 @@ class CommandLines(Models):
             self._inherit(parser, self.items_of(parents, state), state)
         return parser
 
-    def _parser_parts(self, parser: Ref, state: State) -> dict[Any, Ref]:
+    def _parser_parts(self, parser: Ref, state: State) -> dict[Any, Ref] | None:
+        """What is known of a parser; None once code that is not visible may have changed all of it."""
         obj = state.heap[parser.oid]
         attrs = self.dict_of(Ref(obj.attrs), state)  # type: ignore[union-attr]
         assert attrs is not None
-        return {name: value for name, value in attrs.entries.items() if isinstance(value, Ref)}
+        parts = {name: value for name, value in attrs.entries.items() if isinstance(value, Ref)}
+        return parts if {"options", "specs", "preset"} <= parts.keys() else None
 
     def _inherit(self, parser: Ref, parents: tuple[Abstract, ...] | None, state: State) -> None:
         mine = self._parser_parts(parser, state)
+        assert mine is not None, "a parser that is being made"
         for parent in parents or (None,):
-            if (
-                parent is None
-                or self.kind_of(parent, state) != "argparse.ArgumentParser"
-                or not isinstance(parent, Ref)
-            ):
+            is_parser = isinstance(parent, Ref) and self.kind_of(parent, state) == "argparse.ArgumentParser"
+            theirs = self._parser_parts(parent, state) if is_parser else None  # type: ignore[arg-type]
+            if theirs is None:
                 self.forget_parser(parser, state)
                 continue
-            theirs = self._parser_parts(parent, state)
             self.merge_into(mine["options"], theirs["options"], state, "parents=")
             both = [self.items_of(mine["specs"], state), self.items_of(theirs["specs"], state)]
             state.heap[mine["specs"].oid] = ListObj(
@@ -120,6 +120,8 @@ class CommandLines(Models):
         """Code that is not visible may have added options."""
         if isinstance(parser, Ref) and self.kind_of(parser, state) == "argparse.ArgumentParser":
             parts = self._parser_parts(parser, state)
+            if parts is None:
+                return
             options = self.dict_of(parts["options"], state) or DictObj()
             state.heap[parts["options"].oid] = replace(
                 options, rest=Unk(Reason.RUNTIME, "a command-line option")
@@ -132,6 +134,8 @@ class CommandLines(Models):
         """A call of a method of an ArgumentParser or one of its groups."""
         parts = self._parser_parts(owner, state)
         unknown = Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
+        if parts is None:
+            return unknown
         if name == "add_argument":
             self._add_argument(parts, args, node, state, frame)
             return unknown
@@ -171,6 +175,8 @@ class CommandLines(Models):
         if not isinstance(parent, Ref) or self.kind_of(parent, state) != "argparse.ArgumentParser":
             return Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
         parts = self._parser_parts(parent, state)
+        if parts is None:
+            return Unk(Reason.RUNTIME, self.text(node), oid=("call", next(self._fresh)))
         shared: dict[str, Abstract] = {**parts, "subcommand": Const(True)}
         parser = self.new_instance("argparse.ArgumentParser", shared, state, text=self.text(node))
         if (parents := args.keywords.get("parents")) is not None:

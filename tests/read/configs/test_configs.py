@@ -31,6 +31,7 @@ ROLLOUT_ARGS=(
    --num-rollout 3000
    # --rollout-top-k 20
    --rollout-temperature {temperature}
+   --attention-dropout 0.0 --hidden-dropout 0.0
    {more}
 )
 ray job submit -- python3 train.py ${{ROLLOUT_ARGS[@]}} --advantage-estimator grpo
@@ -113,6 +114,12 @@ NEUTRAL = [
     ("run.sh", OPENRLHF.format("--init_kl_coef 0.01 --use_kl_loss --kl_estimator k3 --temperature 0.7")),
     ("run.sh", OPENRLHF.format("--init_kl_coef 0.01")),
     ("run.sh", SLIME.format(temperature=0.8, more="--use-kl-loss --kl-loss-type low_var_kl")),
+    ("run.sh", SLIME.format(temperature=1, more="$MORE").replace("--hidden-dropout 0.0", "")),
+    (
+        "run.sh",
+        SLIME.format(temperature=1, more="").replace("--hidden-dropout 0.0", "--hidden-dropout $DROPOUT"),
+    ),
+    ("run.sh", SLIME.format(temperature=1, more="--train-backend fsdp").replace("--hidden-dropout 0.0", "")),
     ("ppo.yaml", LLAMA_FACTORY.format(PLAIN)),
     ("sft.yaml", LLAMA_FACTORY.format("").replace("ppo", "sft")),
     ("run.sh", SWIFT.format(kind="grpo", more="--top_k -1 --top_p 1.0")),
@@ -178,6 +185,8 @@ FAULTY = [
     ("KLG201", "run.sh", "T=${T:-0}\n" + SLIME.format(temperature="${T}", more="")),
     ("KLG201", "run.sh", "T=${1:-0}\n" + SLIME.format(temperature="$T", more="")),
     ("KLG403", "run.sh", SLIME.format(temperature=1, more="--kl-coef 0.01")),
+    ("KLG407", "run.sh", SLIME.format(temperature=1, more="").replace("--hidden-dropout 0.0", "")),
+    ("KLG407", "run.sh", SLIME.format(temperature=1, more="").replace("--hidden-dropout 0.0", "--hidden-dropout 0.1")),
     ("KLG409", "verl.yaml", verl(n=1, estimator="rloo_vectorized")),
     ("KLG506", "ppo.yaml", LLAMA_FACTORY.format("")),
     ("KLG106", "ppo.yaml", LLAMA_FACTORY.format(PLAIN.replace("temperature: 1.0", "temperature: 0.7"))),

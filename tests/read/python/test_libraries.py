@@ -111,6 +111,14 @@ def test_arguments_that_the_code_gives(name: str, generated: Generated) -> None:
             "['--top_k', '1']",
         ),
         ("add_options(p)\np.add_argument('--top_k', default=20)", "['--top_k', '1']"),
+        ("import unseen\nunseen.add_options(p)\np.set_defaults(top_k=20)", "[]"),
+        ("import unseen\nunseen.add_options(p)\np.add_argument('--top_k', default=20)", "[]"),
+        (
+            "import unseen\nunseen.add_options(p)\np = argparse.ArgumentParser(parents=[p])\n"
+            "p.add_argument('--top_k', default=20)",
+            "['--top_k', '1']",
+        ),
+        ("import unseen\ns = p.add_subparsers()\nunseen.add_options(p)\ns.add_parser('a')", "[]"),
     ],
 )
 def test_arguments_that_are_not_known(options: str, arguments: str, generated: Generated) -> None:

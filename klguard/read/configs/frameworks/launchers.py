@@ -11,7 +11,7 @@ from klguard.read.configs.frameworks.common import (
     with_group,
     without_kl,
 )
-from klguard.read.configs.written import Written, renamed
+from klguard.read.configs.written import Written, left_alone, renamed
 from klguard.settings import Known, Value
 
 
@@ -49,8 +49,16 @@ _SLIME_GROUPS = frozenset({"grpo", "gspo", "cispo"})
 """Estimators of slime, the first its default, that make the advantage of the bare reward (`get_grpo_returns`)."""
 
 
+_MEGATRON_DROPOUT = 0.1
+"""`--attention-dropout` and `--hidden-dropout` of Megatron where they are left alone."""
+
+
 def _slime_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
     found = dict(values)
+    if written.get("train_backend") in (None, "megatron") and not written.get("debug_rollout_only"):
+        for name in ("hidden_dropout", "attention_dropout"):
+            left = left_alone(written, (name,), _MEGATRON_DROPOUT, "Megatron")
+            found[name] = written.first(name) or left
     in_loss, in_reward = written.first("use_kl_loss"), written.first("kl_coef")
     grouped = str(written.get("advantage_estimator") or "grpo").lower() in _SLIME_GROUPS
     if in_loss is None:
