@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from klguard.configurations import Configurations, is_configuration
+from klguard.configurations import Configurations, is_configuration, read_launched
 from klguard.findings import INTERNAL_ERROR, Finding, Severity
 from klguard.gate import Gate, Look, markers
 from klguard.read.files import (
@@ -314,9 +314,10 @@ class _Run:
     ) -> Report:
         read_sites = [site for answer in answers for site in answer.sites]
         config_sites, config_failures = self.configurations.read(self._versions_for)
-        sites = sorted([*read_sites, *config_sites], key=lambda site: site.place)
+        launch_sites, launch_failures = read_launched(self._launching(), self._versions_for)
+        sites = sorted([*read_sites, *config_sites, *launch_sites], key=lambda site: site.place)
         wanted = [site for site in sites if site.settings.context in self.config.contexts]
-        found = [*config_failures, *(failure.finding() for failure in failures)]
+        found = [*config_failures, *launch_failures, *(failure.finding() for failure in failures)]
         found += [failure.finding() for look in self.looks.values() for failure in look.failures]
         found += [finding for answer in answers for finding in answer.failures]
         found += self._judged(wanted)
@@ -324,6 +325,16 @@ class _Run:
         ordered = tuple(sorted(dict.fromkeys(kept), key=lambda finding: finding.sort_key))
         files = len(self.looks) + len(self.configurations.looked_at)
         return Report(ordered, tuple(sites), files, suppressed, excluded, self.sources)
+
+    def _launching(self) -> dict[str, bytes]:
+        """Path -> bytes of the Python that may start a training framework."""
+        limit = self.config.max_file_size
+        found = {
+            path: self.text[path] if path in self.text else load(self.files[path], limit=limit)
+            for path, look in self.looks.items()
+            if look.has_launch
+        }
+        return {path: content for path, content in found.items() if isinstance(content, bytes)}
 
     def _judged(self, sites: Sequence[Site]) -> Iterable[Finding]:
         if not sites:

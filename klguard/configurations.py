@@ -1,4 +1,4 @@
-"""The files of a run that are no Python: configurations of training frameworks, which no Python need load."""
+"""Configurations of training frameworks, which no Python need load, and what Python starts one with."""
 
 from __future__ import annotations
 
@@ -73,14 +73,35 @@ class Configurations:
         ]
         if not self._contents:
             return [], found
-        from klguard.judge import internal_error, start_of
         from klguard.read.configs import read_config
 
-        assumed = versions(list(self._contents))
-        sites: list[Site] = []
-        for path, content in self._contents.items():
-            try:
-                sites += read_config(content, path, assumed[path])
-            except Exception as error:  # noqa: BLE001  one that breaks the reader must not cost the others
-                found.append(internal_error(error, start_of(path), "reading this file"))
-        return sites, found
+        sites, failures = _each(self._contents, versions, read_config)
+        return sites, [*found, *failures]
+
+
+def read_launched(contents: Mapping[str, bytes], versions: Versions) -> tuple[list[Site], list[Finding]]:
+    """The sites in what Python starts a framework with, and what kept klguard from reading a file."""
+    if not contents:
+        return [], []
+    from klguard.read.configs import read_launches
+
+    return _each(contents, versions, read_launches)
+
+
+def _each(
+    contents: Mapping[str, bytes],
+    versions: Versions,
+    read: Callable[[bytes, str, Mapping[str, str]], list[Site]],
+) -> tuple[list[Site], list[Finding]]:
+    """What `read` finds in each; one that breaks it does not cost the others."""
+    from klguard.judge import internal_error, start_of
+
+    assumed = versions(list(contents))
+    sites: list[Site] = []
+    failures: list[Finding] = []
+    for path, content in contents.items():
+        try:
+            sites += read(content, path, assumed[path])
+        except Exception as error:  # noqa: BLE001
+            failures.append(internal_error(error, start_of(path), "reading this file"))
+    return sites, failures

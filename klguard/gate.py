@@ -32,6 +32,18 @@ CONFIG_MARKERS = tuple(
 """Words without one of which a file is no configuration of a training framework: those of the reader of
 configurations, likewise."""
 
+LAUNCH_MARKERS = (
+    b"main_ppo",
+    b"train_ppo",
+    b"actor_rollout_ref",
+    b"rollout-batch-size",
+    b"rlhf_type",
+    b"rlhf-type",
+    b"grpo_fast",
+    b"trl grpo",
+)
+"""Words without one of which Python starts no training framework, likewise."""
+
 METHODS = (b"generate", b"respond_to_batch")
 """Those of the words that are functions. A call of one is written with the very word, while a class may be
 called by a longer one, that of a subclass."""
@@ -69,6 +81,7 @@ class Look:
 
     path: str
     has_site: bool = False
+    has_launch: bool = False
     has_suppression: bool = False
     failures: tuple[Failure, ...] = ()
 
@@ -90,7 +103,7 @@ class Gate:
     def look_at(self, content: bytes, path: str) -> Look:
         has_site = self.has_site(content, path)
         failures = () if has_site else self._failures(content, path)
-        return Look(path, has_site, self.has_suppression(content), failures)
+        return Look(path, has_site, self.has_launch(content), self.has_suppression(content), failures)
 
     def has_suppression(self, content: bytes) -> bool:
         return SUPPRESSION in content
@@ -109,6 +122,10 @@ class Gate:
         if not found or path.endswith(".ipynb"):
             return bool(found)
         return _in_code(content, found, self._functions)
+
+    def has_launch(self, content: bytes) -> bool:
+        """Whether a file of Python may hold the command line of a training framework."""
+        return any(marker in content for marker in LAUNCH_MARKERS)
 
     def has_config(self, content: bytes, path: str) -> bool:
         """Whether a file that is no Python may be the configuration of a training framework."""

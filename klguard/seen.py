@@ -16,14 +16,16 @@ from klguard.cache import digest, load_data, save_data
 from klguard.gate import Gate, Look
 from klguard.read.files import Failure, load
 
-_MAGIC = b"klguard files 1\n"
+_MAGIC = b"klguard files 2\n"
 
 SETTLED = 2_000_000_000
 """Nanoseconds after which a change would show in the time of a file, on any common file system."""
 
 Stamp = tuple[int, int, int, int]
-_Entry = tuple[Stamp, bytes, bool, bool, bool]
-"""Stamp, digest, has a site, has a comment of klguard, was parsed for its syntax."""
+_Found = tuple[bytes, bool, bool, bool, bool]
+"""Digest, has a site, has a command line, has a comment of klguard, was parsed for its syntax."""
+
+_Entry = tuple[Stamp, bytes, bool, bool, bool, bool]
 
 
 class Seen:
@@ -42,11 +44,11 @@ class Seen:
         stamp = _stamp(place)
         known = self._entry(path, stamp)
         if known is not None and stamp is not None:
-            _, _, has_site, has_suppression, parsed = known
+            _, _, has_site, has_launch, has_suppression, parsed = known
             if has_site or parsed == self.gate.affords(stamp[2]):
                 if parsed:
                     self.gate.spend(stamp[2])
-                return Look(path, has_site, has_suppression)
+                return Look(path, has_site, has_launch, has_suppression)
         content = load(place, limit=self.gate.limit)
         if isinstance(content, Failure):
             return Look(content.path, failures=(content,))
@@ -54,7 +56,8 @@ class Seen:
         look = self.gate.look_at(content, path)
         if not look.failures:
             parsed = affordable and not look.has_site
-            self._keep(path, stamp, (digest(content), look.has_site, look.has_suppression, parsed))
+            said = (look.has_site, look.has_launch, look.has_suppression)
+            self._keep(path, stamp, (digest(content), *said, parsed))
         return look
 
     def digest(self, path: str, place: Path) -> bytes:
@@ -65,9 +68,9 @@ class Seen:
         content = load(place, limit=self.gate.limit)
         if isinstance(content, Failure):
             return b""
-        has_site = self.gate.has_site(content, path)
-        found = digest(content)
-        self._keep(path, stamp, (found, has_site, self.gate.has_suppression(content), False))
+        found, gate = digest(content), self.gate
+        said = (gate.has_site(content, path), gate.has_launch(content), gate.has_suppression(content))
+        self._keep(path, stamp, (found, *said, False))
         return found
 
     def has_site(self, path: str, place: Path) -> bool:
@@ -80,7 +83,7 @@ class Seen:
         known = self._known.get(path)
         return known if known is not None and stamp is not None and known[0] == stamp else None
 
-    def _keep(self, path: str, stamp: Stamp | None, found: tuple[bytes, bool, bool, bool]) -> None:
+    def _keep(self, path: str, stamp: Stamp | None, found: _Found) -> None:
         self._changed = True
         if stamp is None or time.time_ns() - max(stamp[0], stamp[1]) < SETTLED:
             self._known.pop(path, None)

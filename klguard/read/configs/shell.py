@@ -9,7 +9,7 @@ itself or to an argument of the script); a value that is not known is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from klguard.read.configs.written import Written, literal
@@ -40,6 +40,8 @@ _VARIABLE = re.compile(r"\$(?:\{(\d+|[A-Za-z_]\w*)(?::?[-=]([^}]*))?\}|([A-Za-z_
 _USE = re.compile(r"\$\{([A-Za-z_]\w*)\[[@*]\]\}")
 _ALL = re.compile(r"\$(?:[@*]|\{[@*]\}|\{[A-Za-z_]\w*\[[@*]\]\})")
 """Any number of words: all arguments of the script, or an array."""
+_UNNAMED = re.compile(r"\+{0,2}\$[^/\s]*=|--?\$")
+"""An option whose name is not known."""
 _OPTION = re.compile(r"--?([A-Za-z][\w.\-]*)(?:=(.*))?", re.DOTALL)
 
 
@@ -48,8 +50,15 @@ class _Word(NamedTuple):
     start: int
 
 
-def commands(text: str, path: str) -> Iterator[Written]:
-    """The commands of a script that have options, in their order."""
+Placing = Callable[[int, str], Place]
+"""Where a word is written, from its offset in the text and its first line."""
+
+
+def commands(text: str, path: str, place: Placing | None = None) -> Iterator[Written]:
+    """The commands of a script that have options, in their order.
+
+    place   where its words are written, if the text is not a file of its own.
+    """
     plain = re.sub(r"\\\r?\n", lambda found: " " * len(found[0]), _without_comments(text))
     assigned = list(_ASSIGNMENT.finditer(plain))
     variables = _Variables(_assigned(assigned))
@@ -62,7 +71,7 @@ def commands(text: str, path: str) -> Iterator[Written]:
             found.append(words)
     known = _Lists(lists)
     for words in found:
-        written = _written(known.splice(words), variables, text, path)
+        written = _written(known.splice(words), variables, place or in_text(text, path))
         if written is not None:
             yield written
 
@@ -179,7 +188,7 @@ def _names(word: _Word) -> str:
     return "" if found is None else found[1] or found[3]
 
 
-def _written(words: list[_Word], variables: _Variables, text: str, path: str) -> Written | None:
+def _written(words: list[_Word], variables: _Variables, place: Placing) -> Written | None:
     """The options and overrides of one command; None without any."""
     values: dict[str, Known] = {}
     unknown: set[str] = set()
@@ -202,19 +211,21 @@ def _written(words: list[_Word], variables: _Variables, text: str, path: str) ->
             command.append(bare)
             before = _OPTION.fullmatch(words[number - 1].text) if number else None
             is_value = before is not None and before[2] is None
-            unseen = unseen or bool(_ALL.search(bare)) or bool(_names(word) and not is_value)
+            many = _ALL.search(bare) or _UNNAMED.match(bare) or (_names(word) and not is_value)
+            unseen = unseen or bool(many)
             continue
         value = variables.expand(given)
         unknown.discard(name)
         if value is not None:
-            hop = Hop(HopKind.FLAG, _place(text, path, word), bare)
+            hop = Hop(HopKind.FLAG, place(word.start, word.text.split("\n", 1)[0]), bare)
             values[name] = Known(literal(value), (hop,))
         else:
             values.pop(name, None)
             unknown.add(name)
     if not values:
         return None
-    return Written(_place(text, path, words[0]), tuple(command), values, frozenset(unknown), unseen)
+    start = place(words[0].start, words[0].text.split("\n", 1)[0])
+    return Written(start, tuple(command), values, frozenset(unknown), unseen)
 
 
 class _Variables:
@@ -253,8 +264,12 @@ class _Variables:
         return self._known[name]
 
 
-def _place(text: str, path: str, word: _Word) -> Place:
-    line = text.count("\n", 0, word.start) + 1
-    column = word.start - text.rfind("\n", 0, word.start)
-    length = len(word.text.split("\n", 1)[0])
-    return Place(path, None, line, column, line, column + length)
+def in_text(text: str, path: str, cell: int | None = None) -> Placing:
+    """The places in a text that is a file, or a cell of one."""
+
+    def place(start: int, word: str) -> Place:
+        line = text.count("\n", 0, start) + 1
+        column = start - text.rfind("\n", 0, start)
+        return Place(path, cell, line, column, line, column + len(word))
+
+    return place

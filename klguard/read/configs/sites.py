@@ -8,9 +8,10 @@ from klguard.engines import ENGINES
 from klguard.engines.engine import Engine
 from klguard.read.configs.framework import Framework
 from klguard.read.configs.frameworks import framework_of, whole_vocabulary
+from klguard.read.configs.launches import launches
 from klguard.read.configs.shell import commands
 from klguard.read.configs.written import Written, from_tree, left_alone
-from klguard.read.files import SCRIPTS
+from klguard.read.files import SCRIPTS, Failure, read_bytes
 from klguard.read.python.documents import MAX_DOCUMENT, items_of
 from klguard.settings import (
     Context,
@@ -46,6 +47,16 @@ def read_config(content: bytes, path: str, versions: Mapping[str, str]) -> list[
     if path.rpartition("/")[2] == GENERATION_CONFIG:
         return [_checkpoint(written, versions) for written in _written(text, path)]
     return [site for written in _written(text, path) for site in _sites(written, versions)]
+
+
+def read_launches(content: bytes, path: str, versions: Mapping[str, str]) -> list[Site]:
+    """The sites in what a script or a notebook starts a framework with."""
+    source = read_bytes(content, path)
+    if isinstance(source, Failure):
+        return []
+    return [
+        site for written in launches(source) if framework_of(written) for site in _sites(written, versions)
+    ]
 
 
 def _written(text: str, path: str) -> Iterator[Written]:

@@ -3,6 +3,7 @@
 import pytest
 
 from klguard.check import check_paths, check_source
+from klguard.findings import Severity
 from klguard.gate import CONFIG_MARKERS
 from klguard.read.configs.frameworks import FRAMEWORKS
 
@@ -115,6 +116,14 @@ NEUTRAL = [
     ("run.sh", OPENRLHF.format("--init_kl_coef 0.01")),
     ("run.sh", SLIME.format(temperature=0.8, more="--use-kl-loss --kl-loss-type low_var_kl")),
     ("run.sh", SLIME.format(temperature=1, more="$MORE").replace("--hidden-dropout 0.0", "")),
+    ("run.sh", SLIME.format(temperature=1, more="--use-kl-loss --kl-loss-coef 0.00 --kl-loss-type k1")),
+    ("run.sh", SLIME.format(temperature=1, more="--use-kl-loss --kl-loss-type k1")),
+    (
+        "run.sh",
+        SLIME.format(temperature=1, more="--custom-generate-function-path my.turns").replace(
+            "prompt 8", "prompt 1"
+        ),
+    ),
     (
         "run.sh",
         SLIME.format(temperature=1, more="").replace("--hidden-dropout 0.0", "--hidden-dropout $DROPOUT"),
@@ -176,11 +185,11 @@ FAULTY = [
     ("KLG409", "run.sh", OPENRLHF.format("--advantage_estimator group_norm --n_samples_per_prompt 1")),
     ("KLG101", "run.sh", SLIME.format(temperature=1, more="--rollout-top-k 20")),
     ("KLG103", "run.sh", SLIME.format(temperature=1, more="--rollout-top-p 0.95")),
-    ("KLG405", "run.sh", SLIME.format(temperature=1, more="--use-kl-loss --kl-loss-type k1")),
+    ("KLG405", "run.sh", SLIME.format(temperature=1, more="--use-kl-loss --kl-loss-coef 0.01 --kl-loss-type k1")),
     (
         "KLG408",
         "run.sh",
-        SLIME.format(temperature=1, more="--use-kl-loss --kl-coef 0.01").replace("grpo", "ppo"),
+        SLIME.format(temperature=1, more="--use-kl-loss --kl-loss-coef 0.01 --kl-coef 0.01").replace("grpo", "ppo"),
     ),
     ("KLG201", "run.sh", "T=${T:-0}\n" + SLIME.format(temperature="${T}", more="")),
     ("KLG201", "run.sh", "T=${1:-0}\n" + SLIME.format(temperature="$T", more="")),
@@ -257,6 +266,12 @@ def test_configurations_are_found_below_a_directory_and_held_back_by_a_comment(t
     (tmp_path / "conf/verl.yaml").write_text("\n".join(rest))
     quiet = check_paths(["."])
     assert (quiet.findings, quiet.suppressed) == ((), 1)
+
+
+@pytest.mark.parametrize("more", ["--top_k $K --top_p $P", '"$@"'])
+def test_what_a_script_is_given_may_replace_the_default_of_a_framework(more: str) -> None:
+    (found,) = check_source(SWIFT.format(kind="grpo", more=f"--train_type lora {more}"), "run.sh")
+    assert (found.code, found.severity) == ("KLG003", Severity.NOTE)
 
 
 def test_every_framework_has_its_words_in_the_first_look():

@@ -20,7 +20,12 @@ def is_true(written: Written, name: str) -> bool:
 
 def without_kl(values: dict[str, Value], off: bool) -> dict[str, Value]:
     """With the fact that there is no KL term, where that is so."""
-    return {**values, "kl_term": Known(False)} if off else values
+    return {**without_loss(values, off), "kl_term": Known(False)} if off else values
+
+
+def without_loss(values: dict[str, Value], off: bool) -> dict[str, Value]:
+    """Without what is said of the KL in the loss, where it has none."""
+    return {n: v for n, v in values.items() if n not in ("kl_loss_type", "kl_loss_coef")} if off else values
 
 
 def greedy(written: Written, values: dict[str, Value], name: str, means: object) -> dict[str, Value]:

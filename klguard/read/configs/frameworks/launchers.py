@@ -10,6 +10,7 @@ from klguard.read.configs.frameworks.common import (
     runs,
     with_group,
     without_kl,
+    without_loss,
 )
 from klguard.read.configs.written import Written, left_alone, renamed
 from klguard.settings import Known, Value
@@ -61,13 +62,21 @@ def _slime_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
             found[name] = written.first(name) or left
     in_loss, in_reward = written.first("use_kl_loss"), written.first("kl_coef")
     grouped = str(written.get("advantage_estimator") or "grpo").lower() in _SLIME_GROUPS
-    if in_loss is None:
-        found.pop("kl_loss_type", None)
+    off = (
+        not is_true(written, "use_kl_loss")
+        or not written.has("kl_loss_coef")
+        or written.get("kl_loss_coef") == 0
+    )
+    found = without_loss(found, off)
     if in_reward is not None and written.get("kl_coef"):
         if grouped and not written.has("custom_advantage_function_path"):
             found["kl_ignored"] = renamed(in_reward, True)
-        elif in_loss is not None and written.get("kl_loss_coef") != 0:
+        elif in_loss is not None and not off:
             found["kl_in_both"] = renamed(in_loss, True)
+    if written.has(
+        "custom_generate_function_path", "custom_reward_post_process_path", "rollout_function_path"
+    ):
+        return found  # what a group is, is theirs to say
     return with_group(written, found, "advantage_estimator", "n_samples_per_prompt")
 
 

@@ -12,6 +12,7 @@ from klguard.read.configs.frameworks.common import (
     runs,
     with_group,
     without_kl,
+    without_loss,
 )
 from klguard.read.configs.written import Written, renamed
 from klguard.settings import Known, Value
@@ -33,11 +34,9 @@ def _verl_rollout(written: Written, values: dict[str, Value]) -> dict[str, Value
 
 def _verl_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
     in_reward, in_loss = "algorithm.use_kl_in_reward", f"{_ACTOR}.use_kl_loss"
-    found = dict(values)
-    if not is_true(written, in_loss):
-        found.pop("kl_loss_type", None)
-        found.pop("kl_loss_coef", None)
-    elif is_true(written, in_reward) and written.get(f"{_ACTOR}.kl_loss_coef") != 0:
+    off = not is_true(written, in_loss) or written.get(f"{_ACTOR}.kl_loss_coef") == 0
+    found = dict(without_loss(values, off))
+    if is_true(written, in_reward) and not off:
         found["kl_in_both"] = renamed(written.values[in_loss], True)
     if written.get("algorithm.kl_ctrl.type") != "adaptive":
         found.pop("target", None)
@@ -75,10 +74,8 @@ VERL = Framework(
 
 def _easyr1_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
     found = dict(values)
-    if written.get("algorithm.use_kl_loss") is False:
-        found.pop("kl_loss_type", None)
-    else:
-        found.pop("kl_penalty", None)
+    found.pop("kl_loss_type" if written.get("algorithm.use_kl_loss") is False else "kl_penalty", None)
+    found = without_loss(found, written.get("algorithm.kl_coef") == 0)
     found = with_group(written, found, "algorithm.adv_estimator", "worker.rollout.n")
     return without_kl(found, is_true(written, "algorithm.disable_kl"))
 
@@ -103,10 +100,9 @@ EASYR1 = Framework(
 
 def _skyrl_loss(written: Written, values: dict[str, Value]) -> dict[str, Value]:
     in_loss, in_reward = "trainer.algorithm.use_kl_loss", "trainer.algorithm.use_kl_in_reward"
-    found = dict(values)
-    if written.get(in_loss) is False:
-        found.pop("kl_loss_type", None)
-    elif is_true(written, in_loss) and is_true(written, in_reward):
+    off = written.get(in_loss) is False or written.get("trainer.algorithm.kl_loss_coef") == 0
+    found = dict(without_loss(values, off))
+    if is_true(written, in_loss) and is_true(written, in_reward) and not off:
         found["kl_in_both"] = renamed(written.values[in_loss], True)
     found = with_group(
         written, found, "trainer.algorithm.advantage_estimator", "generator.n_samples_per_prompt"
