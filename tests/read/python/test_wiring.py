@@ -919,3 +919,87 @@ def test_an_adapter_that_was_trained_before(policy, found):
     PPOTrainer(config, AutoModelForCausalLMWithValueHead.from_pretrained(tuned), None, tokenizer)
     """
     assert ("adapter_loaded" in trainer(code)) is found
+
+
+HANDED = """
+{options}
+def kl_of(a_logp, ref_logp, kind):
+    if kind == "k1":
+        return a_logp - ref_logp
+    if kind in ("k2", "mse"):
+        return 0.5 * (a_logp - ref_logp).square()
+    d = ref_logp - a_logp
+    return d.exp() - 1 - d
+
+class PolicyLoss:
+    def __call__(self, logp, ref_logp, advantage):
+        {term}
+        return (kl * beta - logp * advantage).mean()
+
+policy_loss = PolicyLoss()
+for batch in loader:
+    out = model.generate(batch)
+    {policy}
+    with torch.no_grad():
+        ref_logp = score(ref_model, out)
+    loss = policy_loss(logp, ref_logp, advantages(out))
+    loss.backward()
+"""
+AS_SCORED = "logp = score(model, out)"
+KIND_OPTION = (
+    "parser = argparse.ArgumentParser()\nparser.add_argument('--kl-kind', default='{}')\n"
+    "args = parser.parse_args()"
+)
+KIND_FIELD = "@dataclass\nclass Options:\n    kl_kind: str = '{}'\nargs = Options({})"
+
+
+def handed(term: str, options: str = "", policy: str = AS_SCORED):
+    return generate(HANDED.format(term=term, options=options, policy=policy))
+
+
+@pytest.mark.parametrize(
+    ("term", "options"),
+    [
+        ("kl = logp - ref_logp", ""),
+        ("kl = kl_of(logp, ref_logp, 'k1')", ""),
+        ("kl = kl_of(logp, ref_logp, kind='k1')", ""),
+        ("kl = kl_of(logp, ref_logp, args.kl_kind)", KIND_OPTION.format("k1")),
+        ("kl = kl_of(logp, ref_logp, args.kl_kind)", KIND_FIELD.format("k1", "")),
+        (
+            "if args.kl_kind == 'k1':\n            kl = logp - ref_logp\n        else:\n            kl = 0",
+            KIND_OPTION.format("k1"),
+        ),
+        (
+            "if args.kl_kind != 'k3':\n            kl = logp - ref_logp\n        else:\n            kl = 0",
+            KIND_FIELD.format("k1", ""),
+        ),
+    ],
+)
+def test_k1_in_a_loss_that_is_handed_its_log_probs_and_an_option(term, options):
+    assert value(handed(term, options), "kl_estimator") == "k1-loss"
+
+
+@pytest.mark.parametrize(
+    ("term", "options", "policy"),
+    [
+        ("kl = logp - ref_logp", "", "logp = score(model, out).detach()"),
+        ("kl = logp - ref_logp", "", "with torch.no_grad():\n        logp = score(model, out)"),
+        ("kl = kl_of(logp, ref_logp, 'k2')", "", AS_SCORED),
+        ("kl = kl_of(logp, ref_logp, 'k3')", "", AS_SCORED),
+        ("kl = kl_of(logp, ref_logp, kind)", "", AS_SCORED),
+        ("kl = kl_of(logp, ref_logp, args.kl_kind)", KIND_OPTION.format("mse"), AS_SCORED),
+        ("kl = kl_of(logp, ref_logp, args.kl_kind)", KIND_FIELD.format("k1", "kl_kind='k3'"), AS_SCORED),
+        (
+            "kl = kl_of(logp, ref_logp, args.kl_kind)",
+            KIND_FIELD.format("k1", "") + "\nargs.kl_kind = pick()",
+            AS_SCORED,
+        ),
+        (
+            "if args.kl_kind == 'k1':\n            kl = logp - ref_logp\n        else:\n            kl = 0",
+            KIND_OPTION.format("k3"),
+            AS_SCORED,
+        ),
+    ],
+)
+def test_another_estimator_in_a_loss_that_is_handed_its_log_probs(term, options, policy):
+    assert "kl_estimator" not in handed(term, options, policy)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 
 from klguard.read.python.project import Project
-from klguard.read.python.source import Module, dotted
+from klguard.read.python.source import ClassInfo, Module, dotted
 from klguard.read.python.wiring import losses, modes, prompts
 from klguard.read.python.wiring.bindings import own_nodes
 from klguard.read.python.wiring.carried import adapter_loaded, dropout, dropout_brought_along, peft
@@ -21,6 +21,7 @@ from klguard.read.python.wiring.roles import checkpoint, is_none, is_tokenizer, 
 from klguard.read.python.wiring.samplers import sampler_of
 from klguard.read.python.wiring.scoring import mitigations
 from klguard.read.python.wiring.seeds import reseeded
+from klguard.read.python.wiring.trails import graph_of
 from klguard.settings import Hop, HopKind, Known, Opaque, SiteKind, Value
 
 SWITCHES = (
@@ -54,7 +55,9 @@ def facts(project: Project, module: Module, call: ast.Call, kind: SiteKind, engi
 def _trainer(project: Project, module: Module, call: ast.Call, engine: str) -> dict[str, Value | None]:
     given = slots(project, module, call, engine)
     policy, reference, tokenizer = given.policy, given.reference, given.tokenizer
-    return {
+    own = graph_of(project).target(module, call)
+    written = losses.facts_of_class(project, module, call, own) if isinstance(own, ClassInfo) else {}
+    return written | {
         "policy": policy and _wired(project, module, policy),
         "reference": reference and _reference(project, module, reference),
         "peft": peft(project, module, given),
@@ -71,7 +74,8 @@ def _generate(project: Project, module: Module, call: ast.Call, engine: str) -> 
     sampler = sampler_of(project, module, call, engine)
     found: dict[str, Value | None] = {"checkpoint": sampler.checkpoint, "dropout": sampler.dropout}
     if engine in ENGINES_OF_THEIR_OWN:
-        return found | {"kl_term": losses.kl_term_around(project, module, call)}
+        by_hand = {} if sampler.trained else losses.facts(project, module, call)
+        return found | by_hand | {"kl_term": losses.kl_term_around(project, module, call)}
     found |= prompts.facts(project, module, call, sampler, engine)
     found["encoder_decoder"] = sampler.encoder_decoder
     if sampler.model is not None:

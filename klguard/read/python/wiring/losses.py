@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from klguard.read.python.memo import remembered
 from klguard.read.python.project import Project
-from klguard.read.python.source import Module, called_name, dotted
+from klguard.read.python.source import ClassInfo, Module, called_name, dotted
 from klguard.read.python.trees import walk, walk_level
 from klguard.read.python.wiring.bindings import Scope, ancestors, own_nodes
 from klguard.read.python.wiring.estimators import kl_estimator
@@ -40,9 +40,25 @@ def facts(project: Project, module: Module, call: ast.Call) -> dict[str, Value |
     generate call."""
     scopes = training_scopes(project, module, call)
     return {
-        "kl_estimator": kl_estimator(scopes) or turned_third(scopes),
+        "kl_estimator": kl_estimator(project, scopes, _learns(scopes)) or turned_third(scopes),
         "kl_term": kl_term(project, module, scopes),
         "kl_coefficient": _zero_coefficient(project, scopes),
+        "objective": objective(scopes),
+        "pad_is_eos_mask": pad_is_eos_mask(module, call, scopes),
+    }
+
+
+def _learns(scopes: list[tuple[Module, Scope]]) -> bool:
+    return any(takes_gradient(scope) for _, scope in scopes)
+
+
+def facts_of_class(
+    project: Project, module: Module, call: ast.Call, cls: ClassInfo
+) -> dict[str, Value | None]:
+    """The same of a trainer that computes its loss in methods of its own, without what is known of a loop alone."""
+    scopes: list[tuple[Module, Scope]] = [(cls.module, method.node) for method in cls.methods.values()]
+    return {
+        "kl_estimator": kl_estimator(project, scopes, True) or turned_third(scopes),
         "objective": objective(scopes),
         "pad_is_eos_mask": pad_is_eos_mask(module, call, scopes),
     }
@@ -117,11 +133,8 @@ def pad_is_eos_mask(module: Module, call: ast.Call, scopes: list[tuple[Module, S
         for node in own_nodes(scope):
             if not isinstance(node, ast.Assign) or not (name := dotted(node.targets[0])):
                 continue
-            last = name.rpartition(".")[2]
-            if not MASK.search(last) or ATTENTION.search(last):
-                continue
             compared = _not_pad(node.value) or _not_pad_elsewhere(node.value, made)
-            if compared is None:
+            if compared is None or not (_is_mask(name) or _becomes_mask(scope, name)):
                 continue
             if generated is None:
                 generated = _generated(scope, call) if where is module else set()
@@ -135,6 +148,23 @@ def pad_is_eos_mask(module: Module, call: ast.Call, scopes: list[tuple[Module, S
                 unclear = Unknown(Reason.RUNTIME, "tokenizer.pad_token is None", hops)
                 return known if certain else OneOf((known, unclear))
     return None
+
+
+def _is_mask(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return bool(MASK.search(last)) and not ATTENTION.search(last)
+
+
+def _becomes_mask(scope: Scope, name: str) -> bool:
+    """Whether a mask is multiplied by it: `mask = mask * attention`."""
+    return any(
+        isinstance(node, ast.Assign)
+        and _is_mask(dotted(node.targets[0]))
+        and isinstance(node.value, ast.BinOp)
+        and isinstance(node.value.op, ast.Mult | ast.BitAnd)
+        and name in (dotted(node.value.left), dotted(node.value.right))
+        for node in own_nodes(scope)
+    )
 
 
 def _generated(scope: Scope, call: ast.Call) -> set[str]:
