@@ -40,6 +40,7 @@ LAUNCH_MARKERS = (
     b"rlhf_type",
     b"rlhf-type",
     b"grpo_fast",
+    b"grpo_vllm",
     b"trl grpo",
 )
 """Words without one of which Python starts no training framework, likewise."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from klguard.read.python.scopes import ScopeTable
 from klguard.read.python.source import Module, called_name, dotted
 
-MAX_DEPTH = 30
+MAX_DEPTH = 100
 MAX_PIECES = 20_000
 
 _ODD = re.compile(r"[\s;&|()\"'`\\<>]")
@@ -50,6 +50,8 @@ class Assembly:
         self._module = module
         self._scopes = ScopeTable(module)
         self._options = _defaults(module)
+        self._texts: dict[ast.expr, Text | None] = {}
+        self._lists: dict[ast.expr, list[Word] | None] = {}
         self._depth = 0
 
     def command(self, node: ast.expr) -> Text | None:
@@ -64,14 +66,13 @@ class Assembly:
 
     def text(self, node: ast.expr) -> Text | None:
         """What a text is made of; None for an expression of which that cannot be said."""
-        if self._depth > MAX_DEPTH:
-            return None
-        self._depth += 1
-        try:
+        if node not in self._texts and self._depth < MAX_DEPTH:
+            self._texts[node] = None  # for one that is made of itself
+            self._depth += 1
             found = self._text(node)
-        finally:
             self._depth -= 1
-        return None if found is None or len(found) > MAX_PIECES else found
+            self._texts[node] = None if found is None or len(found) > MAX_PIECES else found
+        return self._texts.get(node)
 
     def _text(self, node: ast.expr) -> Text | None:
         match node:
@@ -132,14 +133,13 @@ class Assembly:
 
     def words(self, node: ast.expr) -> list[Word] | None:
         """The words of a list; None for an expression of which that cannot be said."""
-        if self._depth > MAX_DEPTH:
-            return None
-        self._depth += 1
-        try:
+        if node not in self._lists and self._depth < MAX_DEPTH:
+            self._lists[node] = None  # likewise
+            self._depth += 1
             found = self._words(node)
-        finally:
             self._depth -= 1
-        return None if found is None or len(found) > MAX_PIECES else found
+            self._lists[node] = None if found is None or len(found) > MAX_PIECES else found
+        return self._lists.get(node)
 
     def _words(self, node: ast.expr) -> list[Word] | None:
         match node:

@@ -26,7 +26,7 @@ _STARTS = re.compile(
 
 _UNSEEN = "${_}"
 _SHELL_CELL = re.compile(r"%%(?:bash|sh|shell|script[ \t]+(?:ba)?sh)\b")
-_FIELD = re.compile(r"(?<!\$)\{[^{}\n]{2,}\}")
+_FIELD = re.compile(r"(?<!\$)\{[^{}\n]+\}")
 """What IPython fills into the line of a shell."""
 
 _VALUES = (ast.List, ast.Tuple, ast.BinOp, ast.JoinedStr, ast.Constant, ast.Call, ast.Name)
@@ -56,7 +56,7 @@ def _cells(source: SourceText) -> Iterator[Written]:
         is_script = bool(lines) and _SHELL_CELL.match(lines[first]) is not None
         kept = ["", *lines[first + 1 :]] if is_script else _after_escapes(lines)
         text = "\n" * first * is_script + "\n".join(kept)
-        text = _FIELD.sub(lambda found: "${_" + " " * (len(found[0]) - 4) + "}", text)
+        text = _FIELD.sub(lambda found: "${" + "_" * (len(found[0]) - 3) + "}", text)
         if _STARTS.search(text):
             yield from commands(text, source.path, in_text(text, source.path, span.index))
 
@@ -138,14 +138,11 @@ def _dicts(module: Module) -> Iterator[Written]:
         if node in inner or not any(_STARTS.match(key) for key in _keys(node)):
             continue
         inner.update(value for value in ast.walk(node) if isinstance(value, ast.Dict))
-        values: dict[str, Known] = {}
-        unknown: set[str] = set()
-        is_open = _flatten(node, "", module, assembly, values, unknown)
+        held = _Held(module, assembly)
+        held.add(node, "", ())
         for name in _stored(module):
-            for changed in [known for known in values if known == name or known.endswith(f".{name}")]:
-                del values[changed]
-                unknown.add(changed)
-        yield Written(module.ast_place(node), (), values, frozenset(unknown), is_open)
+            held.forget(name)
+        yield Written(module.ast_place(node), (), held.values, frozenset(held.unknown), held.is_open)
 
 
 def _keys(node: ast.Dict) -> Iterator[str]:
@@ -154,50 +151,52 @@ def _keys(node: ast.Dict) -> Iterator[str]:
             yield key.value
 
 
-def _flatten(
-    node: ast.Dict,
-    prefix: str,
-    module: Module,
-    assembly: Assembly,
-    values: dict[str, Known],
-    unknown: set[str],
-) -> bool:
-    """Fills `values` and `unknown`; whether there may be more in it."""
-    is_open = False
-    for key, value in zip(node.keys, node.values, strict=True):
-        if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
-            is_open = True
-            continue
-        name = prefix + key.value
-        given = assembly.once(value) or value
-        if isinstance(given, ast.Dict):
-            is_open = _flatten(given, f"{name}.", module, assembly, values, unknown) or is_open
-            continue
-        hop = Hop(HopKind.DOCUMENT, module.ast_place(value), name)
-        if isinstance(given, ast.Constant) and not isinstance(given.value, str):
-            values[name] = Known(given.value, (hop,))
-        elif text := assembly.shown(given):
-            plain = "".join(piece.text or _UNSEEN for piece in text)
-            if _UNSEEN not in plain:
-                values[name] = Known(literal(plain), (hop,))
+class _Held:
+    """What a dict holds, by dotted name; `unknown` and `is_open` as those of `Written`."""
+
+    def __init__(self, module: Module, assembly: Assembly) -> None:
+        self._module = module
+        self._assembly = assembly
+        self.values: dict[str, Known] = {}
+        self.unknown: set[str] = set()
+        self.is_open = False
+
+    def add(self, node: ast.Dict, prefix: str, around: tuple[ast.Dict, ...]) -> None:
+        for key, value in zip(node.keys, node.values, strict=True):
+            if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
+                self.is_open = True
                 continue
-            unknown.add(name)
+            name = prefix + key.value
+            given = self._assembly.once(value) or value
+            if isinstance(given, ast.Dict) and given not in around:
+                self.add(given, f"{name}.", (*around, node))
+            else:
+                self._put(name, value, given)
+
+    def _put(self, name: str, value: ast.expr, given: ast.expr) -> None:
+        hop = Hop(HopKind.DOCUMENT, self._module.ast_place(value), name)
+        text = self._assembly.shown(given) or ()
+        if isinstance(given, ast.Constant) and not isinstance(given.value, str):
+            self.values[name] = Known(given.value, (hop,))
+        elif text and all(piece.text is not None for piece in text):
+            self.values[name] = Known(literal(_line(text)), (hop,))
         else:
-            unknown.add(name)
-    return is_open
+            self.unknown.add(name)
+
+    def forget(self, stored: str) -> None:
+        """What may be given another value later is not known."""
+        for name in [known for known in self.values if known == stored or known.endswith(f".{stored}")]:
+            del self.values[name]
+            self.unknown.add(name)
 
 
 def _stored(module: Module) -> Iterator[str]:
     """The dotted names that `config["a"]["b"] = ...` changes somewhere in the module."""
     for node in module.of(ast.Subscript):
-        if isinstance(node.ctx, ast.Load) or isinstance(module.parents.get(node), ast.Subscript):
-            continue
         names: list[str] = []
         current: ast.expr = node
-        while isinstance(current, ast.Subscript):
-            if not isinstance(current.slice, ast.Constant):
-                break
+        while isinstance(current, ast.Subscript) and isinstance(current.slice, ast.Constant):
             names.insert(0, str(current.slice.value))
             current = current.value
-        else:
+        if not isinstance(node.ctx, ast.Load) and not isinstance(current, ast.Subscript):
             yield ".".join(names)

@@ -206,6 +206,16 @@ def test_nothing_is_started(program: str) -> None:
     assert check_source(HEAD + program, "launch.py") == []
 
 
+def test_what_is_made_of_itself_or_of_very_much_is_left() -> None:
+    assert read("config = {'actor_rollout_ref': config}\nrun(config)")
+    assert read("def f(c):\n    c = {'actor_rollout_ref': {'rollout': c}}\n    return c")
+    doubled = "".join(f"a{i} = a{i - 1} + a{i - 1}\n" for i in range(1, 40))
+    assert read(f"a0 = ['main_ppo', 'x=1']\n{doubled}run(a39)")
+    assert read(f"a0 = 'main_ppo --x 1'\n{doubled}run(a39)")
+    chain = " + ".join(["'main_ppo '"] * 3000)
+    assert list(read(f"run({chain})")) == []
+
+
 def notebook(*cells: str) -> bytes:
     made = [{"cell_type": "code", "metadata": {}, "outputs": [], "source": cell} for cell in cells]
     return json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).encode()
