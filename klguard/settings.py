@@ -273,6 +273,7 @@ FACTS = {
     "checkpointing": "generate: Known(True) when gradient checkpointing was on during the call, at run time only",
     "reference_trainable": "trainer or generate: Known('train mode' | 'in the optimizer') with its place as hop",
     "pad_is_eos_mask": "generate: Known(True) when the response mask is `!= pad` and pad is the end-of-sequence token",
+    "unshifted": "generate: Known(True) when log-probs are gathered at the tokens' own positions",
     "kl_estimator": "generate: Known('k1-loss' | 'abs' | 'clamp' | 'k3-turned' | 'k3-mixed') for a hand-written KL",
     "objective": "generate: Known('larger' | 'inverted' | 'kl-gain' | 'kl-bonus' | 'minimised'), if turned",
     "checkpoint": "generate, trainer: Known(str), the checkpoint the policy was loaded from",

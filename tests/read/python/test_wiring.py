@@ -1003,3 +1003,52 @@ def test_k1_in_a_loss_that_is_handed_its_log_probs_and_an_option(term, options):
 )
 def test_another_estimator_in_a_loss_that_is_handed_its_log_probs(term, options, policy):
     assert "kl_estimator" not in handed(term, options, policy)
+
+
+GATHERED = """
+def log_probs_of(net, ids, attention_mask):
+    {body}
+for batch in loader:
+    out = model.generate(batch)
+    logp = log_probs_of(model, out, mask)
+    loss = -(logp * advantages(out)).mean()
+    loss.backward()
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return net(ids).logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)",
+        "out = net(input_ids=ids, attention_mask=attention_mask)\n    logits = out.logits.float()\n"
+        "    lp = torch.log_softmax(logits, dim=-1)\n    return torch.gather(lp, 2, ids[:, :, None])",
+        "logits = net(ids).logits\n    lp = F.log_softmax(logits, dim=-1)\n    labels = ids.long()\n"
+        "    return lp.gather(dim=-1, index=labels[..., None])",
+    ],
+)
+def test_log_probs_at_their_own_positions(body):
+    assert value(generate(GATHERED.format(body=body)), "unshifted") is True
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return net(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)",
+        "logits = net(ids).logits[:, :-1]\n    lp = logits.log_softmax(-1)\n"
+        "    return lp.gather(-1, ids[:, 1:, None])",
+        "labels = ids[:, 1:]\n    lp = net(ids).logits[:, :-1].log_softmax(-1)\n"
+        "    return lp.gather(-1, labels[..., None])",
+        "labels = torch.roll(ids, -1, 1)\n    lp = net(ids).logits.log_softmax(-1)\n"
+        "    return lp.gather(-1, labels[..., None])",
+        "x = ids[:, :-1]\n    y = ids[:, 1:]\n    return net(x).logits.log_softmax(-1).gather(-1, y[..., None])",
+        "return net(ids, labels=ids).logits.log_softmax(-1).gather(-1, ids[..., None])",
+        "lp = net(noised(ids)).logits.log_softmax(-1)\n    return lp.gather(-1, ids[..., None])",
+        "lp = net(ids).logits.log_softmax(-1)\n    lp = lp[:, :-1]\n    ids = ids[:, 1:]\n"
+        "    return lp.gather(-1, ids[..., None])",
+        "ids, target = ids[:, :-1], ids[:, 1:]\n"
+        "    return net(ids).logits.log_softmax(-1).gather(-1, target[..., None])",
+        "lp = net(ids).logits.log_softmax(-1)\n    ids = shift(ids)\n    return lp.gather(-1, ids[..., None])",
+    ],
+)
+def test_log_probs_at_the_position_before_or_who_knows_where(body):
+    assert "unshifted" not in generate(GATHERED.format(body=body))

@@ -16,6 +16,7 @@ from klguard.read.python.wiring.loops import names_in, takes_gradient, training_
 from klguard.read.python.wiring.neighbours import imported
 from klguard.read.python.wiring.objective import objective
 from klguard.read.python.wiring.roles import constant
+from klguard.read.python.wiring.shifts import unshifted
 from klguard.read.python.wiring.third import turned_third
 from klguard.settings import Hop, HopKind, Known, OneOf, Reason, Unknown, Value
 
@@ -36,14 +37,15 @@ RESPONSE = re.compile(
 
 
 def facts(project: Project, module: Module, call: ast.Call) -> dict[str, Value | None]:
-    """`kl_estimator`, `kl_term`, `kl_coefficient`, `objective` and `pad_is_eos_mask` of the training code around a
-    generate call."""
+    """`kl_estimator`, `kl_term`, `kl_coefficient`, `objective`, `unshifted` and `pad_is_eos_mask` of the training code
+    around a generate call."""
     scopes = training_scopes(project, module, call)
     return {
         "kl_estimator": kl_estimator(project, scopes, _learns(scopes)) or turned_third(scopes),
         "kl_term": kl_term(project, module, scopes),
         "kl_coefficient": _zero_coefficient(project, scopes),
         "objective": objective(scopes),
+        "unshifted": unshifted(scopes),
         "pad_is_eos_mask": pad_is_eos_mask(module, call, scopes),
     }
 
@@ -60,6 +62,7 @@ def facts_of_class(
     return {
         "kl_estimator": kl_estimator(project, scopes, True) or turned_third(scopes),
         "objective": objective(scopes),
+        "unshifted": unshifted(scopes),
         "pad_is_eos_mask": pad_is_eos_mask(module, call, scopes),
     }
 
