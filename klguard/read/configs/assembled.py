@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from klguard.read.python.scopes import ScopeTable
+from klguard.read.python.scopes import ScopeTable, parameters
 from klguard.read.python.source import Module, called_name, dotted
 
 MAX_DEPTH = 100
@@ -24,6 +24,9 @@ _ENVIRONMENT = frozenset({"os.environ.get", "os.getenv", "environ.get", "getenv"
 _GROWS = frozenset({"append", "extend"})
 _SAME_TEXT = frozenset({"strip", "lstrip", "rstrip"})
 _OF_ITS_ARGUMENT = frozenset({"dedent", "quote", "str", "int", "float"})
+_PARSES = frozenset({"parse_args", "parse_known_args"})
+_PARSED = frozenset({"args", "opt", "opts", "options", "flags"})
+"""What parsed options are called where a function is handed them."""
 
 
 class Piece(NamedTuple):
@@ -50,6 +53,7 @@ class Assembly:
         self._module = module
         self._scopes = ScopeTable(module)
         self._options = _defaults(module)
+        self._parsed = _PARSED | _parsed(module)
         self._texts: dict[ast.expr, Text | None] = {}
         self._lists: dict[ast.expr, list[Word] | None] = {}
         self._depth = 0
@@ -91,6 +95,10 @@ class Assembly:
                 return None if words is None else _joined([_sure(word) for word in words], between)
             case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in _SAME_TEXT:
                 return self.text(inner)
+            case ast.Call(func=ast.Attribute(value=inner, attr="split"), args=[]):
+                return self.text(inner)
+            case ast.Call(args=[inner]) if dotted(node.func) == "shlex.split":
+                return self.text(inner)
             case ast.Call(args=[inner, *_]) if called_name(node) in _OF_ITS_ARGUMENT:
                 return self.shown(inner)
             case ast.Call(args=[_, default]) if dotted(node.func) in _ENVIRONMENT:
@@ -111,7 +119,7 @@ class Assembly:
                 return (Piece(str(value), node),)
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
                 return (Piece(f"-{value}", node),)
-            case ast.Attribute(value=ast.Name(), attr=name):
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in self._parsed:
                 default = self._options.get(name)
                 return None if default is None else self.shown(default)
             case ast.Name() if not self._growths(node):
@@ -157,9 +165,6 @@ class Assembly:
             case ast.Call(func=ast.Name(id=name)):
                 returned = self._returned(name)
                 return None if returned is None else self.words(returned)
-            case ast.Call(func=ast.Attribute(value=inner, attr="split"), args=[]):
-                text = self.text(inner)
-                return None if text is None else [Word(text)]
         return None
 
     def _item(self, item: ast.expr) -> list[Word]:
@@ -194,7 +199,10 @@ class Assembly:
     def _definition(self, node: ast.expr) -> ast.Assign | ast.AnnAssign | None:
         if not isinstance(node, ast.Name) or self._scopes.comprehension_of(node) is not None:
             return None
-        stores = self._scopes.stores(self._owner(node), node.id)
+        owner = self._owner(node)
+        if node.id in parameters(owner):
+            return None
+        stores = self._scopes.stores(owner, node.id)
         made = [self._scopes.statement(store) for store in stores]
         plain = [one for one in made if not isinstance(one, ast.AugAssign) and not _adds(one, node.id)]
         if len(plain) != 1 or not isinstance(plain[0], ast.Assign | ast.AnnAssign):
@@ -259,6 +267,18 @@ def _defaults(module: Module) -> dict[str, ast.expr | None]:
             name = flag[2:].replace("-", "_")
             found[name] = default if name not in found else None
     return found
+
+
+def _parsed(module: Module) -> set[str]:
+    """The names that hold the options of the command line."""
+    return {
+        target.id
+        for node in module.of(ast.Assign)
+        if isinstance(node.value, ast.Call) and called_name(node.value) in _PARSES
+        for part in node.targets
+        for target in (part.elts[:1] if isinstance(part, ast.Tuple) else [part])
+        if isinstance(target, ast.Name)
+    }
 
 
 def _unseen(node: ast.expr) -> Word:

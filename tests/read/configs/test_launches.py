@@ -69,6 +69,16 @@ PROGRAMS = {
         "os.system(' '.join(parts))"
     ),
     "a text that is split": "run(shlex.split('python3 -m openrlhf.cli.train_ppo_ray --top_p 0.8'))",
+    "an f-string that is split": "run(f'python3 -m openrlhf.cli.train_ppo_ray --top_p 0.8 --pretrain {MODEL}'.split())",
+    "options of another object": (
+        "p = argparse.ArgumentParser()\np.add_argument('--top-p', type=float, default=0.9)\n"
+        "class Config:\n    top_p = 0.7\nconfig = Config()\n"
+        f"run(['python', {VERL}, f'actor_rollout_ref.rollout.top_p={{config.top_p}}'])"
+    ),
+    "a parameter that is filled in": (
+        f"def start(words=None):\n    if words is None:\n        words = ['a.b=1']\n"
+        f"    run(['python', {VERL}, *words])\nstart(['a.b=2'])"
+    ),
     "quoted and dedented": (
         "os.system(textwrap.dedent(f'''\n    python3 -m openrlhf.cli.train_ppo_ray --top_p 1.0"
         " --pretrain {shlex.quote(MODEL)}\n''').strip())"
@@ -126,7 +136,7 @@ def test_the_first_look_sees_it(program: str) -> None:
 
 KNOWN = PROGRAMS.keys() - {
     "on one path", "on the other path", "in a loop", "given twice", "a parameter", "a text that grows",
-    "a global that another function fills",
+    "a global that another function fills", "options of another object", "a parameter that is filled in",
 }  # fmt: skip
 
 

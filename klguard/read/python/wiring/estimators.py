@@ -49,7 +49,7 @@ def kl_estimator(project: Project, scopes: Scopes, learns: bool) -> Value | None
         ratios: dict[str, ast.Assign] = {}
         for node in own_nodes(scope):
             if isinstance(node, ast.Assign) and (name := dotted(node.targets[0])):
-                term = _made(project, modules, scopes, where, scope, node, known)
+                term = _made(project, modules, where, scope, node, known)
                 form = _form(term.value, ratios, term.known)
                 if form and _an_option(project, modules, where, node, scope):
                     form = None
@@ -81,7 +81,6 @@ class _Term(NamedTuple):
 def _made(
     project: Project,
     modules: Modules,
-    scopes: Scopes,
     where: Module,
     scope: Scope,
     node: ast.Assign,
@@ -225,9 +224,10 @@ def _carries_gradient(
         computed = made[-1].value
         assert computed is not None
         return not any(_without_gradient(module, d.node, scope) for d in made) and _computes(computed)
-    handed = list(_handed(project, scopes, scope, name)) if left and name in parameters(scope) else []
-    return bool(handed) and all(
-        _carries_gradient(project, scopes, where, around, given, left - 1) for where, around, given in handed
+    given_by = list(_callers(project, scopes, scope, name)) if left and name in parameters(scope) else []
+    return bool(given_by) and all(
+        _carries_gradient(project, scopes, where, around, given, left - 1)
+        for where, around, given in given_by
     )
 
 
@@ -239,7 +239,7 @@ def _computes(value: ast.expr) -> bool:
     return not stops and any(isinstance(n, (ast.Call, ast.BinOp)) for n in parts)
 
 
-def _handed(
+def _callers(
     project: Project, scopes: Scopes, scope: Scope, name: str
 ) -> Iterator[tuple[Module, Scope, ast.expr]]:
     """What the callers hand over for a parameter, with where they do."""

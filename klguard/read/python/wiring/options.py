@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 
 from klguard.read.python.project import Project
 from klguard.read.python.scopes import parameters
@@ -22,8 +23,9 @@ def handed(call: ast.Call, function: Scope) -> dict[str, ast.expr]:
     names = parameters(function)
     if names[:1] in (["self"], ["cls"]):
         names = names[1:]
+    plain = takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
     named = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
-    return dict(zip(names, call.args, strict=False)) | named
+    return dict(zip(names, plain, strict=False)) | named
 
 
 def is_taken(
