@@ -198,7 +198,8 @@ ROLLOUT_ARGS=(
    --rollout-temperature 1
    --rollout-top-k {k}
 )
-python3 train.py --advantage-estimator grpo ${{ROLLOUT_ARGS[@]}}
+MISC_ARGS=(--attention-dropout 0.0 --hidden-dropout 0.0)
+python3 train.py --advantage-estimator grpo ${{ROLLOUT_ARGS[@]}} ${{MISC_ARGS[@]}}
 """
 SWIFT = (
     "swift rlhf --rlhf_type grpo --model Qwen/Qwen2.5-7B --use_vllm true --top_p 1.0 --top_k -1 --min_p {p}\n"
